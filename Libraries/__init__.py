@@ -1,0 +1,1 @@
+"""Everything the notebooks import: one module, one idea."""
