@@ -5,10 +5,13 @@ import os
 import random
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 LIGHT_DEBUG = 15  # between DEBUG (10) and INFO (20): our details without the libraries' flood
 logging.addLevelName(LIGHT_DEBUG, "LIGHT_DEBUG")
@@ -36,17 +39,48 @@ def set_log_level(level: int | str) -> None:
         raise ValueError(f"log level {level!r} is unknown; choose one of {', '.join(known)}")
     logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _ConsoleHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
 
 
+class _ConsoleHandler(logging.Handler):
+    """Write to today's stdout (a notebook's may change), above a progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices) with one number."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still draw from it
     torch.manual_seed(seed)
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix integers into one seed below 2**32, so that neighbours (seed, 7) and (seed, 8) share nothing."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class SampleNoise:
+    """Standard normal noise with a generator of its own for every sample of a batch.
+
+    A sample's noise depends on its seed alone, hence not on the batch it stands in. It is drawn on
+    the CPU unless told otherwise, so that a seed means the same sample on every device.
+    """
+
+    def __init__(self, seeds: Iterable[int], device="cpu", draw_on="cpu", dtype: torch.dtype = torch.float32):
+        self.generators = [torch.Generator(draw_on).manual_seed(int(seed)) for seed in seeds]
+        self.device, self.draw_on, self.dtype = device, draw_on, dtype
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Return (B, *shape), the next draw of every sample."""
+        noise = torch.empty(len(self.generators), *shape, dtype=self.dtype, device=self.draw_on)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.normal_(generator=generator)
+        return noise.to(self.device)
 
 
 def pick_device() -> torch.device:

@@ -1,0 +1,35 @@
+"""Stopping long work between two steps instead of in the middle of one."""
+
+import signal
+import threading
+
+from Libraries.Utils import get_logger
+
+logger = get_logger("Interrupt")
+
+
+class DeferredInterrupt:
+    """Turn the first Ctrl-C, stop button or SIGTERM into a request; a second Ctrl-C interrupts at once.
+
+    Stopping in the middle of an optimiser step would leave half of the weights updated.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested, self._previous = False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._previous = {s: signal.signal(s, self._request) for s in self.signals}
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+    def _request(self, signum, frame):
+        if self.requested and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        logger.info("stopping after this step; once more to stop at once, without saving")
