@@ -1,0 +1,323 @@
+"""Audio files on disk: find, decode in blocks, resample, write; what is wrong with one, in a sentence."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
+
+log = get_logger("Audio")
+
+# What libsndfile decodes. Formats without a header (raw, vox) are left out: nothing tells their sample rate.
+# fmt: off
+READABLE_SUFFIXES = frozenset((
+    ".wav", ".wave", ".bwf", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2",
+    ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".avr", ".paf", ".pvf", ".sf", ".ircam",
+    ".voc", ".nist", ".sph", ".svx", ".8svx", ".iff",
+))
+# Music that libsndfile cannot decode: found all the same, so that it is reported instead of overlooked.
+UNREADABLE_SUFFIXES = frozenset((
+    ".m4a", ".m4b", ".aac", ".wma", ".ape", ".wv", ".mpc", ".dsf", ".dff", ".ra", ".amr", ".mka", ".weba",
+))
+# fmt: on
+
+BLOCK_SECONDS = 10.0
+_RESAMPLER_REACH = 0.1  # seconds of signal either side of a sample that soxr's filter can see, generously
+_SHORTFALL = 0.1  # seconds; MP3 encoders pad, so a header may promise a few frames that never come
+_LENGTH_UNKNOWN = 0x7FFFF000  # WAV writers that stream into a pipe claim this many bytes or more
+_CLAIMED_BYTES = re.compile(r"^\s*(?:data|data size|ssnd)\s*:\s*(\d+)", re.MULTILINE | re.IGNORECASE)
+_LOG_SAYS_CUT = re.compile(r"lacks an end-of-stream bit|without an End-Of-Stream flag")
+
+
+class AudioError(Exception):
+    """An audio file or folder that cannot be used: `path`, and the `reason` that completes the sentence."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says."""
+
+    sample_rate: int  # Hz
+    channels: int
+    frames: int | None  # samples a channel; None where the header does not say (streamed FLAC)
+    encoding: str  # such as "WAV PCM_16"
+
+    @property
+    def seconds(self) -> float | None:
+        """The length in seconds, None where the header does not say."""
+        return None if self.frames is None else self.frames / self.sample_rate
+
+
+def find_audio_files(folder: Path) -> list[Path]:
+    """Return every audio file below `folder`, sorted, by suffix; hidden files and folders are passed over.
+
+    Links to folders are followed, each folder once. Files that are no audio (.txt, .jpg) are not listed.
+
+    Raises:
+        AudioError: the folder does not exist, or holds no audio file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AudioError(folder, "is no folder: put your music there, or name the folder it is in")
+    suffixes = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
+    files = sorted(path for path in _walk(folder) if path.suffix.lower() in suffixes)
+    if not files:
+        known = ", ".join(sorted(READABLE_SUFFIXES))
+        raise AudioError(folder, f"holds no audio file, nor do its subfolders: looked for {known}")
+    return files
+
+
+def audio_info(path: Path) -> AudioInfo:
+    """Read the header of one file.
+
+    Raises:
+        AudioError: the file cannot be opened, is empty, no audio, or visibly cut short.
+    """
+    with _open(path) as source:
+        return _info(source)
+
+
+def read_blocks(
+    path: Path, sample_rate: int, block_seconds: float = BLOCK_SECONDS, mono: bool = False
+) -> Iterator[np.ndarray]:
+    """Decode and resample a file piece by piece, so that memory does not depend on its length.
+
+    Args:
+        sample_rate: of the blocks, in Hz.
+        block_seconds: how much is decoded at a time; the joined result does not depend on it.
+        mono: average the channels (before resampling, which then costs less).
+
+    Yields:
+        float32 `(C, n)`, C = 1 if `mono`; n varies from block to block and is never 0.
+
+    Raises:
+        AudioError: on the first block if the file cannot be opened; later where it is damaged, ends before
+            its header says, or holds values that are not finite.
+    """
+    yield from _read_from(path, sample_rate, block_seconds, mono, start=0)
+
+
+def load_audio(
+    path: Path, sample_rate: int, offset: float = 0.0, duration: float | None = None, mono: bool = True
+) -> torch.Tensor:
+    """Load a file, or `duration` seconds of it from `offset` seconds on.
+
+    An excerpt equals the same stretch of the whole file resampled, to float32 rounding; nothing before it
+    is decoded but what the resampler's filter reaches back to.
+
+    Returns:
+        float32 `(C, L)` at `sample_rate` Hz, C = 1 if `mono`; shorter than `duration` where the file ends.
+
+    Raises:
+        AudioError: the file is unreadable or damaged, or `offset` is not inside it.
+        ValueError: `offset` is negative or `duration` not positive.
+    """
+    if offset < 0 or (duration is not None and duration <= 0):
+        raise ValueError(f"offset must be >= 0 and duration > 0 seconds, got {offset} and {duration}")
+    first = round(offset * sample_rate)
+    length = math.inf if duration is None else round(duration * sample_rate)
+    source_start, skip = _seek_point(audio_info(path).sample_rate, sample_rate, first)
+    pieces, total = [], 0
+    for block in _read_from(path, sample_rate, BLOCK_SECONDS, mono, source_start):
+        skipped = min(skip, block.shape[1])
+        skip -= skipped
+        piece = block[:, skipped : skipped + int(min(length - total, block.shape[1]))]
+        pieces.append(piece)
+        total += piece.shape[1]
+        if total >= length:
+            break
+    if total == 0:
+        raise AudioError(path, f"has no audio at {offset:g} s: it ends before")
+    return torch.from_numpy(np.concatenate(pieces, axis=1))
+
+
+def save_audio(path: Path, waveform: torch.Tensor | np.ndarray, sample_rate: int) -> None:
+    """Write a waveform; the suffix picks the format, 16-bit PCM where the format has it.
+
+    The file appears whole or not at all. Samples beyond [-1, 1] would be clipped (Griffin-Lim overshoots by
+    1.26 in the median), so the level of such a waveform is brought down to a peak of 1; others are untouched.
+
+    Args:
+        waveform: float `(C, L)`, in [-1, 1].
+        sample_rate: Hz.
+
+    Raises:
+        ValueError: `waveform` is not `(C, L)`, is empty or not finite, or the suffix is of no known format.
+    """
+    samples = np.asarray(torch.as_tensor(waveform).detach().cpu().float())
+    if samples.ndim != 2 or samples.size == 0:
+        raise ValueError(f"a waveform to save must be (C, L) and not empty, got shape {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"not saved to {path}: {np.sum(~np.isfinite(samples))} samples are not finite")
+    peak = float(np.abs(samples).max())
+    if peak > 1:
+        log.log(
+            LIGHT_DEBUG, "%s: peak %.2f, level brought down by %.1f dB", path, peak, 20 * math.log10(peak)
+        )
+        samples = samples / peak
+    file_format, subtype = _format_for(Path(path))
+
+    def write(temporary: Path) -> None:
+        C, L = samples.shape
+        with soundfile.SoundFile(temporary, "w", sample_rate, C, subtype, format=file_format) as target:
+            for start in range(0, L, 65536):  # libsndfile's Vorbis encoder overflows its stack on long writes
+                target.write(samples[:, start : start + 65536].T)
+
+    write_then_rename(Path(path), write)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in visited:  # a link that leads back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(root))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _open(path: Path) -> "_Stream":
+    """Open for reading, or say in one sentence why not."""
+    path = Path(path)
+    try:
+        with open(path, "rb"):  # libsndfile calls both a missing and a forbidden file a "system error"
+            size = path.stat().st_size
+    except OSError as error:
+        raise AudioError(path, f"cannot be opened: {error.strerror}") from error
+    if size == 0:
+        raise AudioError(path, "is empty: 0 bytes")
+    if path.suffix.lower() in UNREADABLE_SUFFIXES:
+        raise AudioError(path, "is in a format that is not decoded here: convert it to wav or flac")
+    try:
+        source = _Stream(path)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, "is not audio, or its header is damaged or cut off") from error
+    if _visibly_cut(source.extra_info, size):
+        source.close()
+        raise AudioError(path, "is truncated: its header promises more audio than the file holds")
+    return source
+
+
+class _Stream(soundfile.SoundFile):
+    """A file that is only read onwards.
+
+    `soundfile` seeks after every read of a file that it takes for seekable; libsndfile cannot seek in a FLAC
+    that was streamed without its length, nor beyond the last whole frame of one that was cut short.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _visibly_cut(decoder_log: str, file_size: int) -> bool:
+    """Whether the header claims more than the file holds; libsndfile mends the length and only logs it."""
+    claims = (int(claim) for claim in _CLAIMED_BYTES.findall(decoder_log))
+    cut = any(file_size < claim < _LENGTH_UNKNOWN for claim in claims)
+    return cut or bool(_LOG_SAYS_CUT.search(decoder_log))
+
+
+def _info(source: soundfile.SoundFile) -> AudioInfo:
+    frames = source.frames if source.frames < 2**62 else None  # libsndfile's "unknown" is the largest int64
+    return AudioInfo(source.samplerate, source.channels, frames, f"{source.format} {source.subtype}")
+
+
+def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, start: int):
+    """`read_blocks` from frame `start` of the file on."""
+    with _open(path) as source:
+        channels = 1 if mono else source.channels
+        blocks = _decode(source, path, max(1, round(block_seconds * source.samplerate)), start)
+        if mono:
+            average = np.full((source.channels, 1), 1 / source.channels, np.float32)
+            blocks = (
+                block @ average for block in blocks
+            )  # .mean() over so short an axis takes 80 times as long
+        if source.samplerate != sample_rate:
+            blocks = _resample(blocks, source.samplerate, sample_rate, channels)
+        yield from (np.ascontiguousarray(block.T) for block in blocks if len(block))
+
+
+def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Iterator[np.ndarray]:
+    """Yield float32 `(n, C)` from frame `start` on, as the decoder gives them, checked."""
+    position = start
+    try:
+        if start:
+            source.seek(min(start, source.frames))
+        while len(block := source.read(block_frames, dtype="float32", always_2d=True)):
+            _check_finite(block, path, position, source.samplerate)
+            position += len(block)
+            yield block
+    except soundfile.LibsndfileError as error:
+        seconds = position / source.samplerate
+        raise AudioError(path, f"is damaged or truncated: decoding fails after {seconds:.2f} s") from error
+    promised, got = _info(source).seconds, position / source.samplerate
+    if promised is not None and promised - got > _SHORTFALL and _counted(source, path):
+        raise AudioError(path, f"is truncated: {got:.2f} of {promised:.2f} s could be decoded")
+
+
+def _check_finite(block: np.ndarray, path: Path, position: int, sample_rate: int) -> None:
+    if not np.isfinite(block).all():
+        seconds = (position + int(np.argmin(np.isfinite(block).all(axis=1)))) / sample_rate
+        raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
+
+
+def _counted(source: _Stream, path: Path) -> bool:
+    """Whether the header holds the length; without a Xing or VBRI tag that of an MP3 is guessed."""
+    if source.format != "MP3":
+        return True
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head.startswith(b"ID3"):  # the tag's size is four bytes of seven bits each
+            size = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+            file.seek(10 + size)
+        first_frame = file.read(4096)
+    return any(tag in first_frame for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _resample(
+    blocks: Iterator[np.ndarray], source_rate: int, target_rate: int, channels: int
+) -> Iterator[np.ndarray]:
+    """Resample a stream of `(n, C)`; soxr's "HQ" keeps aliases below -140 dB."""
+    resampler = soxr.ResampleStream(source_rate, target_rate, channels, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+
+
+def _seek_point(source_rate: int, target_rate: int, first: int) -> tuple[int, int]:
+    """Return the source frame to decode from and the resampled samples to drop, to begin at sample `first`.
+
+    Both lie on a point where the two sample grids meet, so that an excerpt is no fraction of a sample off.
+    """
+    common = math.gcd(source_rate, target_rate)
+    source_step, target_step = source_rate // common, target_rate // common
+    reach = 0 if source_rate == target_rate else math.ceil(_RESAMPLER_REACH * target_rate)
+    steps = max(0, first - reach) // target_step
+    return steps * source_step, first - steps * target_step
+
+
+def _format_for(path: Path) -> tuple[str, str]:
+    """Return libsndfile's container and encoding for a suffix."""
+    name = path.suffix[1:].upper()
+    if name == "OPUS":
+        return "OGG", "OPUS"
+    name = {"AIF": "AIFF", "OGA": "OGG", "WAVE": "WAV", "SND": "AU"}.get(name, name)
+    if name not in soundfile.available_formats():
+        raise ValueError(f"cannot write {path}: use the suffix .wav, .flac, .ogg, .mp3 or .aiff")
+    pcm = soundfile.check_format(name, "PCM_16")
+    return name, "PCM_16" if pcm else soundfile.default_subtype(name)
