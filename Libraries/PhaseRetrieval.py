@@ -1,0 +1,158 @@
+"""STFT, its inverse, and the two ways to find the phase that a magnitude spectrogram lacks."""
+
+import heapq
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+HANN_GAMMA = (
+    0.25645  # gamma / win_length^2 of the Gaussian nearest to a Hann window (Prusa et al. 2017, table I)
+)
+PGHI_TOLERANCE = 1e-5  # bins below this part of the loudest one get a random phase
+FAST_MOMENTUM = 0.99  # Perraudin et al. 2013; helps from a random start, spoils a good one
+
+
+def stft(waveform: Tensor, window: Tensor, n_fft: int, hop_length: int) -> Tensor:
+    """Return the centred, reflect-padded STFT as librosa defines it.
+
+    Args:
+        waveform: (B, L) float32.
+        window: (win_length,) float32; centred in `n_fft` where shorter.
+
+    Returns:
+        (B, n_fft // 2 + 1, 1 + L // hop_length) complex64.
+    """
+    return torch.stft(
+        waveform, n_fft, hop_length, len(window), window, center=True, pad_mode="reflect", return_complex=True
+    )
+
+
+def istft(spectrum: Tensor, window: Tensor, hop_length: int) -> Tensor:
+    """Return the least-squares inverse of `stft`: (B, F, T) complex64 -> (B, (T - 1) * hop) float32."""
+    n_fft = 2 * (spectrum.shape[-2] - 1)
+    return torch.istft(spectrum, n_fft, hop_length, len(window), window, center=True)
+
+
+@torch.no_grad()
+def griffin_lim(
+    magnitude: Tensor,
+    window: Tensor,
+    hop_length: int,
+    iterations: int,
+    init_phase: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the waveform whose STFT magnitude is near `magnitude` (Griffin and Lim 1984).
+
+    From a random start the fast variant with momentum 0.99 runs (Perraudin et al. 2013); from `init_phase`
+    the plain one, because momentum carries a good start away from where it was. 0 iterations only invert.
+
+    Args:
+        magnitude: (B, F, T) float32, all n_fft // 2 + 1 bins.
+        window: (win_length,) float32.
+        init_phase: (B, F, T) float32 in radians, or None for a random start.
+        generator: of the random start, on the CPU; every clip gets the same draw, so that a clip does not
+            depend on its batch. None: seed 0.
+
+    Returns:
+        (B, (T - 1) * hop_length) float32.
+    """
+    B, F, T = magnitude.shape
+    n_fft = 2 * (F - 1)
+    momentum = 0.0
+    if init_phase is None:
+        init_phase = random_phase(F, T, generator).to(magnitude)
+        momentum = FAST_MOMENTUM
+    spectrum = torch.polar(magnitude, init_phase.expand(B, F, T))
+    previous = torch.zeros_like(spectrum)
+    for _ in range(iterations):
+        rebuilt = stft(istft(spectrum, window, hop_length), window, n_fft, hop_length)
+        direction = rebuilt - momentum / (1 + momentum) * previous
+        spectrum = torch.polar(magnitude, direction.angle())
+        previous = rebuilt
+    return istft(spectrum, window, hop_length)
+
+
+def random_phase(n_freqs: int, n_frames: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return uniform phases in [-pi, pi): (n_freqs, n_frames) float32; without a generator from seed 0."""
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    return (2 * torch.rand(n_freqs, n_frames, generator=generator) - 1) * torch.pi
+
+
+@torch.no_grad()
+def pghi(
+    magnitude: Tensor, win_length: int, hop_length: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the phase of a Hann-windowed STFT from its magnitude: phase gradient heap integration.
+
+    The magnitude's logarithm gives the phase's derivatives, which are integrated from the loudest bin
+    outward (Prusa, Balazs and Soendergaard 2017, section III and algorithm 1). Runs on the CPU, one clip a
+    thread and as many threads as torch has. A region that touches no louder one starts with a random phase.
+
+    Args:
+        magnitude: (B, F, T) float32 on any device, all n_fft // 2 + 1 bins.
+        generator: of the random phases, on the CPU; the same draw for every clip. None: seed 0.
+
+    Returns:
+        (B, F, T) float32 in radians on the magnitude's device, in the convention of `stft`.
+    """
+    _, F, T = magnitude.shape
+    start = random_phase(F, T, generator).numpy().astype(np.float64)
+    clips = magnitude.cpu().numpy().astype(np.float64)
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        phases = list(pool.map(lambda clip: _pghi_one(clip, win_length, hop_length, start), clips))
+    return torch.from_numpy(np.stack(phases)).to(magnitude)
+
+
+def _pghi_one(magnitude: np.ndarray, win_length: int, hop_length: int, start: np.ndarray) -> np.ndarray:
+    """Return the phase (F, T) of one clip; float64 throughout, since it is summed over hundreds of frames."""
+    phase = start.copy()
+    threshold = PGHI_TOLERANCE * magnitude.max()
+    if threshold == 0:
+        return phase
+    d_time, d_freq = _phase_gradients(np.maximum(magnitude, threshold), win_length, hop_length)
+    loudest_first = np.argsort(-magnitude, axis=None)
+    _integrate(magnitude, threshold, loudest_first, d_time, d_freq, phase)
+    return np.angle(np.exp(1j * phase))
+
+
+def _phase_gradients(
+    magnitude: np.ndarray, win_length: int, hop_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the phase's change in radians per frame and per bin, both (F, T)."""
+    n_freqs = len(magnitude)
+    n_fft = 2 * (n_freqs - 1)
+    gamma = HANN_GAMMA * win_length**2
+    log_per_bin, log_per_frame = np.gradient(np.log(magnitude))
+    carrier = 2 * np.pi * hop_length / n_fft * np.arange(n_freqs)[:, None]
+    d_time = carrier + hop_length * n_fft / gamma * log_per_bin
+    # -pi: `stft` counts a frame's phase from its first sample, the paper's formula from its middle
+    d_freq = -gamma / (hop_length * n_fft) * log_per_frame - np.pi
+    return d_time, d_freq
+
+
+@numba.njit(nogil=True, cache=True)
+def _integrate(magnitude, threshold, loudest_first, d_time, d_freq, phase):
+    """Overwrite `phase` where magnitude > threshold, by trapezoids from each region's loudest bin outward."""
+    n_freqs, n_frames = magnitude.shape
+    done = magnitude <= threshold
+    for seed in loudest_first:
+        if done[seed // n_frames, seed % n_frames]:
+            continue
+        done[seed // n_frames, seed % n_frames] = True
+        heap = [(0.0, seed)]
+        while heap:
+            _, index = heapq.heappop(heap)
+            f, t = index // n_frames, index % n_frames
+            for df, dt in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+                g, u = f + df, t + dt
+                if g < 0 or u < 0 or g >= n_freqs or u >= n_frames or done[g, u]:
+                    continue
+                along_time = dt * (d_time[f, t] + d_time[g, u]) / 2
+                along_freq = df * (d_freq[f, t] + d_freq[g, u]) / 2
+                phase[g, u] = phase[f, t] + along_time + along_freq
+                done[g, u] = True
+                heapq.heappush(heap, (-magnitude[g, u], g * n_frames + u))
