@@ -1,0 +1,176 @@
+"""The demo corpus: reproducible, exact in length, by ensemble, and fit to hear."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from Libraries.DemoMusic import (
+    ENSEMBLES,
+    INSTRUMENTS,
+    DemoMusicConfig,
+    perform,
+    render_demo_music,
+    write_example,
+)
+from Libraries.Scores import Score, list_scores
+
+CONFIG = DemoMusicConfig(
+    clips=24,
+    minutes=None,
+    clip_seconds=4.0,  # s
+    ensembles=("church_organ", "fiddle", "music_box"),
+    sample_rate=16_000,  # Hz
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("corpus")
+    return folder, render_demo_music(folder, CONFIG, cache)
+
+
+def make_score(notes, bpm=120.0) -> Score:
+    return Score("made", "Made", "Nobody", bpm, (4.0, 6.0), np.array(notes, np.float64))
+
+
+def test_same_seed_gives_same_bytes(corpus, cache, tmp_path):
+    folder, pieces = corpus
+    again = render_demo_music(tmp_path, CONFIG, cache)
+    assert [p.score_id for p in again] == [p.score_id for p in pieces]
+    assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(again, pieces, strict=True))
+    assert (tmp_path / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+
+
+def test_other_seed_gives_other_music(corpus, cache, tmp_path):
+    config = replace(CONFIG, seed=4, clips=3)
+    pieces = render_demo_music(tmp_path, config, cache)
+    assert not {p.score_id for p in pieces} & {p.score_id for p in corpus[1]}
+
+
+def test_clips_are_reached_exactly_and_evenly(corpus):
+    for ensemble in CONFIG.ensembles:
+        lengths = [soundfile.info(p.path).frames for p in corpus[1] if p.ensemble == ensemble]
+        assert sum(lengths) == 8 * CONFIG.clip_samples
+        assert all(length % CONFIG.clip_samples == 0 for length in lengths)
+
+
+def test_minutes_round_up_to_whole_clips(cache, tmp_path):
+    config = replace(CONFIG, clips=None, minutes=0.15, ensembles=("fiddle",))
+    pieces = render_demo_music(tmp_path, config, cache)
+    assert sum(p.seconds for p in pieces) == 12.0
+
+
+def test_folder_is_the_label_and_stem_the_score(corpus):
+    folder, pieces = corpus
+    for piece in pieces:
+        assert piece.path == folder / piece.ensemble / f"{piece.score_id}.flac"
+        info = soundfile.info(piece.path)
+        assert (info.samplerate, info.channels, info.subtype) == (CONFIG.sample_rate, 1, "PCM_16")
+    assert len({p.score_id for p in pieces}) == len(pieces)  # as long as there are enough scores
+
+
+def test_manifest_tells_what_was_played(corpus):
+    folder, pieces = corpus
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["seed"] == CONFIG.seed
+    assert [row["score_id"] for row in manifest["pieces"]] == [p.score_id for p in pieces]
+    assert all((folder / row["path"]).is_file() and row["composer"] for row in manifest["pieces"])
+
+
+def test_every_clip_is_loud_enough_and_none_clips(corpus):
+    for piece in corpus[1]:
+        wave, _ = soundfile.read(piece.path)
+        assert np.abs(wave).max() <= 0.901
+        assert -21 < 10 * np.log10(np.mean(wave**2)) < -13
+        for clip in wave.reshape(-1, CONFIG.clip_samples):
+            assert 10 * np.log10(np.mean(clip**2)) > -30
+        assert np.abs(wave[: CONFIG.sample_rate // 5]).max() > 0.01  # no silence to begin with
+
+
+def test_second_call_resumes_and_rewrites_only_what_is_missing_or_broken(cache, tmp_path):
+    config = replace(CONFIG, clips=3)
+    first, second, third = (p.path for p in render_demo_music(tmp_path, config, cache))
+    whole = second.read_bytes()
+    before = first.stat().st_mtime_ns
+    second.write_bytes(b"not audio")
+    third.unlink()
+    render_demo_music(tmp_path, config, cache)
+    assert first.stat().st_mtime_ns == before
+    assert second.read_bytes() == whole and third.is_file()
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+def test_folder_of_other_settings_is_refused(cache, tmp_path):
+    render_demo_music(tmp_path, replace(CONFIG, clips=3), cache)
+    with pytest.raises(ValueError, match=r"was made with \{'seed': 3\}: choose another folder"):
+        render_demo_music(tmp_path, replace(CONFIG, clips=3, seed=9), cache)
+
+
+def test_scores_are_shared_out_again_only_when_they_run_out(cache, tmp_path, monkeypatch):
+    few = dict(list(list_scores("fiddle_tunes").items())[:4])
+    monkeypatch.setattr(
+        "Libraries.DemoMusic.list_scores", lambda source: few if source == "fiddle_tunes" else {}
+    )
+    config = replace(CONFIG, clips=6, ensembles=("fiddle", "banjo"), clip_seconds=2.0)
+    pieces = render_demo_music(tmp_path, config, cache)
+    assert {p.score_id for p in pieces} == set(few)
+    with pytest.raises(ValueError, match="no score left for"):
+        render_demo_music(tmp_path / "more", replace(config, clips=10_000), cache)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"clips": None}, "exactly one must be a number"),
+        ({"minutes": 1.0}, "exactly one must be a number"),
+        ({"clips": 0}, "clips=0 must be more than 0"),
+        ({"clip_seconds": -1.0}, "clip_seconds=-1.0"),
+        ({"ensembles": ("kazoo",)}, "must be some of solo_piano, harpsichord"),
+        ({"ensembles": ("fiddle", "fiddle")}, "each once"),
+        ({"ensembles": ()}, "each once"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_every_instrument_stays_in_its_range(ensemble):
+    rng = np.random.default_rng(0)
+    score = make_score([(i, 1, 30 + 2 * (i % 35), i % 4) for i in range(200)])
+    ranges = {INSTRUMENTS[name][0]: INSTRUMENTS[name][1:] for name in ENSEMBLES[ensemble].instruments}
+    for note in perform(score, ENSEMBLES[ensemble].instruments, rng):
+        low, high = ranges[note.program]
+        assert low <= note.key <= high and 1 <= note.velocity <= 127
+
+
+def test_performance_keeps_intervals_and_order():
+    notes = perform(
+        make_score([(0, 1, 60, 0), (1, 1, 64, 0), (2, 2, 67, 0)]), ("piano",), np.random.default_rng(1)
+    )
+    assert [note.key - notes[0].key for note in notes] == [0, 4, 7]
+    assert notes[0].start == 0 and abs(notes[1].start - 0.5) < 0.1  # 120 quarter notes a minute, about
+
+
+def test_long_rests_are_cut_to_a_second():
+    first, last = perform(make_score([(0, 1, 60, 0), (40, 1, 60, 0)]), ("piano",), np.random.default_rng(0))
+    assert 0.9 < last.start - first.seconds < 1.1
+
+
+def test_example_is_nine_seconds_of_music(tmp_path):
+    path = tmp_path / "music_file.wav"
+    write_example(path)
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (32_000, 1, 288_000, "PCM_16")
+    wave, _ = soundfile.read(path)
+    assert path.stat().st_size < 700_000 and -21 < 10 * np.log10(np.mean(wave**2)) < -13

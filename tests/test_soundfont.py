@@ -1,0 +1,181 @@
+"""The SoundFont player: in tune, without clicks or aliases, and clear about broken files."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from Libraries.DemoMusic import find_soundfont
+from Libraries.SoundFont import Note, SoundFont, SoundFontError
+
+RATE = 32_000
+
+
+@pytest.fixture(scope="module")
+def font():
+    return SoundFont(find_soundfont())
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def make_font(path, sample, rate=44_100, key=69, loop=None, generators=()) -> SoundFont:
+    """Write a SoundFont of one preset, one instrument and one sample (float, within [-1, 1]), and open it."""
+    loop = loop or (0, 0)
+    zone = [*generators, (54, int(loop[1] > 0)), (53, 0)]
+    records = {
+        b"phdr": struct.pack("<20s3H3I", b"one", 0, 0, 0, 0, 0, 0)
+        + struct.pack("<20s3H3I", b"EOP", 0, 0, 1, 0, 0, 0),
+        b"pbag": struct.pack("<4H", 0, 0, 1, 0),
+        b"pmod": bytes(10),
+        b"pgen": struct.pack("<4H", 41, 0, 0, 0),
+        b"inst": struct.pack("<20sH", b"one", 0) + struct.pack("<20sH", b"EOI", 1),
+        b"ibag": struct.pack("<4H", 0, 0, len(zone), 0),
+        b"imod": bytes(10),
+        b"igen": b"".join(struct.pack("<Hh", *pair) for pair in zone) + bytes(4),
+        b"shdr": struct.pack("<20s5IBbHH", b"one", 0, len(sample), *loop, rate, key, 0, 0, 1) + bytes(46),
+    }
+    wave = np.round(np.asarray(sample) * 32767).astype("<i2").tobytes()
+    lists = b"".join(chunk(name, data) for name, data in records.items())
+    body = b"sfbk" + chunk(b"LIST", b"sdta" + chunk(b"smpl", wave)) + chunk(b"LIST", b"pdta" + lists)
+    path.write_bytes(chunk(b"RIFF", body))
+    return SoundFont(path)
+
+
+def sine(frequency, n_samples, rate=44_100):
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(n_samples) / rate)
+
+
+def pitch(wave, near):
+    """Return the frequency of the strongest partial within a semitone of `near`, in Hz, by interpolation."""
+    spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 1 << 18))
+    bins = np.arange(len(spectrum)) * RATE / (1 << 18)
+    i = np.argmax(np.where(abs(np.log2(bins.clip(1) / near)) < 1 / 12, spectrum, 0))
+    a, b, c = np.log(spectrum[i - 1 : i + 2])
+    return (i + (a - c) / (a - 2 * b + c) / 2) * RATE / (1 << 18)
+
+
+def decibel(wave):
+    return 20 * np.log10(np.sqrt(np.mean(np.square(wave))) + 1e-12)
+
+
+@pytest.mark.parametrize("program", [0, 1, 6, 10, 19, 21, 24, 40, 42, 56, 68, 71, 74, 105])
+def test_a4_is_440_hz_within_five_cents(font, program):
+    wave = font.note(program, 69, 100, 2.0, RATE)[int(0.2 * RATE) : int(1.5 * RATE)]
+    assert abs(1200 * np.log2(pitch(wave, 440) / 440)) < 5
+
+
+@pytest.mark.parametrize("key", [45, 57, 81])
+def test_made_font_is_in_tune_at_every_key(tmp_path, key):
+    font = make_font(tmp_path / "a.sf2", sine(441, 44_100), loop=(0, 44_100), generators=[(52, -4)])
+    expected = 441 * 2 ** ((100 * (key - 69) - 4) / 1200)
+    assert abs(1200 * np.log2(pitch(font.note(0, key, 100, 1.0, RATE)[:RATE], expected) / expected)) < 0.1
+
+
+def test_pitching_up_does_not_alias(tmp_path):
+    font = make_font(tmp_path / "a.sf2", sine(12_000, 44_100), loop=(0, 44_100))
+    same, up = (font.note(0, key, 127, 1.0, RATE)[2000:30_000] for key in (69, 81))  # 24 kHz cannot be had
+    assert decibel(up) < decibel(same) - 80
+
+
+def test_loop_sustains_without_click_or_hole(tmp_path):
+    font = make_font(tmp_path / "a.sf2", sine(441, 1000), loop=(500, 900))
+    wave = font.note(0, 69, 127, 4.0, RATE)[RATE // 10 : 4 * RATE]
+    levels = [decibel(block) for block in np.array_split(wave, 60)]
+    assert max(levels) - min(levels) < 0.1
+    assert (
+        np.abs(np.diff(wave)).max() < 1.01 * wave.max() * 2 * np.pi * 441 / RATE
+    )  # a sine's own steepest slope
+
+
+@pytest.mark.parametrize("program", [19, 40, 56, 73])
+def test_sustained_programs_hold_their_level(font, program):
+    wave = font.note(program, 67, 100, 8.0, RATE)[RATE // 2 : 8 * RATE]
+    levels = [decibel(block) for block in np.array_split(wave, 30)]
+    assert max(levels) - min(levels) < 8
+
+
+@pytest.mark.parametrize("program", [1, 19, 24, 40, 52, 73])
+def test_release_reaches_silence(font, program):
+    held = font.note(program, 60, 100, 0.5, RATE)
+    assert np.abs(held[-20:]).max() < 1e-4 * np.abs(held).max()
+    assert held.dtype == np.float32 and len(held) > 0.5 * RATE
+
+
+def test_envelope_follows_attack_decay_and_sustain(tmp_path):
+    one_second, tenth = 0, -3986  # timecents
+    generators = [(34, tenth), (36, one_second), (37, 200), (38, tenth)]
+    font = make_font(tmp_path / "a.sf2", sine(4410, 44_100), loop=(0, 44_100), generators=generators)
+    wave = font.note(0, 69, 127, 2.0, RATE)
+    peak = decibel(sine(4410, 44_100))
+    assert abs(decibel(wave[1550:1650]) - peak + 6) < 0.3  # half way up the attack
+    assert abs(decibel(wave[6300:6500]) - peak + 10) < 0.3  # 0.1 s into a decay of 100 dB a second
+    assert abs(decibel(wave[RATE : 2 * RATE]) - peak + 20) < 0.1  # 200 cB below
+    assert abs(decibel(wave[int(2.05 * RATE) - 50 : int(2.05 * RATE) + 50]) - peak + 70) < 1
+
+
+def test_low_pass_is_three_db_down_at_its_cutoff(tmp_path):
+    cutoff = round(1200 * np.log2(1000 / 8.176))
+    frequencies = np.array([100, 1000, 8000])
+    levels = []
+    for frequency in frequencies:
+        font = make_font(
+            tmp_path / "a.sf2", sine(frequency, 44_100), loop=(0, 44_100), generators=[(8, cutoff)]
+        )
+        levels.append(decibel(font.note(0, 69, 127, 1.0, RATE)[3200:RATE]) - decibel(sine(frequency, 44_100)))
+    assert abs(levels[0]) < 0.1 and abs(levels[1] + 3.01) < 0.1 and levels[2] < -34
+
+
+@pytest.mark.parametrize("key", [54, 73, 84, 96])
+def test_piano_filter_that_opens_at_once_does_not_click(font, key):
+    wave = font.note(1, key, 100, 0.3, RATE)
+    power = np.abs(np.fft.rfft(wave)) ** 2
+    above = np.fft.rfftfreq(len(wave), 1 / RATE) > 11_000  # its samples end at 11 kHz or lower
+    assert 10 * np.log10(power[above].sum() / power.sum()) < -55
+
+
+def test_level_goes_with_the_square_of_velocity(font):
+    loud, soft = (font.note(24, 60, velocity, 0.5, RATE) for velocity in (120, 60))
+    np.testing.assert_allclose(loud, 4 * soft, rtol=1e-5)
+
+
+def test_note_does_not_depend_on_what_was_played_before(font):
+    fresh = SoundFont(font.path).note(40, 60, 90, 0.7, RATE)
+    font.note(40, 60, 90, 5.0, RATE)
+    np.testing.assert_array_equal(font.note(40, 60, 90, 0.7, RATE), fresh)
+
+
+def test_play_starts_notes_in_their_place_and_cuts_at_the_end(font):
+    wave = font.play([Note(0.5, 1.0, 24, 60, 100), Note(9.0, 1.0, 24, 60, 100)], RATE, RATE)
+    assert len(wave) == RATE
+    assert not wave[: RATE // 2].any()
+    np.testing.assert_array_equal(wave[RATE // 2 :], font.note(24, 60, 100, 1.0, RATE)[: RATE // 2])
+
+
+def test_missing_program_names_those_there_are(tmp_path):
+    font = make_font(tmp_path / "a.sf2", sine(441, 1000))
+    with pytest.raises(SoundFontError, match=r"a.sf2 has no program 7; it has 0"):
+        font.note(7, 60, 100, 1.0, RATE)
+
+
+def test_key_outside_all_zones_is_an_error(tmp_path):
+    font = make_font(tmp_path / "a.sf2", sine(441, 1000), generators=[(43, 60 | 70 << 8)])
+    assert font.note(0, 65, 100, 0.1, RATE).any()
+    with pytest.raises(SoundFontError, match="no sound at key 71"):
+        font.note(0, 71, 100, 1.0, RATE)
+
+
+def test_broken_files_say_what_is_wrong(tmp_path):
+    path = tmp_path / "a.sf2"
+    make_font(path, sine(441, 1000))
+    whole = path.read_bytes()
+    for content, message in [
+        (b"RIFFxxxxWAVE", "is not a SoundFont"),
+        (whole[:1500], "cut short"),
+        (whole.replace(b"shdr", b"xxxx"), "without shdr"),
+        (whole.replace(b"smpl", b"xxxx"), "without smpl"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(SoundFontError, match=message):
+            SoundFont(path)
