@@ -1,0 +1,206 @@
+"""The diffusion process: noise schedule, parameterisation, loss. Knows no network.
+
+Forward process (Ho et al. 2020, eq. 4): x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise, noise ~ N(0, I),
+t = 0 (least noise) to num_train_timesteps - 1. Data are expected around zero with a variance near one
+or within [-1, 1], because the noise is N(0, I).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from Libraries.Utils import SampleNoise, derive_seed
+
+SCHEDULES = ("linear", "cosine")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Settings of the noise schedule and of what the network predicts; values live in `Conf.py`.
+
+    Raises:
+        ValueError: a name is unknown or a number impossible.
+    """
+
+    schedule: str  # linear | cosine
+    num_train_timesteps: int
+    beta_start: float  # linear schedule only
+    beta_end: float  # linear schedule only
+    prediction_type: str  # epsilon | v_prediction | sample
+
+    def __post_init__(self):
+        for name, known in (("schedule", SCHEDULES), ("prediction_type", PREDICTION_TYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
+                )
+        if self.num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps={self.num_train_timesteps} must be 2 or more")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"betas must rise within (0, 1); got {self.beta_start} to {self.beta_end}")
+
+
+def linear_betas(num_timesteps: int, start: float, end: float) -> Tensor:
+    """Return betas (num_timesteps,), float64, rising linearly (Ho et al. 2020, section 4)."""
+    return torch.linspace(start, end, num_timesteps, dtype=torch.float64)
+
+
+def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """Return betas (num_timesteps,), float64, of the cosine ᾱ (Nichol and Dhariwal 2021, eq. 17).
+
+    ᾱ(u) = cos²(π/2·(u + s)/(1 + s)), beta_t = 1 - ᾱ((t + 1)/T)/ᾱ(t/T), clipped at `max_beta`.
+
+    What goes wrong with it in practice: the last betas run into the clip, and at t = T - 1 the signal is
+    about sqrt(ᾱ) = 5e-5. x0 recovered from a predicted noise is then divided by 5e-5, so an error of 1 %
+    in eps becomes an x0 of ±200; without v_prediction or a clamp of x0 the sampler starts from that.
+    """
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    alphas_cumprod = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
+
+
+class NoiseSchedule(nn.Module):
+    """ᾱ_t and the conversions between x0, noise and v.
+
+    `betas` and `alphas_cumprod` are float64 on the CPU (samplers take exact scalars from them);
+    `signal` = sqrt(ᾱ) and `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device.
+    """
+
+    def __init__(self, config: DiffusionConfig):
+        super().__init__()
+        self.config = config
+        self.num_train_timesteps = config.num_train_timesteps
+        self.prediction_type = config.prediction_type
+        if config.schedule == "linear":
+            self.betas = linear_betas(config.num_train_timesteps, config.beta_start, config.beta_end)
+        else:
+            self.betas = cosine_betas(config.num_train_timesteps)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
+        self.register_buffer("noise_level", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
+
+    @property
+    def log_snr(self) -> Tensor:
+        """log(ᾱ/(1 - ᾱ)), (num_train_timesteps,), float64, falling."""
+        return torch.logit(self.alphas_cumprod)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise; x0, noise (B, ...), t (B,) int64."""
+        a, s = self._levels(t, x0)
+        return a * x0 + s * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should output at (x0, noise, t): noise, x0, or v (Salimans and Ho 2022)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x0
+        a, s = self._levels(t, x0)
+        return a * noise - s * x0
+
+    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Recover x0 from the network's output at (x_t, t).
+
+        epsilon: (x_t - s·eps)/a;  v: a·x_t - s·v;  sample: itself; with a = sqrt(ᾱ), s = sqrt(1 - ᾱ).
+        """
+        if self.prediction_type == "sample":
+            return output
+        a, s = self._levels(t, x_t)
+        return (x_t - s * output) / a if self.prediction_type == "epsilon" else a * x_t - s * output
+
+    def to_eps(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise that makes x_t out of x0: eps = (x_t - sqrt(ᾱ_t)·x0)/sqrt(1 - ᾱ_t)."""
+        a, s = self._levels(t, x_t)
+        return (x_t - a * x0) / s
+
+    def _levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t) as (B, 1, ...), in `like`'s dtype and on its device."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        if like.dtype == torch.float64:  # keep full precision where the caller computes in it
+            alphas_cumprod = self.alphas_cumprod.to(like.device)[t]
+            return alphas_cumprod.sqrt().view(shape), (1 - alphas_cumprod).sqrt().view(shape)
+        return self.signal[t].to(like.dtype).view(shape), self.noise_level[t].to(like.dtype).view(shape)
+
+
+def stream_timesteps(positions: Tensor, num_timesteps: int) -> Tensor:
+    """Return the timestep of each sample of the training stream, (B,) int64.
+
+    u_p = frac(p/φ), φ the golden ratio: a low-discrepancy sequence, so that any stretch of the
+    stream covers all timesteps evenly (less variance in the loss than independent draws, the idea of
+    Kingma et al. 2021, appendix I.1). It depends on the position alone, hence neither on the batch
+    size, nor on accumulation, nor on the number of processes.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    u = torch.frac(positions.double() * golden)
+    return (u * num_timesteps).long().clamp_(max=num_timesteps - 1)
+
+
+def diffusion_loss(
+    model: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    cond: Tensor | None = None,
+) -> Tensor:
+    """Return the mean squared error of each sample (Ho et al. 2020, eq. 14), (B,) float32.
+
+    Args:
+        model: (x_t, t, cond) -> prediction of `schedule.target`.
+        x0: (B, C, F, T) data; noise: the same shape, N(0, I).
+        t: (B,) int64.
+        cond: (B,) class labels or None.
+    """
+    prediction = model(schedule.add_noise(x0, noise, t), t, cond)
+    return (prediction.float() - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+
+
+class DiffusionObjective:
+    """What `Training.fit` minimises and reports for a diffusion model.
+
+    Timestep and noise of a training sample depend on (seed, its position in the stream) alone.
+
+    Args:
+        schedule: the noise schedule.
+        seed: of the noise.
+        conditional: give the labels of the batch to the network.
+        num_buckets: the validation loss is reported for this many equal ranges of t.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, seed: int, conditional: bool, num_buckets: int = 4):
+        self.schedule, self.seed, self.conditional = schedule, seed, conditional
+        edges = torch.linspace(0, schedule.num_train_timesteps, num_buckets + 1).long().tolist()
+        self.buckets = list(pairwise(edges))
+        self.metric_names = ("val_loss", *(f"val_loss_t{low}-{high - 1}" for low, high in self.buckets))
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
+        """Return the loss of each sample, (B,); batch is (x0 (B, C, F, T), label (B,)), positions (B,)."""
+        t = stream_timesteps(positions, self.schedule.num_train_timesteps)
+        return self._loss_at(model, batch, t, positions, self.seed)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches) -> dict[str, float]:
+        """Return the mean loss in every bucket of t and over all, the same noise at every call."""
+        sums, first = torch.zeros(len(self.buckets), dtype=torch.float64), 0
+        for batch in batches:
+            positions = torch.arange(first, first + len(batch[0]))
+            for bucket, (low, high) in enumerate(self.buckets):
+                t = low + stream_timesteps(positions, high - low)
+                sums[bucket] += self._loss_at(model, batch, t, positions, self.seed + 1).sum().item()
+            first += len(batch[0])
+        means = (sums / first).tolist()
+        return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
+
+    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int) -> Tensor:
+        device = next(model.parameters()).device
+        x0, label = (part.to(device) for part in batch)
+        seeds = [derive_seed(seed, position) for position in positions.tolist()]
+        noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
+        return diffusion_loss(
+            model, self.schedule, x0, t.to(device), noise, label if self.conditional else None
+        )

@@ -1,0 +1,118 @@
+"""The noise schedule, the parameterisations and the loss."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from Libraries.Diffusion import (
+    PREDICTION_TYPES,
+    SCHEDULES,
+    DiffusionConfig,
+    DiffusionObjective,
+    NoiseSchedule,
+    diffusion_loss,
+    stream_timesteps,
+)
+
+DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+
+
+def make_schedule(schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000):
+    return NoiseSchedule(DiffusionConfig(schedule, num_train_timesteps, 1e-4, 0.02, prediction_type))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_equals_diffusers(name):
+    reference = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name]).alphas_cumprod
+    assert torch.allclose(make_schedule(name).alphas_cumprod.float(), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_signal_falls_from_nearly_one_to_nearly_zero(name):
+    alphas_cumprod = make_schedule(name).alphas_cumprod
+    assert (alphas_cumprod.diff() < 0).all()
+    assert alphas_cumprod[0] > 0.9998 and alphas_cumprod[-1] < 5e-5
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_unit_variance_stays_unit_variance(name):
+    schedule = make_schedule(name)
+    assert torch.allclose(schedule.signal**2 + schedule.noise_level**2, torch.ones(1000), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "prediction_type"), list(product(SCHEDULES, PREDICTION_TYPES)))
+def test_x0_and_noise_come_back_from_the_target(name, prediction_type):
+    schedule = make_schedule(name, prediction_type)
+    x0, noise = torch.randn(2, 10, 1, 4, 4, dtype=torch.float64).unbind()
+    t = torch.linspace(0, 999, 10).long()
+    x_t = schedule.add_noise(x0, noise, t)
+    recovered = schedule.to_x0(schedule.target(x0, noise, t), x_t, t)
+    assert torch.allclose(recovered, x0, atol=1e-9)
+    assert torch.allclose(schedule.to_eps(recovered, x_t, t), noise, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_velocity_equals_diffusers(name):
+    reference = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name])
+    x0, noise, t = torch.randn(5, 1, 4, 4), torch.randn(5, 1, 4, 4), torch.tensor([0, 10, 500, 900, 999])
+    schedule = make_schedule(name, "v_prediction")
+    assert torch.allclose(schedule.target(x0, noise, t), reference.get_velocity(x0, noise, t), atol=1e-5)
+    assert torch.allclose(schedule.add_noise(x0, noise, t), reference.add_noise(x0, noise, t), atol=1e-5)
+
+
+def test_loss_of_the_true_target_is_zero_and_of_zero_its_power():
+    schedule = make_schedule(prediction_type="epsilon")
+    x0, noise, t = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([0, 400, 999])
+    assert (diffusion_loss(lambda *_: noise, schedule, x0, t, noise) == 0).all()
+    loss = diffusion_loss(lambda x, *_: torch.zeros_like(x), schedule, x0, t, noise)
+    assert torch.allclose(loss, noise.square().flatten(1).mean(1))
+
+
+def test_stream_timesteps_cover_every_stretch_evenly():
+    for first in (0, 12_345, 10**9):
+        t = stream_timesteps(torch.arange(first, first + 64), 1000)
+        assert t.min() >= 0 and t.max() < 1000
+        counts = np.histogram(t.numpy(), bins=8, range=(0, 1000))[0]
+        assert counts.min() >= 6 and counts.max() <= 10  # independent draws give 2 to 14
+
+
+def test_objective_depends_on_positions_not_on_the_batch():
+    objective = DiffusionObjective(make_schedule(), seed=3, conditional=False)
+    model = torch.nn.Conv2d(1, 1, 1)
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    x0, label, positions = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), torch.arange(100, 106)
+    whole = objective.loss(model, (x0, label), positions)
+    halves = [
+        objective.loss(model, (x0[part], label[part]), positions[part]) for part in (slice(0, 3), slice(3, 6))
+    ]
+    assert torch.allclose(whole, torch.cat(halves), atol=1e-6)
+
+
+def test_validation_is_the_same_twice_and_whatever_the_batches():
+    objective = DiffusionObjective(make_schedule(), seed=0, conditional=False)
+    model = torch.nn.Conv2d(1, 1, 1)
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    x0, label = torch.randn(7, 1, 8, 8), torch.zeros(7, dtype=torch.int64)
+    one = objective.validate(model, [(x0, label)])
+    two = objective.validate(model, [(x0[:4], label[:4]), (x0[4:], label[4:])])
+    assert tuple(one) == objective.metric_names
+    assert all(math.isclose(one[name], two[name], rel_tol=1e-5) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("schedule", "quadratic", "linear, cosine"),
+        ("prediction_type", "noise", "epsilon, v_prediction, sample"),
+        ("num_train_timesteps", 1, "2 or more"),
+        ("beta_end", 1.5, "within"),
+    ],
+)
+def test_impossible_settings_say_what_is_allowed(setting, value, says):
+    good = {"schedule": "linear", "num_train_timesteps": 10, "beta_start": 1e-4, "beta_end": 0.02}
+    with pytest.raises(ValueError, match=says):
+        DiffusionConfig(**{**good, "prediction_type": "epsilon", setting: value})

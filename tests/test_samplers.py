@@ -1,0 +1,176 @@
+"""Samplers: equality with diffusers, the exact answer for Gaussian data, one seed a sample."""
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from test_diffusion import DIFFUSERS_NAMES, make_schedule
+
+from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES
+from Libraries.Samplers import SamplerConfig, inference_timesteps, sample, sample_ddim, sample_ddpm
+from Libraries.Utils import SampleNoise
+
+SHAPE = (1, 4, 6)
+
+
+class GaussianDenoiser:
+    """The exact denoiser of data N(mean, std²): E[x0 | x_t], in the schedule's parameterisation."""
+
+    def __init__(self, schedule, mean, std):
+        self.schedule, self.mean, self.std = schedule, mean, std
+
+    def __call__(self, x_t, t):
+        a2 = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(x_t.dtype)
+        gain = a2.sqrt() * self.std**2 / (a2 * self.std**2 + 1 - a2)
+        x0 = self.mean + gain * (x_t - a2.sqrt() * self.mean)
+        return self.schedule.target(x0, self.schedule.to_eps(x0, x_t, t), t)
+
+
+def wavy(x_t, t):
+    """Some smooth function: no good denoiser, but one that tells trajectories apart."""
+    return torch.sin(3 * x_t) * 0.5 + 0.001 * t.view(-1, 1, 1, 1)
+
+
+class Replay:
+    """Hands the noise of one SampleNoise to diffusers, which asks for it by its own function."""
+
+    def __init__(self, monkeypatch, module, seeds):
+        self.noise = SampleNoise(seeds, dtype=torch.float64)
+        monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: self.noise(shape[1:]))
+
+
+COMBINATIONS = list(product(SCHEDULES, PREDICTION_TYPES, ("leading", "trailing", "linspace"), (None, 1.0)))
+
+
+# Left out is `trailing` with fixed_large: diffusers adds noise after its last step there, not being at t = 0.
+DDPM_COMBINATIONS = [
+    (*combination, variance)
+    for combination, variance in product(COMBINATIONS, ("fixed_small", "fixed_large"))
+    if (combination[2], variance) != ("trailing", "fixed_large")
+]
+
+
+@pytest.mark.parametrize(("schedule", "prediction_type", "spacing", "clip", "variance"), DDPM_COMBINATIONS)
+def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, variance):
+    ours = make_schedule(schedule, prediction_type)
+    theirs = DDPMScheduler(
+        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        clip_sample=clip is not None, variance_type=variance,
+    )  # fmt: skip
+    theirs.set_timesteps(timesteps=inference_timesteps(ours, 10, spacing))
+    theirs.betas, theirs.alphas_cumprod = ours.betas, ours.alphas_cumprod
+    replay = Replay(monkeypatch, __import__("diffusers.schedulers.scheduling_ddpm", fromlist=["_"]), [1, 2])
+    x = replay.noise(SHAPE)
+    for t in theirs.timesteps:
+        x = theirs.step(wavy(x, t.expand(2)), t, x).prev_sample
+    steps = inference_timesteps(ours, 10, spacing)
+    result = sample_ddpm(
+        wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, steps, variance=variance, clip_x0=clip
+    )
+    assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
+
+
+# Song et al.'s step goes to the timestep that is visited next; diffusers goes T//n down, which is the same
+# for `leading`, and for `trailing` where n divides T, but not for `linspace`.
+@pytest.mark.parametrize(("schedule", "prediction_type", "spacing", "clip"),
+                         [c for c in COMBINATIONS if c[2] != "linspace"])  # fmt: skip
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, eta, steps):
+    ours = make_schedule(schedule, prediction_type)
+    theirs = DDIMScheduler(
+        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        clip_sample=clip is not None,
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    theirs.alphas_cumprod, theirs.final_alpha_cumprod = ours.alphas_cumprod, torch.tensor(1.0)
+    replay = Replay(monkeypatch, __import__("diffusers.schedulers.scheduling_ddim", fromlist=["_"]), [1, 2])
+    x = replay.noise(SHAPE)
+    for t in theirs.timesteps:
+        # ours keeps eps and the clipped x0 consistent, as theirs does on request
+        x = theirs.step(
+            wavy(x, t.expand(2)), t, x, eta=eta, use_clipped_model_output=clip is not None
+        ).prev_sample
+    visited = inference_timesteps(ours, steps, spacing)
+    assert visited == theirs.timesteps.tolist()
+    result = sample_ddim(
+        wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, visited, eta=eta, clip_x0=clip
+    )
+    assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "prediction_type"), list(product(SCHEDULES, PREDICTION_TYPES)))
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim eta=1"])
+def test_gaussian_data_come_out_with_their_mean_and_variance(schedule, prediction_type, sampler):
+    ours = make_schedule(schedule, prediction_type)
+    mean, std, count = 0.7, 0.4, 400
+    denoiser, steps = GaussianDenoiser(ours, mean, std), inference_timesteps(ours, 250, "trailing")
+    noise = SampleNoise(range(count), dtype=torch.float64)
+    if sampler == "ddpm":
+        x = sample_ddpm(denoiser, ours, noise, SHAPE, steps)
+    else:
+        x = sample_ddim(denoiser, ours, noise, SHAPE, steps, eta=float(sampler.endswith("1")))
+    values = count * 24
+    assert abs(x.mean().item() - mean) < 4 * std / values**0.5 + 0.005
+    assert abs(x.std().item() / std - 1) < 4 / (2 * values) ** 0.5 + 0.02  # 250 steps leave below 2 %
+
+
+@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim])
+def test_last_step_adds_no_noise_and_returns_x0(sampler):
+    ours = make_schedule()
+    seen = []
+    result = sampler(
+        wavy, ours, SampleNoise([0]), SHAPE, inference_timesteps(ours, 7, "trailing"),
+        callback=lambda step, t, x_t, x0: seen.append((step, t, x0)),
+    )  # fmt: skip
+    assert [step for step, *_ in seen] == list(range(7))
+    assert torch.allclose(result, seen[-1][2], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_sample_seven_is_the_same_alone_or_among_sixty_four(name):
+    config = SamplerConfig(
+        name, 5, "trailing", 1.0, 1.0 if name == "ddim" else None, "fixed_small" if name == "ddpm" else None
+    )
+    options = {"progress": False, "batch_size": 64}
+    among = sample(wavy, make_schedule(), config, range(64), SHAPE, **options)
+    alone = sample(wavy, make_schedule(), config, [7], SHAPE, **options)
+    chunked = sample(wavy, make_schedule(), config, range(64), SHAPE, progress=False, batch_size=5)
+    assert torch.equal(among[7], alone[0]) and torch.equal(among, chunked)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50, 333, 999, 1000])
+def test_timesteps_fall_without_repeats(spacing, count):
+    steps = inference_timesteps(make_schedule(), count, spacing)
+    assert len(steps) == count and steps[-1] >= 0 and steps[0] <= 999
+    assert all(a > b for a, b in pairwise(steps))
+
+
+def test_all_spacings_with_all_steps_visit_every_timestep():
+    for spacing in ("leading", "trailing", "linspace"):
+        assert inference_timesteps(make_schedule(), 1000, spacing) == list(range(999, -1, -1))
+
+
+def test_more_steps_than_the_schedule_has_are_refused():
+    with pytest.raises(ValueError, match="between 1 and num_train_timesteps=1000"):
+        inference_timesteps(make_schedule(), 1001, "trailing")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "euler"}, "choose one of ddpm, ddim"),
+        ({"spacing": "even"}, "choose one of leading"),
+        ({"variance": "fixed_small"}, "ddim takes eta"),
+        ({"eta": 1.5}, "ddim takes eta"),
+        ({"name": "ddpm", "eta": None, "variance": "learned"}, "choose one of fixed_small"),
+        ({"name": "ddpm", "variance": "fixed_small"}, "ddpm has no eta"),
+        ({"num_inference_steps": 0}, "1 or more"),
+    ],
+)
+def test_settings_without_use_are_refused(change, says):
+    good = {"name": "ddim", "num_inference_steps": 5, "spacing": "trailing", "clip_x0": None, "eta": 0.0}
+    with pytest.raises(ValueError, match=says):
+        SamplerConfig(**{**good, "variance": None, **change})
