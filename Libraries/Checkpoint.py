@@ -1,0 +1,109 @@
+"""Runs on disk: states to resume from, EMA weights to sample with, graphs to look at.
+
+A run folder `Models/<kind>/<00007-name>/` holds conf.json, metrics.csv, log.txt, state-<step>.pth,
+ema-<step>.pth and graph.pt. Everything is written to a temporary name and renamed, and read with
+`weights_only=True`: a checkpoint from a stranger can hold no code.
+"""
+
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from Libraries.Utils import write_then_rename
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, broken or of another network; the message says which and what to do."""
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write tensors, numbers, strings and containers of them to `path`, whole or not at all."""
+    write_then_rename(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path: Path, map_location="cpu") -> dict:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or holds more than plain data.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: train the model first or check the run's name"
+        ) from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({reason}): delete it or copy it again"
+        ) from None
+
+
+def find_checkpoints(run_dir: Path, kind: str) -> list[tuple[int, Path]]:
+    """Return (step, path) of every `<kind>-<step>.pth` in a run, earliest first."""
+    matches = (
+        (re.fullmatch(rf"{kind}-(\d+)\.pth", path.name), path) for path in Path(run_dir).glob(f"{kind}-*.pth")
+    )
+    return sorted((int(match.group(1)), path) for match, path in matches if match)
+
+
+def latest_checkpoint(run_dir: Path, kind: str) -> Path:
+    """Return the newest `<kind>-<step>.pth` of a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = find_checkpoints(run_dir, kind)
+    if not found:
+        raise CheckpointError(
+            f"{run_dir} has no {kind}-<step>.pth: the training was never saved; run it again"
+        )
+    return found[-1][1]
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy weights into `model`.
+
+    Raises:
+        CheckpointError: they belong to a network of other settings; names the first difference.
+    """
+    own = model.state_dict()
+    for name in own.keys() | weights.keys():
+        if name not in weights or name not in own or own[name].shape != weights[name].shape:
+            shapes = [tuple(d[name].shape) if name in d else "absent" for d in (own, weights)]
+            raise CheckpointError(
+                f"{source} is of another network: {name} is {shapes[0]} here and {shapes[1]} there; "
+                "build the network from the run's own conf.json"
+            )
+    model.load_state_dict(weights)
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Write a dict as readable JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_then_rename(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+    """Write the network as a TorchScript `.pt` file that Netron opens (and `torch.jit.load` runs).
+
+    Args:
+        model: any network; it is traced as it stands, in evaluation mode.
+        example: inputs of the shapes to trace with, batch of one.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # shapes become constants of the graph, as torch warns; a picture of it needs no others
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            traced = torch.jit.trace(model, example, check_trace=False)
+        write_then_rename(path, lambda temporary: traced.save(str(temporary)))
+    finally:
+        model.train(training)

@@ -1,0 +1,248 @@
+"""The training loop: exact resume, accumulation, processes, EMA, faults."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from Conf import SMOKE
+from Libraries.Checkpoint import find_checkpoints, load_checkpoint
+from Libraries.Dataset import StepSampler
+from Libraries.RunLog import read_metrics
+from Libraries.Training import (
+    TrainingDiverged,
+    fit,
+    learning_rate_factor,
+    make_accelerator,
+    make_ema,
+    resolve_precision,
+)
+from Libraries.Utils import SampleNoise, derive_seed
+
+CONFIG = replace(
+    SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,
+    log_every=3, validate_every=6, save_every=4, preview_every=100,
+)  # fmt: skip
+DATA = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
+LABELS = DATA.sum(1, keepdim=True)
+
+
+class Regression:
+    """A small objective with noise by position, as diffusion has."""
+
+    metric_names = ("val_loss",)
+
+    def loss(self, model, batch, positions):
+        x, y = batch
+        noise = SampleNoise([derive_seed(0, p) for p in positions.tolist()])(x.shape[1:])
+        return (model(x + 0.1 * noise) - y).square().mean(1)
+
+    def validate(self, model, batches):
+        with torch.no_grad():
+            return {"val_loss": sum((model(x) - y).square().mean().item() for x, y in batches)}
+
+
+def loaders(batch_size, seed, start_step, rank, world_size, **_):
+    sampler = StepSampler(len(DATA), batch_size, seed, start_step, rank, world_size)
+    train = ((DATA[i], LABELS[i]) for i in ([index for index, _ in batch] for batch in sampler))
+    return train, [(DATA, LABELS)]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+
+def train(run_dir, config=CONFIG, objective=None, model=None, **options):
+    run_dir.mkdir(exist_ok=True)
+    return fit(model or network(), objective or Regression(), loaders, config, run_dir, **options)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def state_of(run_dir):
+    return load_checkpoint(find_checkpoints(run_dir, "state")[-1][1])
+
+
+def assert_same(a, b):
+    """Equal to the last bit, through nested containers."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_training_lowers_the_loss_and_leaves_a_readable_run(tmp_path):
+    train(tmp_path / "run", replace(CONFIG, num_steps=200, save_every=50, log_every=10))
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.3 * losses[0]
+    assert [step for step, _ in find_checkpoints(tmp_path / "run", "ema")] == [50, 100, 150, 200]
+    assert [step for step, _ in find_checkpoints(tmp_path / "run", "state")] == [200]
+    assert {"lr", "grad_norm", "samples_per_second", "val_loss"} <= set().union(*rows)
+
+
+def test_resumed_equals_never_stopped_bit_for_bit(tmp_path):
+    class Stop(Regression):
+        calls = 0
+
+        def loss(self, model, batch, positions):
+            Stop.calls += 1
+            if Stop.calls == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(model, batch, positions)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", objective=Stop())
+    assert find_checkpoints(tmp_path / "cut", "state")[-1][0] == 7  # the stop button saved that step
+    resumed = train(tmp_path / "cut")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}, {scripts!r}]
+from test_training import Regression, train
+class Kill(Regression):
+    calls = 0
+    def loss(self, *arguments):
+        Kill.calls += 1
+        if Kill.calls == int(sys.argv[2]):
+            os.kill(os.getpid(), 9)
+        return super().loss(*arguments)
+train(Path(sys.argv[1]), objective=Kill())
+"""
+
+
+@pytest.mark.parametrize("at", [1, 6, 11])
+def test_killed_run_resumes_bit_for_bit(tmp_path, at):
+    tests = Path(__file__).parent
+    code = KILLED.format(tests=str(tests), root=str(tests.parent), scripts=str(tests.parent / "MainScripts"))
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut"), str(at)], capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    train(tmp_path / "cut")
+    train(tmp_path / "whole")
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    steps = [
+        [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")] for run in ("whole", "cut")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    def no_dropout():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 1))
+
+    large = train(tmp_path / "large", replace(CONFIG, batch_size=8), model=no_dropout())
+    small = train(tmp_path / "small", replace(CONFIG, batch_size=2, grad_accumulation=4), model=no_dropout())
+    assert torch.allclose(weights(large), weights(small), atol=1e-5)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    class Diverges(Regression):
+        calls = 0
+
+        def loss(self, model, batch, positions):
+            Diverges.calls += 1
+            return super().loss(model, batch, positions) * (float("nan") if Diverges.calls > 6 else 1)
+
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        train(tmp_path / "run", objective=Diverges())
+    assert find_checkpoints(tmp_path / "run", "state")[-1][0] == 4
+    assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
+
+
+def test_ema_is_the_weighted_mean_of_the_weights():
+    model = nn.Linear(1, 1, bias=False)
+    ema, expected = make_ema(model, decay=0.9), None
+    for step in range(200):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        ema.update_parameters(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = float(step) if expected is None else decay * expected + (1 - decay) * step
+    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_learning_rate_warms_up_then_follows_its_schedule():
+    config = replace(CONFIG, num_steps=100, warmup_steps=10)
+    cosine, constant, steps = (
+        [learning_rate_factor(s, replace(config, lr_schedule=name)) for s in range(101)]
+        for name in ("cosine", "constant", "step")
+    )
+    assert cosine[0] == pytest.approx(0.1) and cosine[100] == pytest.approx(0) and max(cosine) < 1
+    assert constant[9:] == [1.0] * 92
+    assert (steps[59], steps[60], steps[85]) == pytest.approx((1, 0.1, 0.01))
+
+
+def test_preview_sees_the_ema_model(tmp_path):
+    seen = []
+    model = train(
+        tmp_path / "run", replace(CONFIG, preview_every=5), preview=lambda step, net: seen.append((step, net))
+    )
+    assert [step for step, _ in seen] == [5, 10, 12] and seen[-1][1] is model
+
+
+def test_precision_may_change_within_a_process():
+    assert make_accelerator(replace(CONFIG, mixed_precision="bf16")).mixed_precision == "bf16"
+    assert make_accelerator(CONFIG).mixed_precision == "no"
+    assert resolve_precision("auto") in ("no", "bf16", "fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        train(tmp_path / "run", replace(CONFIG, mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lr_schedule": "linear"}, "constant, cosine, step"),
+        ({"batch_size": 0}, "1 or more"),
+        ({"ema_decay": 1.0}, "within"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"mixed_precision": "int8"}, "auto, no"),
+    ],
+)
+def test_impossible_settings_say_what_is_allowed(change, says):
+    with pytest.raises(ValueError, match=says):
+        replace(CONFIG, **change)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_training_on_a_gpu_lowers_the_loss(tmp_path, precision):
+    class OnDevice(Regression):
+        def loss(self, model, batch, positions):
+            return (model(batch[0]) - batch[1]).square().mean(1)
+
+        def validate(self, model, batches):
+            device = next(model.parameters()).device
+            return super().validate(model, [(x.to(device), y.to(device)) for x, y in batches])
+
+    config = replace(CONFIG, num_steps=200, mixed_precision=precision, log_every=10, save_every=200)
+    train(tmp_path / "run", config, objective=OnDevice())
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
+    assert losses[-1] < 0.3 * losses[0]
