@@ -1,0 +1,128 @@
+"""The tree of all settings: one dataclass, its folders, and its way to and from a run's conf.json."""
+
+import dataclasses
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from Libraries.DatasetManifest import DatasetConfig
+from Libraries.DemoMusic import DemoMusicConfig
+from Libraries.Diffusion import DiffusionConfig
+from Libraries.Samplers import SamplerConfig
+from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training import TrainConfig
+from Libraries.U_Net import UNetConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one preset; `Conf.py` holds the values.
+
+    Raises:
+        ValueError: two parts do not fit together.
+    """
+
+    preset: str
+    root: Path  # Data, Models and Results hang below it
+    music_dir: Path | None  # the user's own music; None: Data/music if it is there, else the demo music
+    log_level: str  # DEBUG | LIGHT_DEBUG | INFO | WARNING
+    demo_music: DemoMusicConfig
+    spectrogram: SpectrogramConfig
+    dataset: DatasetConfig
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sampler: SamplerConfig
+    num_validation_clips: int  # clips of the validation split that are scored during training
+    num_samples: int  # clips that Eval makes for its figures
+    sample_batch_size: int  # clips sampled at a time
+
+    def __post_init__(self):
+        _, n_rows, n_frames = self.spectrogram.shape
+        rows, frames = self.unet.multiple
+        if n_rows % rows or n_frames % frames:
+            raise ValueError(
+                f"a spectrogram of {n_rows}x{n_frames} does not fit a network that needs multiples of "
+                f"{rows}x{frames}; change size_multiple, clip_seconds, patch_size or the number of levels"
+            )
+
+    @property
+    def demo_music_dir(self) -> Path:
+        """Where this preset's demo corpus is rendered to."""
+        return self.root / "Data" / f"demo_music-{self.preset}"
+
+    @property
+    def score_cache_dir(self) -> Path:
+        """Where the notes of parsed scores are kept."""
+        return self.root / "Data" / "demo_scores"
+
+    @property
+    def dataset_dir(self) -> Path:
+        """The dataset on disk."""
+        return self.root / "Data" / self.dataset.name
+
+    @property
+    def models_dir(self) -> Path:
+        """Parent of the diffusion runs."""
+        return self.root / "Models" / "diffusion"
+
+    @property
+    def results_dir(self) -> Path:
+        """Parent of every run's results."""
+        return self.root / "Results"
+
+    def describe(self) -> str:
+        """Return every setting, one a line, as `part.name = value`."""
+        lines = []
+        for name, value in to_dict(self).items():
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            lines += [f"{name}{'.' * bool(key)}{key} = {item}" for key, item in parts]
+        return "\n".join(lines)
+
+
+def to_dict(config: Any) -> dict:
+    """Return a (nested) config dataclass as plain JSON values."""
+    return {
+        f.name: to_dict(value)
+        if dataclasses.is_dataclass(value)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for f in dataclasses.fields(config)
+        for value in [getattr(config, f.name)]
+    }
+
+
+def from_dict(cls: type, values: dict) -> Any:
+    """Build the config dataclass `cls` from `to_dict`'s values (lists become tuples again).
+
+    Raises:
+        ValueError: a setting is missing or unknown: the run is from another version of the code.
+    """
+    names = {f.name for f in dataclasses.fields(cls)}
+    wrong = [f"{name} is missing" for name in sorted(names - values.keys())]
+    wrong += [f"{name} is unknown" for name in sorted(values.keys() - names)]
+    if wrong:
+        raise ValueError(f"these settings do not make a {cls.__name__}: {', '.join(wrong)}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def provenance() -> dict[str, str]:
+    """Return what a result depends on besides the settings: git commit, versions and the machine's kind."""
+    repository = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        commit = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+    }

@@ -1,0 +1,243 @@
+"""All settings, and nothing but settings: presets, each built from the one above it.
+
+    from Conf import conf          # puts the repository on the path; everything else follows
+
+Choose a preset with the environment variable CONF_PRESET (ORIGIN, BASE, CPU, SMOKE), name the folder of
+your music with CONF_MUSIC, move Data, Models and Results elsewhere with CONF_ROOT. Change a setting here,
+or in one visible cell of a notebook:
+
+    conf = replace(conf, train=replace(conf.train, batch_size=8))
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+from Libraries.DatasetManifest import DatasetConfig  # noqa: E402
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
+from Libraries.Diffusion import DiffusionConfig  # noqa: E402
+from Libraries.Samplers import SamplerConfig  # noqa: E402
+from Libraries.Settings import Settings  # noqa: E402
+from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
+from Libraries.Training import TrainConfig  # noqa: E402
+from Libraries.U_Net import UNetConfig  # noqa: E402
+from Libraries.Utils import set_log_level  # noqa: E402
+
+ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
+MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
+
+# BASE: the best this repository knows, for one GPU.
+BASE = Settings(
+    preset="BASE",
+    root=ROOT,
+    music_dir=MUSIC,
+    log_level="INFO",  # DEBUG | LIGHT_DEBUG | INFO | WARNING
+    demo_music=DemoMusicConfig(
+        clips=7_800,  # the size of the origin's own set
+        minutes=None,  # or this many minutes, and clips=None
+        clip_seconds=4.0,  # s
+        ensembles=tuple(ENSEMBLES),
+        sample_rate=32_000,  # Hz
+        seed=0,
+    ),
+    spectrogram=SpectrogramConfig(
+        representation="bands",  # magnitude | bands | mel | complex | mdct
+        sample_rate=32_000,  # Hz
+        clip_seconds=3.744,  # s = 416 hops
+        n_fft=1024,  # samples = 32 ms
+        win_length=1024,  # samples, Hann
+        hop_length=288,  # samples = 9 ms
+        n_bands=224,  # rows
+        narrow_frequency=4_000.0,  # Hz; up to here a band is one FFT bin
+        max_frequency=14_880.0,  # Hz; FFT bin 476
+        size_multiple=32,  # rows and frames
+        scale="db",  # db | linear
+        db_range=80.0,  # dB
+        compression=0.4,  # power, of complex (0.4) and mdct (0.5)
+        normalisation="per_sample",  # per_sample | dataset
+        value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
+        phase="pghi",  # pghi | griffin_lim
+        band_inverse="nnls",  # nnls | pinv (faster)
+        griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
+    ),
+    dataset=DatasetConfig(
+        name="base",  # folder below Data
+        overlap=0.02,  # share of a clip; a few frames let neighbours be joined
+        split=(0.8, 0.1, 0.1),  # training, validation, test
+        seed=0,
+        num_workers=max(1, (os.cpu_count() or 2) - 1),  # processes that build
+        silence_db=-50.0,  # dB of full scale; a quieter clip is dropped
+        random_gain_db=0.0,  # ± dB at read time, with dataset normalisation
+        random_polarity=True,  # where the representation carries sign
+        time_shift=True,  # where neighbouring clips allow
+    ),
+    unet=UNetConfig(
+        block="residual",  # residual | double_conv
+        channels=(48, 96, 192, 320),  # a level, finest first
+        blocks_per_level=2,
+        attention_levels=(2, 3),  # indices into channels
+        head_dim=32,  # channels
+        patch_size=(4, 4),  # rows, frames
+        frequency_features=8,  # channels
+        embedding_dim=256,
+        norm_groups=8,
+        activation="silu",  # silu | gelu
+        dropout=0.1,
+        num_classes=0,  # 0: unconditional
+    ),
+    diffusion=DiffusionConfig(
+        schedule="cosine",  # linear | cosine
+        num_train_timesteps=1000,
+        beta_start=1e-4,  # linear only
+        beta_end=0.02,  # linear only
+        prediction_type="v_prediction",  # epsilon | v_prediction | sample
+    ),
+    train=TrainConfig(
+        num_steps=40_000,  # optimiser steps
+        batch_size=32,  # clips
+        grad_accumulation=1,  # batches a step
+        learning_rate=3e-4,
+        lr_schedule="cosine",  # constant | cosine | step
+        warmup_steps=1_000,  # optimiser steps
+        betas=(0.9, 0.99),  # of AdamW
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        ema_decay=0.9995,  # a step
+        mixed_precision="auto",  # auto | no | fp16 | bf16
+        compile=False,  # torch.compile, on CUDA
+        dataset_on_device=True,  # on CUDA, when it fits
+        num_workers=0,  # processes that read batches
+        seed=0,
+        log_every=50,  # optimiser steps
+        validate_every=1_000,
+        save_every=1_000,
+        preview_every=2_000,
+    ),
+    sampler=SamplerConfig(
+        name="ddim",  # ddpm | ddim
+        num_inference_steps=50,
+        spacing="trailing",  # leading | trailing | linspace
+        clip_x0=1.0,  # None: leave x0 as predicted
+        eta=0.0,  # DDIM
+        variance=None,  # DDPM: fixed_small | fixed_large
+    ),
+    num_validation_clips=128,
+    num_samples=128,
+    sample_batch_size=16,
+)
+
+# ORIGIN: the settings of the journal this repository grew from, exactly.
+ORIGIN = replace(
+    BASE,
+    preset="ORIGIN",
+    spectrogram=replace(
+        BASE.spectrogram,
+        representation="magnitude",
+        clip_seconds=4.0,  # s
+        n_fft=480,  # samples = 15 ms
+        win_length=480,
+        max_frequency=16_000.0,  # Hz; size_multiple leaves 224 of 241 bins and 416 of 445 frames
+    ),
+    dataset=replace(BASE.dataset, name="origin"),
+    unet=replace(
+        BASE.unet,
+        block="double_conv",
+        channels=(32, 64, 128, 256, 304),  # 17.1 M parameters
+        blocks_per_level=1,
+        attention_levels=(),
+        patch_size=(1, 1),  # full resolution
+        frequency_features=0,
+        dropout=0.0,
+    ),
+    diffusion=replace(BASE.diffusion, schedule="linear", prediction_type="epsilon"),
+    train=replace(BASE.train, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
+)
+
+# CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
+CPU = replace(
+    BASE,
+    preset="CPU",
+    demo_music=replace(
+        BASE.demo_music, clips=800, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
+    ),
+    spectrogram=replace(
+        BASE.spectrogram,
+        sample_rate=16_000,  # Hz
+        clip_seconds=2.048,  # s = 128 hops
+        n_fft=768,  # samples = 48 ms
+        win_length=768,
+        hop_length=256,  # samples = 16 ms
+        n_bands=96,
+        narrow_frequency=1_500.0,  # Hz
+        max_frequency=6_000.0,  # Hz
+    ),
+    dataset=replace(BASE.dataset, name="cpu"),
+    unet=replace(
+        BASE.unet,
+        channels=(32, 64, 128),
+        blocks_per_level=1,  # at equal time better than 2
+        attention_levels=(2,),
+        patch_size=(2, 2),  # larger patches blur the partials
+        dropout=0.0,
+    ),
+    train=replace(
+        BASE.train,
+        num_steps=1_000,
+        batch_size=8,  # small: at this length steps count more than clips
+        learning_rate=1e-3,
+        warmup_steps=50,
+        ema_decay=0.99,
+        log_every=10,
+        validate_every=100,
+        save_every=100,
+        preview_every=500,
+    ),
+    num_validation_clips=16,
+    num_samples=48,
+)
+
+# SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
+SMOKE = replace(
+    CPU,
+    preset="SMOKE",
+    demo_music=replace(CPU.demo_music, clips=60),
+    dataset=replace(CPU.dataset, name="smoke", num_workers=1),
+    unet=replace(
+        CPU.unet, channels=(16, 32), blocks_per_level=1, attention_levels=(1,), head_dim=16, patch_size=(4, 4)
+    ),
+    train=replace(
+        CPU.train,
+        num_steps=20,
+        batch_size=4,
+        warmup_steps=2,
+        log_every=5,
+        validate_every=10,
+        save_every=10,
+        preview_every=20,
+    ),
+    sampler=replace(BASE.sampler, num_inference_steps=4),
+    num_validation_clips=4,
+    num_samples=8,
+)
+
+PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, SMOKE)}
+
+
+def choose(name: str) -> Settings:
+    """Return a preset by name.
+
+    Raises:
+        ValueError: there is none of that name; the known are listed.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"CONF_PRESET={name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+conf = choose(os.environ.get("CONF_PRESET", "BASE"))
+set_log_level(conf.log_level)

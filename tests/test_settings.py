@@ -1,0 +1,74 @@
+"""Conf's presets, and settings on their way to a run's conf.json and back."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose
+from Libraries.Settings import from_dict, provenance, to_dict
+
+SCRIPTS = Path(__file__).parent.parent / "MainScripts"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_settings_come_back_from_json(preset):
+    values = json.loads(json.dumps(to_dict(preset)))
+    for field in dataclasses.fields(preset):
+        part = getattr(preset, field.name)
+        if dataclasses.is_dataclass(part):
+            assert from_dict(type(part), values[field.name]) == part
+
+
+def test_settings_of_another_version_name_what_differs():
+    values = to_dict(SMOKE.diffusion)
+    with pytest.raises(ValueError, match="schedule is missing, temperature is unknown"):
+        from_dict(
+            type(SMOKE.diffusion), {**{k: v for k, v in values.items() if k != "schedule"}, "temperature": 1}
+        )
+
+
+def test_origin_is_the_origin():
+    spectrogram = ORIGIN.spectrogram
+    assert (spectrogram.sample_rate, spectrogram.clip_seconds) == (32_000, 4.0)
+    assert (spectrogram.n_fft, spectrogram.hop_length, spectrogram.shape) == (480, 288, (1, 224, 416))
+    assert (ORIGIN.train.batch_size, ORIGIN.train.grad_accumulation) == (16, 2)
+    assert (ORIGIN.diffusion.schedule, ORIGIN.unet.block) == ("linear", "double_conv")
+
+
+def test_presets_use_the_representation_that_sounds():
+    assert {preset.spectrogram.representation for preset in (BASE, CPU, SMOKE)} == {"bands"}
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, SMOKE"):
+        choose("LARGE")
+
+
+def test_environment_picks_preset_root_and_music(tmp_path):
+    code = "from Conf import conf; print(conf.preset, conf.dataset_dir, conf.music_dir, sep='|')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, check=True,
+        env={"CONF_PRESET": "SMOKE", "CONF_ROOT": str(tmp_path), "CONF_MUSIC": "/music", "PATH": ""},
+    )  # fmt: skip
+    assert result.stdout.strip() == f"SMOKE|{tmp_path / 'Data' / 'smoke'}|/music"
+
+
+def test_spectrogram_and_network_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="does not fit a network that needs multiples of"):
+        replace(SMOKE, unet=replace(SMOKE.unet, patch_size=(64, 64)))
+
+
+def test_every_setting_is_described():
+    text = SMOKE.describe()
+    assert (
+        "spectrogram.hop_length = 256" in text and "train.batch_size = 4" in text and "preset = SMOKE" in text
+    )
+
+
+def test_provenance_names_versions():
+    assert {"commit", "python", "torch", "device"} == provenance().keys()
