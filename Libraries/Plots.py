@@ -1,0 +1,194 @@
+"""Pictures: functions that return a matplotlib `Figure`; what is compared shares its colour limits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import write_then_rename
+
+VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
+VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
+CMAP = "magma"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_then_rename(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def plot_waveform_spectrograms(
+    waveforms: Sequence[Tensor], titles: Sequence[str], sample_rate: int, title: str, columns: int = 4
+) -> Figure:
+    """Draw waveforms as spectrograms: kHz upwards, seconds to the right, dB below the loudest of all.
+
+    Args:
+        waveforms: each (L,) or (1, L) in [-1, 1].
+        titles: one a waveform.
+        sample_rate: Hz.
+    """
+    levels = [_level_in_db(torch.as_tensor(w).reshape(-1)) for w in waveforms]
+    top = max(float(level.max()) for level in levels)
+    figure, axes = _grid(len(levels), columns, title)
+    for axis, level, name in zip(axes, levels, titles, strict=False):
+        seconds = level.shape[1] * (VIEW_N_FFT // 4) / sample_rate
+        image = axis.imshow(
+            (level - top).numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=-VIEW_RANGE, vmax=0,
+            extent=(0, seconds, 0, sample_rate / 2000),
+        )  # fmt: skip
+        axis.set(title=name, xlabel="time (s)", ylabel="frequency (kHz)")
+    figure.colorbar(image, ax=axes.tolist(), label="dB below the loudest", shrink=0.8)
+    return figure
+
+
+def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
+    """Draw `count` generated waveforms (N, 1, L) above as many real ones, in the same colours."""
+    count = min(count, len(generated), len(real))
+    spread = [int(i) for i in np.linspace(0, len(real) - 1, count)]
+    names = [f"generated {i}" for i in range(count)] + [f"real {i}" for i in range(count)]
+    waveforms = [*generated[:count], *real[spread]]
+    return plot_waveform_spectrograms(waveforms, names, sample_rate, title, columns=count)
+
+
+def plot_tensors(
+    x0: Tensor, titles: Sequence[str], config: SpectrogramConfig, title: str, columns: int = 4
+) -> Figure:
+    """Draw model tensors (N, C, F, T), first channel: rows upwards (with their Hz), seconds to the right."""
+    figure, axes = _grid(len(x0), columns, title)
+    low, high = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
+    seconds = config.n_frames * config.hop_length / config.sample_rate
+    for axis, tensor, name in zip(axes, x0, titles, strict=False):
+        image = axis.imshow(
+            tensor[0].float().cpu().numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=low, vmax=high,
+            extent=(0, seconds, 0, config.n_rows),
+        )  # fmt: skip
+        axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")
+        _label_rows_in_hz(axis, config)
+    figure.colorbar(image, ax=axes.tolist(), label="normalised value (x0)", shrink=0.8)
+    return figure
+
+
+def plot_trajectory(
+    states: Sequence[tuple[int, Tensor, Tensor]], config: SpectrogramConfig, title: str
+) -> Figure:
+    """Draw one sample on its way: above x_t, below the x0 predicted from it.
+
+    Args:
+        states: (t, x_t, x0) at some steps; the tensors are (1, C, F, T).
+    """
+    tensors = torch.cat([x_t for _, x_t, _ in states] + [x0 for _, _, x0 in states])
+    names = [f"x_t, t = {t}" for t, _, _ in states] + [f"predicted x0, t = {t}" for t, _, _ in states]
+    return plot_tensors(tensors.clamp(-1, 1), names, config, title, columns=len(states))
+
+
+def plot_noising(
+    x0: Tensor, schedule: NoiseSchedule, config: SpectrogramConfig, title: str, count: int = 6
+) -> Figure:
+    """Draw a clip (C, F, T) under more and more noise: what the network sees in training."""
+    t = torch.linspace(0, schedule.num_train_timesteps - 1, count).long()
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).expand(count, *x0.shape)
+    x_t = schedule.add_noise(x0.expand(count, *x0.shape), noise, t)
+    names = [
+        f"t = {step}, SNR {10 / np.log(10) * schedule.log_snr[step].item():.0f} dB" for step in t.tolist()
+    ]
+    return plot_tensors(x_t, names, config, title, columns=count)
+
+
+def plot_schedules(schedules: dict[str, NoiseSchedule], title: str = "Noise schedules") -> Figure:
+    """Draw the signal's share and the log-SNR of named schedules over t."""
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, schedule in schedules.items():
+        left.plot(schedule.alphas_cumprod.sqrt().numpy(), label=name)
+        right.plot(10 / np.log(10) * schedule.log_snr.numpy(), label=name)
+    left.set(title="Signal left in x_t", xlabel="timestep t", ylabel="sqrt(ᾱ)")
+    right.set(title="Signal-to-noise ratio", xlabel="timestep t", ylabel="SNR (dB)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    return figure
+
+
+def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
+    """Draw a run's metrics.csv: loss and validation loss, validation by timestep, learning rate."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    losses, buckets, rates = figure.subplots(1, 3)
+    for name in ("loss", "val_loss"):
+        _curve(losses, rows, name, {"loss": "training", "val_loss": "validation, EMA weights"}[name])
+    for name in sorted({key for row in rows for key in row if key.startswith("val_loss_")}):
+        _curve(buckets, rows, name, name.removeprefix("val_loss_").replace("t", "t = "))
+    _curve(rates, rows, "lr", "learning rate")
+    losses.set(title="Loss", ylabel="mean squared error")
+    buckets.set(title="Validation loss by timestep", ylabel="mean squared error")
+    rates.set(title="Learning rate", ylabel="learning rate")
+    for axis in (losses, buckets, rates):
+        axis.set_xlabel("optimiser step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.set_yscale("linear" if axis is rates else "log")
+            axis.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_values(x0: Tensor, title: str) -> Figure:
+    """Draw the histogram of model values: what the noise N(0, 1) is added to."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.hist(x0.float().flatten().numpy(), bins=120, density=True, color="tab:purple", label="data")
+    grid = np.linspace(-3, 3, 200)
+    axis.plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), color="black", label="N(0, 1), the noise")
+    axis.set(title=title, xlabel="normalised value (x0)", ylabel="density", yscale="log", ylim=(1e-3, None))
+    axis.legend()
+    return figure
+
+
+def _curve(axis, rows: list[dict[str, float]], key: str, label: str) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=label)
+
+
+def _level_in_db(waveform: Tensor) -> Tensor:
+    """Return 20·log10 of the magnitude spectrogram (F, T) of a waveform (L,)."""
+    window = torch.hann_window(VIEW_N_FFT)
+    spectrum = torch.stft(
+        waveform.float().cpu(),
+        VIEW_N_FFT,
+        VIEW_N_FFT // 4,
+        window=window,
+        return_complex=True,
+    )
+    return 20 * torch.log10(spectrum.abs().clamp(min=1e-6))
+
+
+def _grid(count: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+    """Return a figure with one axis a picture; the axes are a flat array."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis in axes[count:]:
+        axis.remove()
+    figure.suptitle(title)
+    return figure, axes[:count]
+
+
+def _limits(x0: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(
+        x0.float().flatten()[:: max(1, x0.numel() // 100_000)], torch.tensor([0.01, 0.99])
+    )
+    return float(low), float(high)
+
+
+def _label_rows_in_hz(axis, config: SpectrogramConfig) -> None:
+    """Put the frequency of a row beside it: rows are not evenly spaced in every representation."""
+    rows = np.linspace(0, config.n_rows - 1, 6).round().astype(int)
+    frequencies = config.row_frequencies
+    axis.set_yticks(rows + 0.5, [f"{frequencies[row]:.0f}" for row in rows])

@@ -1,0 +1,43 @@
+"""Imports go one way: a module of Libraries uses only those above it, and none knows Conf."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIBRARIES = Path(__file__).parent.parent / "Libraries"
+
+# From the ground up; each may import those before it.
+ORDER = (
+    "Utils", "Interrupt", "RunLog",
+    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics",
+    "SoundFont", "Scores", "DemoMusic",
+    "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
+    "Layers", "U_Net", "Diffusion", "Samplers", "Checkpoint", "Training",
+    "Settings", "Plots", "Preparation", "Pipeline", "Evaluation",
+)  # fmt: skip
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in LIBRARIES.glob("*.py")} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_module_imports_only_from_above(module):
+    names = list(imported_modules(LIBRARIES / f"{module}.py"))
+    assert not [name for name in names if name.split(".")[0] in ("Conf", "MainScripts")]
+    used = {name.split(".")[1] for name in names if name.startswith("Libraries.")}
+    assert used <= set(ORDER[: ORDER.index(module)])
+
+
+def test_only_the_process_knows_the_schedule_and_only_the_network_the_layers():
+    assert "Libraries.U_Net" not in list(imported_modules(LIBRARIES / "Diffusion.py"))
+    assert "Libraries.Diffusion" not in list(imported_modules(LIBRARIES / "U_Net.py"))

@@ -1,0 +1,58 @@
+"""The exported graph opens in the real Netron, in a real browser."""
+
+import shutil
+import socket
+
+import pytest
+import torch
+
+from Conf import SMOKE
+from Libraries.Checkpoint import export_graph
+from Libraries.U_Net import UNet
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    *("headless", "no-sandbox", "disable-gpu", "no-first-run"),
+    *("disable-background-networking", "disable-component-update", "disable-sync"),
+)
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver is installed")
+def test_netron_shows_the_convolutions(tmp_path, browser):
+    import netron
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    graph = tmp_path / "graph.pt"
+    export_graph(UNet(SMOKE.unet, 1), (torch.zeros(1, *SMOKE.spectrogram.shape), torch.tensor([0])), graph)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = free.getsockname()
+    netron.start(str(graph), address=address, browse=False)
+    try:
+        browser.get(f"http://{address[0]}:{address[1]}")
+        wait = WebDriverWait(browser, 60)
+        wait.until(lambda page: page.find_element("id", "message-button").is_displayed())
+        browser.find_element("id", "message-button").click()  # the cookie notice
+        names = wait.until(
+            lambda page: [e.text for e in page.find_elements("css selector", "svg .node-item text")]
+        )
+        assert any("conv" in name.lower() for name in names), names
+        browser.save_screenshot(str(tmp_path / "netron.png"))
+    finally:
+        netron.stop(address)

@@ -1,0 +1,162 @@
+"""From settings to a trained run and back to music: what fits together, what is refused, what is written."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from Conf import SMOKE
+from Libraries.Audio import AudioError
+from Libraries.Checkpoint import CheckpointError
+from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.Evaluation import copying, distances, evaluate, nearest_in_training, spread_clips
+from Libraries.Pipeline import (
+    Generator,
+    build_network,
+    diffusion_loaders,
+    make_objective,
+    overfit_one_batch,
+    train_diffusion,
+)
+from Libraries.Preparation import compare_representations, find_music, load_example_clips
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """SMOKE on a small made-up dataset: chords that change every half second."""
+    root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(0)
+    (root / "music").mkdir()
+    for number in range(6):
+        seconds = np.arange(12 * 16_000) / 16_000
+        pitches = rng.uniform(100, 900, (24, 3))[(seconds * 2).astype(int)]
+        wave = np.sin(2 * np.pi * pitches * seconds[:, None]).mean(1) * np.exp(-4 * (seconds % 0.5))
+        soundfile.write(root / "music" / f"piece{number}.wav", 0.5 * wave, 16_000)
+    settings = replace(
+        SMOKE, root=root, music_dir=root / "music", num_samples=4,
+        train=replace(SMOKE.train, num_steps=4, save_every=2, validate_every=2, preview_every=4),
+    )  # fmt: skip
+    build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def run_dir(settings):
+    return train_diffusion(settings)
+
+
+def test_run_records_what_it_was_made_of(settings, run_dir):
+    conf = json.loads((run_dir / "conf.json").read_text())
+    assert conf["settings"]["train"]["num_steps"] == 4
+    assert len(conf["dataset"]["hash"]) == 64 and len(conf["gain"]) == 2
+    assert {"commit", "torch"} <= conf["provenance"].keys()
+    results = settings.results_dir / "diffusion" / run_dir.name
+    assert sorted(path.name for path in results.iterdir()) == ["loss.png", "samples-00000004.png"]
+
+
+def test_generator_gives_the_same_clip_for_the_same_seed_in_any_batch(settings, run_dir):
+    generator = Generator.load(run_dir)
+    generator.precision = "no"
+    together = generator.generate([5, 6, 7], settings.sampler, batch_size=3, progress=False)
+    alone = generator.generate([6], settings.sampler, batch_size=1, progress=False)
+    assert together.shape == (3, *settings.spectrogram.shape)
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
+    splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
+    metrics = evaluate(Generator.load(run_dir), *splits, settings, tmp_path)
+    assert len(list((tmp_path / "audio").glob("*.wav"))) == 4
+    assert {"samples_to_test", "train_to_test", "noise_to_test", "seconds_per_clip"} <= metrics.keys()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_resuming_with_other_settings_is_refused(settings, run_dir):
+    other = replace(settings, train=replace(settings.train, learning_rate=0.5))
+    with pytest.raises(ValueError, match=r"learning_rate is 0.001 there and 0.5 here"):
+        train_diffusion(other, run_dir)
+
+
+def test_dataset_of_another_spectrogram_is_refused(settings):
+    other = replace(settings, spectrogram=replace(settings.spectrogram, db_range=60.0))
+    with pytest.raises(ValueError, match=r"db_range is 80.0 there and 60.0 here"):
+        train_diffusion(other)
+
+
+def test_a_run_without_weights_is_refused(settings, run_dir, tmp_path):
+    (tmp_path / "conf.json").write_text((run_dir / "conf.json").read_text())
+    with pytest.raises(CheckpointError, match="never saved"):
+        Generator.load(tmp_path)
+
+
+def test_overfitting_one_batch_lowers_the_loss(settings):
+    losses = overfit_one_batch(settings, num_steps=40)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_same_seed_gives_the_same_network_and_leaves_the_generator_alone(settings):
+    torch.manual_seed(1)
+    a = build_network(settings)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)
+    assert all(
+        torch.equal(p, q) for p, q in zip(a.parameters(), build_network(settings).parameters(), strict=True)
+    )
+
+
+def test_conditional_training_uses_the_labels(settings):
+    conditional = replace(settings, unet=replace(settings.unet, num_classes=2))
+    network, objective = build_network(conditional), make_objective(conditional)
+    batch = torch.randn(2, *settings.spectrogram.shape), torch.tensor([0, 1])
+    objective.loss(network, batch, torch.arange(2)).mean().backward()
+    network.out.weight.grad.zero_()
+    assert network.embed_class.weight.grad is not None
+
+
+def test_validation_clips_are_spread_and_limited(settings):
+    _, validation = diffusion_loaders(replace(settings, num_validation_clips=2), batch_size=8, seed=0)
+    x0, label = next(iter(validation))
+    assert len(x0) == 2 and label.shape == (2,)
+
+
+def test_nearest_training_clip_of_a_training_clip_is_itself(settings):
+    train = SpectrogramDataset(settings.dataset_dir, "train")
+    x0 = spread_clips(train, 3)
+    distance, index = nearest_in_training(x0, train, batch_size=5)
+    assert (distance < 1e-3).all() and torch.equal(train[int(index[1])][0], x0[1])
+    assert copying(x0, x0 + 0.1, train)["test_to_nearest_train"] == pytest.approx(0.1, rel=0.01)
+
+
+def test_distance_of_the_test_split_to_itself_is_zero_and_of_noise_is_not():
+    music = torch.sin(torch.arange(16_000.0) * 0.1).repeat(3, 1, 1)
+    found = distances({"samples": music, "noise": 0.1 * torch.randn(5, 1, 16_000)}, music, 16_000)
+    assert found["samples_to_test"] < 1e-3 < found["noise_to_test"] and found["clips"] == 3
+
+
+def test_own_music_is_preferred_and_a_wrong_folder_is_an_error(settings, tmp_path):
+    assert find_music(settings) == settings.music_dir
+    with pytest.raises(AudioError, match="correct CONF_MUSIC"):
+        find_music(replace(settings, music_dir=tmp_path / "nowhere"))
+    (tmp_path / "Data" / "music").mkdir(parents=True)
+    assert find_music(replace(settings, root=tmp_path, music_dir=None)) == tmp_path / "Data" / "music"
+
+
+def test_example_clips_pass_over_broken_files(settings, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"broken")
+    files = [tmp_path / "a.wav", *sorted(settings.music_dir.iterdir())]
+    clips = load_example_clips(settings, files, count=7)
+    assert clips.shape[0] >= 3 and clips.shape[1:] == (1, settings.spectrogram.clip_samples)
+    with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
+        load_example_clips(settings, files[:1], count=1)
+
+
+def test_chosen_representation_comes_first_and_is_better_than_short_windows(settings):
+    clips = load_example_clips(settings, sorted(settings.music_dir.iterdir()), count=2)
+    rows = compare_representations(settings.spectrogram, clips)
+    assert next(iter(rows)) == "chosen: bands"
+    assert rows["chosen: bands"].spectral_convergence < rows["magnitude, PGHI"].spectral_convergence
+    assert rows["complex"].spectral_convergence < 0.1

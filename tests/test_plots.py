@@ -1,0 +1,85 @@
+"""Pictures: titles, units, shared colours."""
+
+import numpy as np
+import pytest
+import torch
+
+from Conf import CPU, SMOKE
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.Plots import (
+    plot_comparison,
+    plot_metrics,
+    plot_noising,
+    plot_schedules,
+    plot_tensors,
+    plot_trajectory,
+    plot_values,
+    plot_waveform_spectrograms,
+    save_figure,
+)
+
+X0 = torch.rand(3, *SMOKE.spectrogram.shape) * 2 - 1
+SCHEDULE = NoiseSchedule(SMOKE.diffusion)
+
+
+def pictures(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+FIGURES = {
+    "tensors": lambda: plot_tensors(X0, ["a", "b", "c"], SMOKE.spectrogram, "title"),
+    "waveforms": lambda: plot_waveform_spectrograms(
+        [torch.randn(8000)] * 3, ["a", "b", "c"], 16_000, "title"
+    ),
+    "comparison": lambda: plot_comparison(torch.randn(4, 1, 8000), torch.randn(9, 1, 8000), 16_000, "title"),
+    "trajectory": lambda: plot_trajectory(
+        [(9, X0[:1], X0[1:2]), (0, X0[1:2], X0[2:])], SMOKE.spectrogram, "title"
+    ),
+    "noising": lambda: plot_noising(X0[0], SCHEDULE, SMOKE.spectrogram, "title"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_spectrograms_have_units_and_one_colour_scale(name, tmp_path):
+    figure = FIGURES[name]()
+    axes = pictures(figure)
+    assert figure.get_suptitle() and len(axes) >= 3
+    assert all(
+        "(s)" in axis.get_xlabel() and "Hz)" in axis.get_ylabel() and axis.get_title() for axis in axes
+    )
+    assert len({image.get_clim() for axis in axes for image in axis.images}) == 1
+    assert any("dB" in axis.get_ylabel() or "value" in axis.get_ylabel() for axis in figure.axes)
+    save_figure(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_low_frequencies_are_at_the_bottom():
+    low = torch.sin(2 * np.pi * 500 * torch.arange(16_000) / 16_000)
+    (axis,) = pictures(plot_waveform_spectrograms([low], ["low"], 16_000, "title"))
+    image = axis.images[0]
+    assert image.origin == "lower" and np.argmax(np.asarray(image.get_array()).mean(1)) < 40
+    assert axis.get_xlim()[1] == pytest.approx(1.0, abs=0.05) and axis.get_ylim()[1] == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("representation", ["bands", "magnitude", "mel", "complex", "mdct"])
+def test_rows_are_labelled_with_rising_frequencies(representation):
+    from dataclasses import replace
+
+    config = replace(CPU.spectrogram, representation=representation)
+    frequencies = config.row_frequencies
+    assert len(frequencies) == config.n_rows and (np.diff(frequencies) > 0).all()
+    assert frequencies[-1] == pytest.approx(config.kept_frequency, rel=0.06)
+    (axis, *_) = pictures(plot_tensors(torch.zeros(1, *config.shape), ["a"], config, "title"))
+    assert [int(label.get_text()) for label in axis.get_yticklabels()] == sorted(
+        int(label.get_text()) for label in axis.get_yticklabels()
+    )
+
+
+def test_curves_are_labelled():
+    rows = [{"step": 1, "loss": 1.0, "lr": 1e-3}, {"step": 2, "val_loss": 0.9, "val_loss_t0-249": 1.2}]
+    for figure in (
+        plot_metrics(rows, "run"),
+        plot_schedules({"cosine": SCHEDULE}),
+        plot_values(X0, "values"),
+    ):
+        assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in figure.axes)
