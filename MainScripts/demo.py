@@ -1,0 +1,61 @@
+"""The whole way on demo music: corpus -> dataset -> trained model -> new music, figures and pictures.
+
+    make demo            # or: python MainScripts/demo.py; CONF_PRESET chooses another preset than CPU
+
+A second call makes another run on the same dataset; `--resume` goes on with the newest one.
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("CONF_PRESET", "CPU")
+from Conf import conf
+from Libraries.Checkpoint import export_graph, save_json
+from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.DemoMusic import render_demo_music
+from Libraries.Evaluation import evaluate, example_input
+from Libraries.Pipeline import Generator, results_of, train_diffusion
+from Libraries.Utils import get_logger, latest_run, new_run_dir
+
+logger = get_logger("demo")
+
+
+def main() -> None:
+    """Do it all and say where the results are."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the newest run instead of a new one"
+    )
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    logger.info("1/4 rendering the demo corpus")
+    render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
+    logger.info("2/4 building the dataset")
+    print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
+    logger.info("3/4 training")
+    run_dir = train_diffusion(conf, latest_run(conf.models_dir, "conf.json") if arguments.resume else None)
+    logger.info("4/4 sampling and measuring")
+    generator = Generator.load(run_dir)
+    results = new_run_dir(results_of(conf, run_dir), "eval")
+    splits = {split: SpectrogramDataset(conf.dataset_dir, split) for split in ("train", "test")}
+    metrics = evaluate(generator, splits["train"], splits["test"], conf, results)
+    save_json(results / "metrics.json", {"run": run_dir.name, **metrics})
+    export_graph(generator.network.cpu(), example_input(generator), run_dir / "graph.pt")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"""
+Done in {minutes:.1f} minutes.
+  generated beside real   {results / "samples.png"}
+  sound                   {results / "audio"}
+  while it learned        {results.parent / "loss.png"}, samples-*.png beside it
+  figures                 {results / "metrics.json"}
+  model and its graph     {run_dir}
+Frechet distance to the test split: samples {metrics["samples_to_test"]:.2f}, \
+real training music {metrics["train_to_test"]:.2f} (the floor), noise {metrics["noise_to_test"]:.2f}
+Seconds a clip: {metrics["seconds_per_clip"]:.2f}""")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Train from a terminal, on one process or many.
+
+    python MainScripts/train.py --preset BASE
+    accelerate launch --multi_gpu MainScripts/train.py --preset BASE
+    accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
+
+The dataset is built first if it is not there. N processes with batches of B compute what one process
+computes with batches of N * B. Ctrl-C and SIGTERM save before they stop.
+"""
+
+import argparse
+from pathlib import Path
+
+from accelerate import PartialState
+
+from Conf import PRESETS, choose
+from Libraries.Dataset import build_dataset
+from Libraries.Pipeline import train_diffusion
+from Libraries.Preparation import find_music
+
+
+def main() -> None:
+    """Read the arguments, build the dataset where it is missing, and train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="BASE")
+    parser.add_argument("--resume", type=Path, help="the folder of an interrupted run")
+    arguments = parser.parse_args()
+    settings = choose(arguments.preset)
+    with PartialState().main_process_first():
+        if not (settings.dataset_dir / "manifest.json").exists():
+            print(
+                build_dataset(
+                    find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset
+                )
+            )
+    run_dir = train_diffusion(settings, arguments.resume)
+    if PartialState().is_main_process:
+        print("trained:", run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The notebooks: thin, stripped, and running from top to bottom on demo music and on somebody's own files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+SCRIPTS = Path(__file__).parent.parent / "MainScripts"
+NOTEBOOKS = sorted(SCRIPTS.glob("*.ipynb"))
+IN_ORDER = ("Preprocessing.ipynb", "Train Diffusion.ipynb", "Eval Diffusion.ipynb")
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_thin_and_stripped(path):
+    cells = code_cells(path)
+    assert len(cells) <= 14
+    for cell in cells:
+        source = "".join(cell["source"])
+        assert not cell["outputs"] and cell["execution_count"] is None
+        assert len(source.splitlines()) <= 14
+        assert not any(line.startswith(("def ", "class ")) for line in source.splitlines())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_code_cell_is_introduced(path):
+    kinds = [cell["cell_type"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code")
+
+
+def run_notebooks(root, **environment):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbmake",
+        "--nbmake-timeout=600",
+    ]
+    result = subprocess.run(
+        [*command, *(str(SCRIPTS / name) for name in IN_ORDER)], capture_output=True, text=True,
+        env={**os.environ, "CONF_PRESET": "SMOKE", "CONF_ROOT": str(root), **environment},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
+def assert_run_is_complete(root):
+    run = root / "Models" / "diffusion" / "00000-SMOKE"
+    results = root / "Results" / "diffusion" / "00000-SMOKE"
+    for name in ("conf.json", "metrics.csv", "log.txt", "ema-00000020.pth", "state-00000020.pth", "graph.pt"):
+        assert (run / name).stat().st_size > 0
+    for name in (
+        "loss.png",
+        "00000-eval/samples.png",
+        "00000-eval/trajectory.png",
+        "00000-eval/metrics.json",
+    ):
+        assert (results / name).stat().st_size > 0
+    sound, rate = soundfile.read(results / "00000-eval" / "audio" / "sample-0000.wav")
+    assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
+
+
+@pytest.mark.slow
+def test_notebooks_run_on_demo_music(tmp_path):
+    run_notebooks(tmp_path)
+    assert_run_is_complete(tmp_path)
+
+
+def write_music(folder):
+    """Somebody's music: four formats, two rates, mono and stereo, nested, with broken files among them."""
+    rng = np.random.default_rng(0)
+    formats = [("wav", 44_100, 2), ("flac", 48_000, 1), ("ogg", 44_100, 2), ("mp3", 48_000, 2)]
+    for number, (suffix, rate, channels) in enumerate(formats * 2):
+        seconds = np.arange(12 * rate) / rate
+        tones = sum(
+            np.sin(2 * np.pi * f * seconds) * np.exp(-(seconds % 0.5) * 6) for f in rng.uniform(100, 3000, 4)
+        )
+        path = folder / ("Дискъ 1" if number % 2 else "live/été") / f"{number} – песня.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.2 * np.stack([tones] * channels, axis=1), rate)
+    (folder / "broken.mp3").write_bytes(b"not music at all")
+    (folder / "empty.wav").touch()
+    soundfile.write(folder / "short.wav", np.zeros(100), 44_100)
+    soundfile.write(folder / "silent.flac", np.zeros(12 * 44_100), 44_100)
+    (folder / "cover.jpg").write_bytes(b"\xff\xd8")
+    whole = (folder / "live/été" / "0 – песня.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.slow
+def test_notebooks_run_on_somebodys_own_mixed_files(tmp_path):
+    write_music(tmp_path / "music")
+    run_notebooks(tmp_path, CONF_MUSIC=str(tmp_path / "music"))
+    assert_run_is_complete(tmp_path)
+    manifest = json.loads((tmp_path / "Data" / "smoke" / "manifest.json").read_text(encoding="utf-8"))
+    skipped = {source["file"] for source in manifest["sources"] if source["skipped"]}
+    assert skipped == {"broken.mp3", "empty.wav", "short.wav", "silent.flac", "cut.wav"}
+    assert len(manifest["sources"]) == 8 + len(skipped)
