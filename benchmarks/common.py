@@ -1,0 +1,145 @@
+"""What the benchmarks of the networks share: the peer, precision, timing in turns, machine and table.
+
+Importing this puts the repository and MainScripts on the path, so it comes before `Conf` and `Libraries`.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
+
+from Libraries.Training import resolve_precision  # noqa: E402
+from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
+from Libraries.Utils import pick_device  # noqa: E402
+
+SHAPE = (1, 224, 416)  # channels, rows, frames of every input: what BASE, ORIGIN and the peer all take
+PEER = "UNet2DModel"
+PRECISION_NAMES = {"no": "fp32"}  # what Accelerate's word means in a table
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Peer(nn.Module):
+    """The U-Net that diffusers' own training tutorial would give us at this size, called `(x, t)` like ours.
+
+    It convolves at full resolution, (B, 1, 224, 416) -> the same, with attention at the fifth of six levels.
+    """
+
+    def __init__(self):
+        super().__init__()
+        from diffusers import UNet2DModel  # seconds to import, and only the benchmarks need it
+
+        self.unet = UNet2DModel(
+            sample_size=SHAPE[1:],
+            in_channels=SHAPE[0],
+            out_channels=SHAPE[0],
+            layers_per_block=2,
+            block_out_channels=(64, 64, 128, 128, 192, 192),
+            down_block_types=(*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.unet(x, t, return_dict=False)[0]
+
+
+def size_of(build: Callable[[], nn.Module]) -> tuple[float, float]:
+    """Return millions of parameters and GFLOP of a pass over one clip, without computing anything."""
+    with torch.device("meta"):
+        network, x, t = build().eval(), torch.empty(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
+        return count_parameters(network) / 1e6, count_flops(network, x, t) / 1e9
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move to the device, on CUDA with its faster memory layout."""
+    network = network.to(device)
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+
+
+def autocast(device: torch.device, precision: str):
+    """Return a context in which the network computes in this precision: no, bf16 or fp16."""
+    return contextlib.nullcontext() if precision == "no" else torch.autocast(device.type, DTYPES[precision])
+
+
+def median_in_turns(
+    calls: dict[str, Callable[[], object]], turns: int, device: torch.device
+) -> dict[str, float]:
+    """Return the median seconds of each call.
+
+    All are called once to warm up and then in turns, A B C A B C, so that a clock that drifts or a
+    neighbour on the machine hits all alike.
+    """
+    seconds = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            elapsed = time_call(call, device)
+            if turn:
+                seconds[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call, all of its work on the device included."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a device that computes while Python goes on."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
+def machine_line(device: torch.device) -> str:
+    """Say what the figures were measured on."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        if hasattr(os, "getloadavg"):
+            name += f", load {os.getloadavg()[0]:.1f} at the start"
+    return f"{name}; torch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table, its columns aligned for reading as it is."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+
+
+def parse_with_device(parser: argparse.ArgumentParser, batch_sizes: tuple[int, int]) -> argparse.Namespace:
+    """Add and parse what all of these benchmarks take; `batch_sizes` are the CPU's and the others'."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--device", type=torch.device, default=pick_device(), help="cpu, cuda, ...")
+    parser.add_argument("--batch-size", type=int, help=f"clips (default {batch_sizes[0]} on a CPU)")
+    parser.add_argument(
+        "--precision", choices=("no", "bf16", "auto"), help="of all models (default: no on a CPU, else auto)"
+    )
+    args = parser.parse_args()
+    on_cpu = args.device.type == "cpu"
+    args.batch_size = args.batch_size or batch_sizes[0 if on_cpu else 1]
+    args.precision = resolve_precision(args.precision or ("no" if on_cpu else "auto"))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as in training
+    torch.backends.cudnn.benchmark = True
+    return args
