@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all the set-up there is: each makes .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lab setup lint clean-venv
+
+demo: setup
+	$(BIN)/python MainScripts/demo.py
+
+test: setup $(VENV)/.test-ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one thread each: two processes would fight for the cores
+
+lab: setup
+	cd MainScripts && ../$(BIN)/jupyter lab
+
+setup: $(VENV)/.ready
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/nbstripout MainScripts/*.ipynb
+
+$(VENV)/.ready: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements.txt
+	touch $@
+
+$(VENV)/.test-ready: tests/requirements.txt $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r tests/requirements.txt
+	touch $@
+
+clean-venv:
+	rm -rf $(VENV)
