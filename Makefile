@@ -13,7 +13,7 @@ test: setup $(VENV)/.test-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one thread each: two processes would fight for the cores
 
 lab: setup
-	cd MainScripts && ../$(BIN)/jupyter lab
+	cd MainScripts && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: $(VENV)/.ready
 

@@ -31,7 +31,7 @@ UNREADABLE_SUFFIXES = frozenset((
 
 BLOCK_SECONDS = 10.0
 _RESAMPLER_REACH = 0.1  # seconds of signal either side of a sample that soxr's filter can see, generously
-_SHORTFALL = 0.1  # seconds; MP3 encoders pad, so a header may promise a few frames that never come
+_SHORTFALL = 0.5  # seconds; MP3 and Ogg encoders pad, so a header may promise frames that never come
 _LENGTH_UNKNOWN = 0x7FFFF000  # WAV writers that stream into a pipe claim this many bytes or more
 _CLAIMED_BYTES = re.compile(r"^\s*(?:data|data size|ssnd)\s*:\s*(\d+)", re.MULTILINE | re.IGNORECASE)
 _LOG_SAYS_CUT = re.compile(r"lacks an end-of-stream bit|without an End-Of-Stream flag")

@@ -37,13 +37,13 @@ def find_music(settings: Settings) -> Path:
     return settings.demo_music_dir
 
 
-def load_example_clips(settings: Settings, files: list[Path], count: int) -> Tensor:
+def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:
     """Return up to `count` clips (B, 1, clip_samples), each from the middle of a file, spread over `files`.
 
     Raises:
         AudioError: no file is readable and long enough.
     """
-    config, clips = settings.spectrogram, []
+    clips = []
     for path in files[:: max(1, len(files) // count)]:
         try:
             seconds = audio_info(path).seconds or config.clip_seconds

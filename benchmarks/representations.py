@@ -14,36 +14,18 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
-from Libraries.Audio import find_audio_files, load_audio  # noqa: E402
+from Conf import BASE  # noqa: E402
+from Libraries.Audio import find_audio_files  # noqa: E402
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music  # noqa: E402
 from Libraries.Metrics import round_trip, round_trip_table  # noqa: E402
+from Libraries.Preparation import load_example_clips  # noqa: E402
 from Libraries.Spectrogram import Spectrogram  # noqa: E402
-from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
 
 SAMPLE_RATE, CLIP_SECONDS = 32_000, 4.0
 
-BANDS = SpectrogramConfig(
-    representation="bands",
-    sample_rate=SAMPLE_RATE,  # Hz
-    clip_seconds=CLIP_SECONDS,  # s
-    n_fft=1024,  # samples = 32 ms
-    win_length=1024,  # samples
-    hop_length=288,  # samples = 9 ms
-    n_bands=224,
-    narrow_frequency=4_000.0,  # Hz = bin 128
-    max_frequency=14_900.0,  # Hz = bin 476
-    size_multiple=32,
-    scale="db",
-    db_range=80.0,  # dB
-    compression=0.4,
-    normalisation="per_sample",
-    value_range="minus_one_to_one",
-    phase="pghi",
-    band_inverse="pinv",
-    griffin_lim_iterations=10,
-)
+BANDS = replace(BASE.spectrogram, clip_seconds=CLIP_SECONDS, band_inverse="pinv")
 ORIGIN = replace(BANDS, representation="magnitude", n_fft=480, win_length=480, griffin_lim_iterations=0)
 COMPLEX = replace(ORIGIN, representation="complex")
 MDCT = replace(BANDS, representation="mdct", compression=0.5, max_frequency=12_450.0)  # Hz: 224 of 288
@@ -77,21 +59,6 @@ DISTURBED = {
     "MDCT, power .5": MDCT,
 }
 NOISES = (0.01, 0.03, 0.1)
-
-
-def load_clips(folder: Path, most: int) -> torch.Tensor:
-    """Return up to `most` clips (B, 1, L) from the middles of the files, evenly over the sorted files."""
-    files = find_audio_files(folder)
-    length = round(SAMPLE_RATE * CLIP_SECONDS)
-    clips = []
-    for path in files[:: max(1, len(files) // most)][:most]:
-        waveform = load_audio(path, SAMPLE_RATE)
-        start = (waveform.shape[-1] - length) // 2
-        if start >= 0:
-            clips.append(waveform[:, start : start + length])
-    if not clips:
-        sys.exit(f"no audio file of at least {CLIP_SECONDS:g} s in {folder}")
-    return torch.stack(clips)
 
 
 def demo_folder(clips: int) -> Path:
@@ -129,7 +96,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=30, help="how many (default 30; the README's: 100)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # s/clip on one core
-    clips = load_clips(args.folder or demo_folder(args.clips), args.clips)
+    files = find_audio_files(args.folder or demo_folder(args.clips))
+    clips = load_example_clips(BANDS, files, args.clips)
     print(f"{len(clips)} clips of {CLIP_SECONDS:g} s at {SAMPLE_RATE} Hz\n")
     print_round_trips(clips)
     print_robustness(clips)

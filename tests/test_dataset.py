@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 
+from Conf import BASE
 from Libraries import DatasetBuild, DatasetShards
 from Libraries.Audio import AudioError, load_audio
 from Libraries.Augmentation import Augmentation, seam_frame
@@ -35,8 +36,8 @@ from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 
 REPOSITORY = Path(__file__).parents[1]
-SPECTROGRAM = SpectrogramConfig(
-    representation="bands",
+SPECTROGRAM = dataclasses.replace(
+    BASE.spectrogram,
     sample_rate=8000,
     clip_seconds=1.0,
     n_fft=256,
@@ -46,12 +47,6 @@ SPECTROGRAM = SpectrogramConfig(
     narrow_frequency=500.0,
     max_frequency=3900.0,
     size_multiple=8,
-    scale="db",
-    db_range=80.0,
-    compression=0.4,
-    normalisation="per_sample",
-    value_range="minus_one_to_one",
-    phase="pghi",
     band_inverse="pinv",
     griffin_lim_iterations=2,
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from Conf import BASE
 from Libraries.Metrics import (
     frechet_distance,
     log_mel_statistics,
@@ -15,10 +16,9 @@ from Libraries.Metrics import (
     spectral_convergence,
 )
 from Libraries.Spectrogram import Spectrogram
-from Libraries.SpectrogramConfig import SpectrogramConfig
 
-SETTINGS = SpectrogramConfig(
-    representation="bands",
+SETTINGS = replace(
+    BASE.spectrogram,
     sample_rate=16_000,
     clip_seconds=1.0,
     n_fft=512,
@@ -27,13 +27,6 @@ SETTINGS = SpectrogramConfig(
     n_bands=64,
     narrow_frequency=1_000.0,
     max_frequency=7_500.0,
-    size_multiple=32,
-    scale="db",
-    db_range=80.0,
-    compression=0.4,
-    normalisation="per_sample",
-    value_range="minus_one_to_one",
-    phase="pghi",
     band_inverse="pinv",
     griffin_lim_iterations=5,
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def test_every_code_cell_is_introduced(path):
     assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code")
 
 
-def run_notebooks(root, **environment):
+def run_notebooks(folder, **environment):
+    """Execute copies of the notebooks in order, and return the outputs of each by name."""
+    copies = [shutil.copy(SCRIPTS / name, folder) for name in IN_ORDER]
     command = [
         sys.executable,
         "-m",
@@ -45,14 +48,36 @@ def run_notebooks(root, **environment):
         "-q",
         "-p",
         "no:cacheprovider",
-        "--nbmake",
-        "--nbmake-timeout=600",
+        "-p",
+        "no:xdist",
+        "--rootdir",
+        folder,
     ]
+    settings = {"CONF_PRESET": "SMOKE", "CONF_ROOT": str(folder), "PYTHONPATH": str(SCRIPTS), **environment}
     result = subprocess.run(
-        [*command, *(str(SCRIPTS / name) for name in IN_ORDER)], capture_output=True, text=True,
-        env={**os.environ, "CONF_PRESET": "SMOKE", "CONF_ROOT": str(root), **environment},
-    )  # fmt: skip
+        [*command, "--nbmake", "--overwrite", "--nbmake-timeout=600", *copies],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+    )
     assert result.returncode == 0, result.stdout[-4000:]
+    return {
+        Path(copy).stem: [out for cell in code_cells(Path(copy)) for out in cell["outputs"]]
+        for copy in copies
+    }
+
+
+def count_outputs(outputs, kind):
+    return sum(kind in output.get("data", {}) for output in outputs)
+
+
+def assert_pictures_and_sound_are_in_the_page(outputs):
+    pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
+    assert pictures == {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 4}
+    players = {
+        name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
+    }
+    assert players == {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 6}
 
 
 def assert_run_is_complete(root):
@@ -73,7 +98,7 @@ def assert_run_is_complete(root):
 
 @pytest.mark.slow
 def test_notebooks_run_on_demo_music(tmp_path):
-    run_notebooks(tmp_path)
+    assert_pictures_and_sound_are_in_the_page(run_notebooks(tmp_path))
     assert_run_is_complete(tmp_path)
 
 
@@ -101,7 +126,8 @@ def write_music(folder):
 @pytest.mark.slow
 def test_notebooks_run_on_somebodys_own_mixed_files(tmp_path):
     write_music(tmp_path / "music")
-    run_notebooks(tmp_path, CONF_MUSIC=str(tmp_path / "music"))
+    outputs = run_notebooks(tmp_path, CONF_MUSIC=str(tmp_path / "music"))
+    assert_pictures_and_sound_are_in_the_page(outputs)
     assert_run_is_complete(tmp_path)
     manifest = json.loads((tmp_path / "Data" / "smoke" / "manifest.json").read_text(encoding="utf-8"))
     skipped = {source["file"] for source in manifest["sources"] if source["skipped"]}

@@ -148,14 +148,14 @@ def test_own_music_is_preferred_and_a_wrong_folder_is_an_error(settings, tmp_pat
 def test_example_clips_pass_over_broken_files(settings, tmp_path):
     (tmp_path / "a.wav").write_bytes(b"broken")
     files = [tmp_path / "a.wav", *sorted(settings.music_dir.iterdir())]
-    clips = load_example_clips(settings, files, count=7)
+    clips = load_example_clips(settings.spectrogram, files, count=7)
     assert clips.shape[0] >= 3 and clips.shape[1:] == (1, settings.spectrogram.clip_samples)
     with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
-        load_example_clips(settings, files[:1], count=1)
+        load_example_clips(settings.spectrogram, files[:1], count=1)
 
 
 def test_chosen_representation_comes_first_and_is_better_than_short_windows(settings):
-    clips = load_example_clips(settings, sorted(settings.music_dir.iterdir()), count=2)
+    clips = load_example_clips(settings.spectrogram, sorted(settings.music_dir.iterdir()), count=2)
     rows = compare_representations(settings.spectrogram, clips)
     assert next(iter(rows)) == "chosen: bands"
     assert rows["chosen: bands"].spectral_convergence < rows["magnitude, PGHI"].spectral_convergence

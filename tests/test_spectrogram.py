@@ -7,30 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import Conf as conf
 from Libraries.FilterBanks import band_centres, band_matrix, mdct_matrix, mel_matrix, nonnegative_inverse
 from Libraries.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.SpectrogramConfig import SIGNED, SpectrogramConfig
 
-ORIGIN = SpectrogramConfig(
-    representation="magnitude",
-    sample_rate=32_000,
-    clip_seconds=4.0,
-    n_fft=480,
-    win_length=480,
-    hop_length=288,
-    n_bands=224,
-    narrow_frequency=4_000.0,
-    max_frequency=16_000.0,
-    size_multiple=32,
-    scale="db",
-    db_range=80.0,
-    compression=0.4,
-    normalisation="per_sample",
-    value_range="minus_one_to_one",
-    phase="pghi",
-    band_inverse="pinv",
-    griffin_lim_iterations=0,
-)
+ORIGIN = replace(conf.ORIGIN.spectrogram, band_inverse="pinv", griffin_lim_iterations=0)
 BANDS = replace(
     ORIGIN,
     representation="bands",
