@@ -243,10 +243,9 @@ def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, s
         channels = 1 if mono else source.channels
         blocks = _decode(source, path, max(1, round(block_seconds * source.samplerate)), start)
         if mono:
-            average = np.full((source.channels, 1), 1 / source.channels, np.float32)
-            blocks = (
-                block @ average for block in blocks
-            )  # .mean() over so short an axis takes 80 times as long
+            # channel by channel: .mean() over so short an axis is slow, and a matrix product wakes every BLAS
+            # thread, which then spins in each of several processes
+            blocks = (sum(block.T)[:, None] / source.channels for block in blocks)
         if source.samplerate != sample_rate:
             blocks = _resample(blocks, source.samplerate, sample_rate, channels)
         yield from (np.ascontiguousarray(block.T) for block in blocks if len(block))

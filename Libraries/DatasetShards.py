@@ -162,7 +162,7 @@ class _Clips:
             while start + config.clip_samples <= self.samples:
                 first = len(pending) - (self.samples - start)
                 samples = pending[first : first + config.clip_samples]
-                if math.sqrt(np.dot(samples, samples) / len(samples)) < quiet:
+                if math.sqrt(np.mean(np.square(samples))) < quiet:
                     self.silent += 1
                 else:
                     yield start, samples
