@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from Libraries.Utils import SampleNoise, derive_seed
 
-SCHEDULES = ("linear", "cosine")
+SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class DiffusionConfig:
         ValueError: a name is unknown or a number impossible.
     """
 
-    schedule: str  # linear | cosine
+    schedule: str  # linear | cosine | sigmoid
     num_train_timesteps: int
     beta_start: float  # linear schedule only
     beta_end: float  # linear schedule only
+    log_snr_shift: float  # nats added to log-SNR at every t: 2·log(64/size) for larger data; 0: none
+    zero_terminal_snr: bool  # rescale so that ᾱ is exactly 0 at the last timestep
     prediction_type: str  # epsilon | v_prediction | sample
 
     def __post_init__(self):
@@ -43,6 +46,13 @@ class DiffusionConfig:
             raise ValueError(f"num_train_timesteps={self.num_train_timesteps} must be 2 or more")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must rise within (0, 1); got {self.beta_start} to {self.beta_end}")
+        if not abs(self.log_snr_shift) <= MAX_LOG_SNR_SHIFT:
+            raise ValueError(f"log_snr_shift={self.log_snr_shift} must be within ±{MAX_LOG_SNR_SHIFT} nats")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr=True leaves no signal at the last timestep, so x0 = (x_t - s·eps)/sqrt(ᾱ) "
+                "divides by 0 with prediction_type='epsilon'; use v_prediction or sample"
+            )
 
 
 def linear_betas(num_timesteps: int, start: float, end: float) -> Tensor:
@@ -61,14 +71,58 @@ def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.
     """
     u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     alphas_cumprod = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return _betas_of(alphas_cumprod, max_beta)
+
+
+def sigmoid_betas(
+    num_timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+) -> Tensor:
+    """Return betas (num_timesteps,), float64, of the sigmoid ᾱ (Jabri et al. 2022; Chen 2023, algorithm 1).
+
+    ᾱ(u) = (g(1) - g(u))/(g(1) - g(0)), g(u) = sigmoid((start + u·(end - start))/tau), then as the cosine's.
+    A larger tau is closer to linear in ᾱ.
+    """
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    g = torch.sigmoid((start + u * (end - start)) / tau)
+    return _betas_of((g[-1] - g) / (g[-1] - g[0]), max_beta)
+
+
+def shift_log_snr(alphas_cumprod: Tensor, shift: float) -> Tensor:
+    """Return ᾱ with `shift` nats added to its log-SNR (Hoogeboom et al. 2023, section 3.1), same shape.
+
+    Neighbouring pixels of larger data repeat one another, so the same noise hides less of them; a schedule
+    made for 64x64 does to size d what it did there with shift = 2·log(64/d), which is below 0.
+    """
+    return torch.sigmoid(torch.logit(alphas_cumprod) + shift) if shift else alphas_cumprod
+
+
+def rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return ᾱ that ends at exactly 0 and starts where it did (Lin et al. 2023, algorithm 1), same shape.
+
+    sqrt(ᾱ) is shifted by its last value and stretched back to its first.
+    """
+    signal = alphas_cumprod.sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+
+
+def _betas_of(alphas_cumprod: Tensor, max_beta: float) -> Tensor:
+    """beta_t = 1 - ᾱ_t/ᾱ_(t-1) of ᾱ at 0/T, 1/T, ..., 1, clipped so that some signal is left."""
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
+
+
+BETAS = {
+    "linear": lambda config: linear_betas(config.num_train_timesteps, config.beta_start, config.beta_end),
+    "cosine": lambda config: cosine_betas(config.num_train_timesteps),
+    "sigmoid": lambda config: sigmoid_betas(config.num_train_timesteps),
+}
 
 
 class NoiseSchedule(nn.Module):
     """ᾱ_t and the conversions between x0, noise and v.
 
-    `betas` and `alphas_cumprod` are float64 on the CPU (samplers take exact scalars from them);
-    `signal` = sqrt(ᾱ) and `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device.
+    `alphas_cumprod` falls from about 1 to about 0, to exactly 0 with `zero_terminal_snr`; it and `betas`
+    are float64 on the CPU (samplers take exact scalars from them). `signal` = sqrt(ᾱ) and
+    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -76,17 +130,18 @@ class NoiseSchedule(nn.Module):
         self.config = config
         self.num_train_timesteps = config.num_train_timesteps
         self.prediction_type = config.prediction_type
-        if config.schedule == "linear":
-            self.betas = linear_betas(config.num_train_timesteps, config.beta_start, config.beta_end)
-        else:
-            self.betas = cosine_betas(config.num_train_timesteps)
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        alphas_cumprod = torch.cumprod(1 - BETAS[config.schedule](config), dim=0)
+        alphas_cumprod = shift_log_snr(alphas_cumprod, config.log_snr_shift)
+        if config.zero_terminal_snr:
+            alphas_cumprod = rescale_to_zero_terminal_snr(alphas_cumprod)
+        self.alphas_cumprod = alphas_cumprod
+        self.betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer("noise_level", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
 
     @property
     def log_snr(self) -> Tensor:
-        """log(ᾱ/(1 - ᾱ)), (num_train_timesteps,), float64, falling."""
+        """log(ᾱ/(1 - ᾱ)), (num_train_timesteps,), float64, falling; -inf where ᾱ is 0."""
         return torch.logit(self.alphas_cumprod)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -91,10 +91,12 @@ BASE = Settings(
         num_classes=0,  # 0: unconditional
     ),
     diffusion=DiffusionConfig(
-        schedule="cosine",  # linear | cosine
+        schedule="cosine",  # linear | cosine | sigmoid
         num_train_timesteps=1000,
         beta_start=1e-4,  # linear only
         beta_end=0.02,  # linear only
+        log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
+        zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
         prediction_type="v_prediction",  # epsilon | v_prediction | sample
     ),
     train=TrainConfig(

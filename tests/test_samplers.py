@@ -5,7 +5,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_diffusion import DIFFUSERS_NAMES, make_schedule
+from test_diffusion import make_schedule
 
 from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES
 from Libraries.Samplers import SamplerConfig, inference_timesteps, sample, sample_ddim, sample_ddpm
@@ -55,7 +55,7 @@ DDPM_COMBINATIONS = [
 def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, variance):
     ours = make_schedule(schedule, prediction_type)
     theirs = DDPMScheduler(
-        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        prediction_type=prediction_type, timestep_spacing=spacing,
         clip_sample=clip is not None, variance_type=variance,
     )  # fmt: skip
     theirs.set_timesteps(timesteps=inference_timesteps(ours, 10, spacing))
@@ -80,7 +80,7 @@ def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
 def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, eta, steps):
     ours = make_schedule(schedule, prediction_type)
     theirs = DDIMScheduler(
-        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        prediction_type=prediction_type, timestep_spacing=spacing,
         clip_sample=clip is not None,
     )  # fmt: skip
     theirs.set_timesteps(steps)
