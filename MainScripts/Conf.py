@@ -121,12 +121,13 @@ BASE = Settings(
         preview_every=2_000,
     ),
     sampler=SamplerConfig(
-        name="ddim",  # ddpm | ddim
+        name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
         num_inference_steps=50,
-        spacing="trailing",  # leading | trailing | linspace
+        spacing="trailing",  # leading | trailing | linspace | karras | log_snr
         clip_x0=1.0,  # None: leave x0 as predicted
-        eta=0.0,  # DDIM
-        variance=None,  # DDPM: fixed_small | fixed_large
+        eta=0.0,  # ddim: 0 to 1; None for the others
+        variance=None,  # ddpm: fixed_small | fixed_large
+        churn=None,  # heun: 0 or more
     ),
     num_validation_clips=128,
     num_samples=128,
