@@ -17,6 +17,7 @@ from Libraries.Utils import SampleNoise, derive_seed
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+LOSS_WEIGHTINGS = ("uniform", "min_snr")
 MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
 
@@ -35,9 +36,15 @@ class DiffusionConfig:
     log_snr_shift: float  # nats added to log-SNR at every t: 2·log(64/size) for larger data; 0: none
     zero_terminal_snr: bool  # rescale so that ᾱ is exactly 0 at the last timestep
     prediction_type: str  # epsilon | v_prediction | sample
+    loss_weighting: str  # uniform | min_snr; of the training loss, not of the validation's
+    min_snr_gamma: float  # min_snr only; timesteps with more SNR than this count no more than with this
 
     def __post_init__(self):
-        for name, known in (("schedule", SCHEDULES), ("prediction_type", PREDICTION_TYPES)):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("prediction_type", PREDICTION_TYPES),
+            ("loss_weighting", LOSS_WEIGHTINGS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
@@ -48,6 +55,8 @@ class DiffusionConfig:
             raise ValueError(f"betas must rise within (0, 1); got {self.beta_start} to {self.beta_end}")
         if not abs(self.log_snr_shift) <= MAX_LOG_SNR_SHIFT:
             raise ValueError(f"log_snr_shift={self.log_snr_shift} must be within ±{MAX_LOG_SNR_SHIFT} nats")
+        if not 0 < self.min_snr_gamma < math.inf:
+            raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be above 0 and finite")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "zero_terminal_snr=True leaves no signal at the last timestep, so x0 = (x_t - s·eps)/sqrt(ᾱ) "
@@ -105,6 +114,17 @@ def rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
 
 
+def min_snr_weight(alphas_cumprod: Tensor, prediction_type: str, gamma: float) -> Tensor:
+    """Return the weight of the squared error of the network's output (Hang et al. 2023, section 3.4).
+
+    That of x0 is min(snr, γ). An error of x0 is sqrt(1/snr) times that of eps and 1/sqrt(snr + 1) that of v,
+    so theirs are min(snr, γ)/snr and min(snr, γ)/(snr + 1). Same shape as `alphas_cumprod`, float64.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    per_x0 = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+    return snr.clamp(max=gamma) / per_x0
+
+
 def _betas_of(alphas_cumprod: Tensor, max_beta: float) -> Tensor:
     """beta_t = 1 - ᾱ_t/ᾱ_(t-1) of ᾱ at 0/T, 1/T, ..., 1, clipped so that some signal is left."""
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
@@ -122,7 +142,8 @@ class NoiseSchedule(nn.Module):
 
     `alphas_cumprod` falls from about 1 to about 0, to exactly 0 with `zero_terminal_snr`; it and `betas`
     are float64 on the CPU (samplers take exact scalars from them). `signal` = sqrt(ᾱ) and
-    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device.
+    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device, and so is `loss_weight`,
+    what the squared error of the network's output counts for at each t.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -138,6 +159,10 @@ class NoiseSchedule(nn.Module):
         self.betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer("noise_level", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
+        weight = torch.ones_like(alphas_cumprod)
+        if config.loss_weighting == "min_snr":
+            weight = min_snr_weight(alphas_cumprod, config.prediction_type, config.min_snr_gamma)
+        self.register_buffer("loss_weight", weight.float(), persistent=False)
 
     @property
     def log_snr(self) -> Tensor:
@@ -202,8 +227,12 @@ def diffusion_loss(
     t: Tensor,
     noise: Tensor,
     cond: Tensor | None = None,
+    *,
+    weighted: bool = True,
 ) -> Tensor:
     """Return the mean squared error of each sample (Ho et al. 2020, eq. 14), (B,) float32.
+
+    It is multiplied by the schedule's `loss_weight` at t if `weighted`.
 
     Args:
         model: (x_t, t, cond) -> prediction of `schedule.target`.
@@ -212,7 +241,8 @@ def diffusion_loss(
         cond: (B,) class labels or None.
     """
     prediction = model(schedule.add_noise(x0, noise, t), t, cond)
-    return (prediction.float() - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+    loss = (prediction.float() - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+    return schedule.loss_weight[t] * loss if weighted else loss
 
 
 class DiffusionObjective:
@@ -236,26 +266,26 @@ class DiffusionObjective:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
         """Return the loss of each sample, (B,); batch is (x0 (B, C, F, T), label (B,)), positions (B,)."""
         t = stream_timesteps(positions, self.schedule.num_train_timesteps)
-        return self._loss_at(model, batch, t, positions, self.seed)
+        return self._loss_at(model, batch, t, positions, self.seed, weighted=True)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return the mean loss in every bucket of t and over all, the same noise at every call."""
+        """Return the mean unweighted loss in every bucket of t and over all, the same noise at every call."""
         sums, first = torch.zeros(len(self.buckets), dtype=torch.float64), 0
         for batch in batches:
             positions = torch.arange(first, first + len(batch[0]))
             for bucket, (low, high) in enumerate(self.buckets):
                 t = low + stream_timesteps(positions, high - low)
-                sums[bucket] += self._loss_at(model, batch, t, positions, self.seed + 1).sum().item()
+                losses = self._loss_at(model, batch, t, positions, self.seed + 1, weighted=False)
+                sums[bucket] += losses.sum().item()
             first += len(batch[0])
         means = (sums / first).tolist()
         return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
 
-    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int) -> Tensor:
+    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
         device = next(model.parameters()).device
         x0, label = (part.to(device) for part in batch)
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
-        return diffusion_loss(
-            model, self.schedule, x0, t.to(device), noise, label if self.conditional else None
-        )
+        cond = label if self.conditional else None
+        return diffusion_loss(model, self.schedule, x0, t.to(device), noise, cond, weighted=weighted)

@@ -98,6 +98,8 @@ BASE = Settings(
         log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
         zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
         prediction_type="v_prediction",  # epsilon | v_prediction | sample
+        loss_weighting="uniform",  # uniform | min_snr
+        min_snr_gamma=5.0,  # min_snr only
     ),
     train=TrainConfig(
         num_steps=40_000,  # optimiser steps

@@ -24,15 +24,12 @@ DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def make_schedule(
-    schedule="cosine",
-    prediction_type="v_prediction",
-    num_train_timesteps=1000,
-    shift=0.0,
-    zero_terminal=False,
-):
+    schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000,
+    shift=0.0, zero_terminal=False, weighting="uniform",
+):  # fmt: skip
     config = DiffusionConfig(
-        schedule, num_train_timesteps, 1e-4, 0.02, prediction_type=prediction_type,
-        log_snr_shift=shift, zero_terminal_snr=zero_terminal,
+        schedule, num_train_timesteps, 1e-4, 0.02, prediction_type=prediction_type, log_snr_shift=shift,
+        zero_terminal_snr=zero_terminal, loss_weighting=weighting, min_snr_gamma=5.0,
     )  # fmt: skip
     return NoiseSchedule(config)
 
@@ -120,6 +117,48 @@ def test_loss_of_the_true_target_is_zero_and_of_zero_its_power():
     assert torch.allclose(loss, noise.square().flatten(1).mean(1))
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weight_is_the_closed_form(prediction_type):
+    schedule = make_schedule(prediction_type=prediction_type, weighting="min_snr")
+    for t in (0, 300, 500, 800, 998):
+        snr = math.exp(schedule.log_snr[t])
+        divisor = {"sample": 1, "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+        assert math.isclose(schedule.loss_weight[t], min(snr, 5) / divisor, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_min_snr_is_one_loss_whatever_the_network_predicts(zero_terminal):
+    """An x0 off by some error costs min(snr, γ)·error² as x0, as eps and as v."""
+    x0, noise, error = torch.randn(3, 5, 1, 8, 8, dtype=torch.float64).unbind()
+    t, losses = torch.tensor([10, 300, 500, 800, 999 if zero_terminal else 950]), []
+    for prediction_type in PREDICTION_TYPES[1:] if zero_terminal else PREDICTION_TYPES:
+        schedule = make_schedule(
+            prediction_type=prediction_type, weighting="min_snr", zero_terminal=zero_terminal
+        )
+
+        def off(x_t, t, cond, schedule=schedule):
+            return schedule.target(x0 + error, schedule.to_eps(x0 + error, x_t, t), t)
+
+        losses.append(diffusion_loss(off, schedule, x0, t, noise))
+    wanted = schedule.log_snr.exp()[t].clamp(max=5) * error.square().flatten(1).mean(1)
+    assert all(torch.allclose(loss, wanted.float(), rtol=1e-4) for loss in losses)
+
+
+def test_validation_is_unweighted_and_training_is_not():
+    model = torch.nn.Conv2d(1, 1, 1)
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    batch, positions = (torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), torch.arange(6)
+    uniform, weighted = (
+        DiffusionObjective(make_schedule(weighting=weighting), seed=0, conditional=False)
+        for weighting in ("uniform", "min_snr")
+    )
+    assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
+    weights = weighted.schedule.loss_weight[stream_timesteps(positions, 1000)]
+    assert torch.allclose(
+        weighted.loss(model, batch, positions), weights * uniform.loss(model, batch, positions)
+    )
+
+
 def test_stream_timesteps_cover_every_stretch_evenly():
     for first in (0, 12_345, 10**9):
         t = stream_timesteps(torch.arange(first, first + 64), 1000)
@@ -159,11 +198,14 @@ def test_validation_is_the_same_twice_and_whatever_the_batches():
         ("num_train_timesteps", 1, "2 or more"),
         ("beta_end", 1.5, "within"),
         ("log_snr_shift", math.nan, "within ±10"),
+        ("loss_weighting", "p2", "uniform, min_snr"),
+        ("min_snr_gamma", 0.0, "above 0"),
         ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction or sample"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(setting, value, says):
     good = {"schedule": "linear", "num_train_timesteps": 10, "beta_start": 1e-4, "beta_end": 0.02}
     good |= {"prediction_type": "epsilon", "log_snr_shift": 0.0, "zero_terminal_snr": False}
+    good |= {"loss_weighting": "uniform", "min_snr_gamma": 5.0}
     with pytest.raises(ValueError, match=says):
         DiffusionConfig(**{**good, setting: value})
