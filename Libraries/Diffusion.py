@@ -86,7 +86,7 @@ def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.
 def sigmoid_betas(
     num_timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
 ) -> Tensor:
-    """Return betas (num_timesteps,), float64, of the sigmoid ᾱ (Jabri et al. 2022; Chen 2023, algorithm 1).
+    """Return betas (num_timesteps,), float64, of the sigmoid ᾱ (Jabri et al. 2022; Chen 2023).
 
     ᾱ(u) = (g(1) - g(u))/(g(1) - g(0)), g(u) = sigmoid((start + u·(end - start))/tau), then as the cosine's.
     A larger tau is closer to linear in ᾱ.
@@ -115,10 +115,12 @@ def rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 
 
 def min_snr_weight(alphas_cumprod: Tensor, prediction_type: str, gamma: float) -> Tensor:
-    """Return the weight of the squared error of the network's output (Hang et al. 2023, section 3.4).
+    """Return the weight of the squared error of the network's output (Hang et al. 2023).
 
     That of x0 is min(snr, γ). An error of x0 is sqrt(1/snr) times that of eps and 1/sqrt(snr + 1) that of v,
-    so theirs are min(snr, γ)/snr and min(snr, γ)/(snr + 1). Same shape as `alphas_cumprod`, float64.
+    so theirs are min(snr, γ)/snr and min(snr, γ)/(snr + 1). Where ᾱ = 0 the weight is 0: with
+    `zero_terminal_snr` the last timestep is learned from its neighbours alone. Same shape as
+    `alphas_cumprod`, float64.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     per_x0 = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
@@ -288,4 +290,5 @@ class DiffusionObjective:
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
         cond = label if self.conditional else None
-        return diffusion_loss(model, self.schedule, x0, t.to(device), noise, cond, weighted=weighted)
+        schedule = self.schedule.to(device)  # a table on the CPU takes no index from a GPU
+        return diffusion_loss(model, schedule, x0, t.to(device), noise, cond, weighted=weighted)

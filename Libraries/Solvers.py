@@ -151,7 +151,7 @@ def sample_dpmpp_2m_sde(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sample with SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5), the stochastic form of `sample_dpmpp_2m`.
+    """Sample with SDE-DPM-Solver++(2M) (Lu et al. 2022), the stochastic form of `sample_dpmpp_2m`.
 
     x_s = sqrt((1-ᾱ_s)/(1-ᾱ_t))·e^-h·x_t + sqrt(ᾱ_s)·(1 - e^-2h)·D + sqrt((1-ᾱ_s)·(1 - e^-2h))·noise.
 
@@ -185,7 +185,7 @@ def sample_unipc(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Sample with UniPC of order 2, B(h) = e^h - 1, predicting x0 (Zhao et al. 2023, sections 3.1-3.3).
+    """Sample with UniPC of order 2, B(h) = e^h - 1, predicting x0 (Zhao et al. 2023).
 
     The predictor is the step of `sample_dpmpp_2m`. At the point it reaches the model is called once, and that
     call both corrects the step that led there, as x0 is now known at its end too, and starts the next.
@@ -210,7 +210,7 @@ def sample_unipc(
 def _corrected(
     x: Tensor, x0: Tensor, past: tuple[Tensor, float] | None, abar: float, x0_next: Tensor, abar_next: float
 ) -> Tensor:
-    """UniC: repeat the step from (x, x0) now that x0 at its end is known (Zhao et al. 2023, section 3.1).
+    """UniC: repeat the step from (x, x0) now that x0 at its end is known (Zhao et al. 2023).
 
     D = x0 + ρ_1·slope + ρ_2·(x0_next - x0). Without a past ρ_2 = 1/2 (the paper's choice for order 1); with
     one the ρ integrate a parabola in λ exactly.

@@ -179,6 +179,16 @@ def test_objective_depends_on_positions_not_on_the_batch():
     assert torch.allclose(whole, torch.cat(halves), atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_objective_follows_the_model_to_the_gpu():
+    objective = DiffusionObjective(make_schedule(weighting="min_snr"), seed=0, conditional=False)
+    model = torch.nn.Conv2d(1, 1, 1).cuda()
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    batch = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
+    assert objective.loss(model, batch, torch.arange(6)).isfinite().all()
+    assert math.isfinite(objective.validate(model, [batch])["val_loss"])
+
+
 def test_validation_is_the_same_twice_and_whatever_the_batches():
     objective = DiffusionObjective(make_schedule(), seed=0, conditional=False)
     model = torch.nn.Conv2d(1, 1, 1)

@@ -112,8 +112,7 @@ def test_euler_in_sigma_is_deterministic_ddim(spacing, zero_terminal):
     assert torch.allclose(euler, ddim, atol=1e-12)
 
 
-# The error falls as 1/steps^order. UniPC's corrector gains one order over its predictor (Zhao et al. 2023,
-# theorem 3.1).
+# The error falls as 1/steps^order. UniPC's corrector gains one order over its predictor (Zhao et al. 2023).
 ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}
 
 
