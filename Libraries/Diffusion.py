@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from Libraries.Utils import SampleNoise, derive_seed
 
-SCHEDULES = ("linear", "cosine")
+SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+LOSS_WEIGHTINGS = ("uniform", "min_snr")
+MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,22 @@ class DiffusionConfig:
         ValueError: a name is unknown or a number impossible.
     """
 
-    schedule: str  # linear | cosine
+    schedule: str  # linear | cosine | sigmoid
     num_train_timesteps: int
     beta_start: float  # linear schedule only
     beta_end: float  # linear schedule only
+    log_snr_shift: float  # nats added to log-SNR at every t: 2·log(64/size) for larger data; 0: none
+    zero_terminal_snr: bool  # rescale so that ᾱ is exactly 0 at the last timestep
     prediction_type: str  # epsilon | v_prediction | sample
+    loss_weighting: str  # uniform | min_snr; of the training loss, not of the validation's
+    min_snr_gamma: float  # min_snr only; timesteps with more SNR than this count no more than with this
 
     def __post_init__(self):
-        for name, known in (("schedule", SCHEDULES), ("prediction_type", PREDICTION_TYPES)):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("prediction_type", PREDICTION_TYPES),
+            ("loss_weighting", LOSS_WEIGHTINGS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
@@ -43,6 +53,15 @@ class DiffusionConfig:
             raise ValueError(f"num_train_timesteps={self.num_train_timesteps} must be 2 or more")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must rise within (0, 1); got {self.beta_start} to {self.beta_end}")
+        if not abs(self.log_snr_shift) <= MAX_LOG_SNR_SHIFT:
+            raise ValueError(f"log_snr_shift={self.log_snr_shift} must be within ±{MAX_LOG_SNR_SHIFT} nats")
+        if not 0 < self.min_snr_gamma < math.inf:
+            raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be above 0 and finite")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr=True leaves no signal at the last timestep, so x0 = (x_t - s·eps)/sqrt(ᾱ) "
+                "divides by 0 with prediction_type='epsilon'; use v_prediction or sample"
+            )
 
 
 def linear_betas(num_timesteps: int, start: float, end: float) -> Tensor:
@@ -61,14 +80,72 @@ def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.
     """
     u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     alphas_cumprod = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return _betas_of(alphas_cumprod, max_beta)
+
+
+def sigmoid_betas(
+    num_timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+) -> Tensor:
+    """Return betas (num_timesteps,), float64, of the sigmoid ᾱ (Jabri et al. 2022; Chen 2023).
+
+    ᾱ(u) = (g(1) - g(u))/(g(1) - g(0)), g(u) = sigmoid((start + u·(end - start))/tau), then as the cosine's.
+    A larger tau is closer to linear in ᾱ.
+    """
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    g = torch.sigmoid((start + u * (end - start)) / tau)
+    return _betas_of((g[-1] - g) / (g[-1] - g[0]), max_beta)
+
+
+def shift_log_snr(alphas_cumprod: Tensor, shift: float) -> Tensor:
+    """Return ᾱ with `shift` nats added to its log-SNR (Hoogeboom et al. 2023, section 3.1), same shape.
+
+    Neighbouring pixels of larger data repeat one another, so the same noise hides less of them; a schedule
+    made for 64x64 does to size d what it did there with shift = 2·log(64/d), which is below 0.
+    """
+    return torch.sigmoid(torch.logit(alphas_cumprod) + shift) if shift else alphas_cumprod
+
+
+def rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return ᾱ that ends at exactly 0 and starts where it did (Lin et al. 2023, algorithm 1), same shape.
+
+    sqrt(ᾱ) is shifted by its last value and stretched back to its first.
+    """
+    signal = alphas_cumprod.sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+
+
+def min_snr_weight(alphas_cumprod: Tensor, prediction_type: str, gamma: float) -> Tensor:
+    """Return the weight of the squared error of the network's output (Hang et al. 2023).
+
+    That of x0 is min(snr, γ). An error of x0 is sqrt(1/snr) times that of eps and 1/sqrt(snr + 1) that of v,
+    so theirs are min(snr, γ)/snr and min(snr, γ)/(snr + 1). Where ᾱ = 0 the weight is 0: with
+    `zero_terminal_snr` the last timestep is learned from its neighbours alone. Same shape as
+    `alphas_cumprod`, float64.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    per_x0 = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+    return snr.clamp(max=gamma) / per_x0
+
+
+def _betas_of(alphas_cumprod: Tensor, max_beta: float) -> Tensor:
+    """beta_t = 1 - ᾱ_t/ᾱ_(t-1) of ᾱ at 0/T, 1/T, ..., 1, clipped so that some signal is left."""
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
+
+
+BETAS = {
+    "linear": lambda config: linear_betas(config.num_train_timesteps, config.beta_start, config.beta_end),
+    "cosine": lambda config: cosine_betas(config.num_train_timesteps),
+    "sigmoid": lambda config: sigmoid_betas(config.num_train_timesteps),
+}
 
 
 class NoiseSchedule(nn.Module):
     """ᾱ_t and the conversions between x0, noise and v.
 
-    `betas` and `alphas_cumprod` are float64 on the CPU (samplers take exact scalars from them);
-    `signal` = sqrt(ᾱ) and `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device.
+    `alphas_cumprod` falls from about 1 to about 0, to exactly 0 with `zero_terminal_snr`; it and `betas`
+    are float64 on the CPU (samplers take exact scalars from them). `signal` = sqrt(ᾱ) and
+    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device, and so is `loss_weight`,
+    what the squared error of the network's output counts for at each t.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -76,17 +153,22 @@ class NoiseSchedule(nn.Module):
         self.config = config
         self.num_train_timesteps = config.num_train_timesteps
         self.prediction_type = config.prediction_type
-        if config.schedule == "linear":
-            self.betas = linear_betas(config.num_train_timesteps, config.beta_start, config.beta_end)
-        else:
-            self.betas = cosine_betas(config.num_train_timesteps)
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        alphas_cumprod = torch.cumprod(1 - BETAS[config.schedule](config), dim=0)
+        alphas_cumprod = shift_log_snr(alphas_cumprod, config.log_snr_shift)
+        if config.zero_terminal_snr:
+            alphas_cumprod = rescale_to_zero_terminal_snr(alphas_cumprod)
+        self.alphas_cumprod = alphas_cumprod
+        self.betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         self.register_buffer("signal", self.alphas_cumprod.sqrt().float(), persistent=False)
         self.register_buffer("noise_level", (1 - self.alphas_cumprod).sqrt().float(), persistent=False)
+        weight = torch.ones_like(alphas_cumprod)
+        if config.loss_weighting == "min_snr":
+            weight = min_snr_weight(alphas_cumprod, config.prediction_type, config.min_snr_gamma)
+        self.register_buffer("loss_weight", weight.float(), persistent=False)
 
     @property
     def log_snr(self) -> Tensor:
-        """log(ᾱ/(1 - ᾱ)), (num_train_timesteps,), float64, falling."""
+        """log(ᾱ/(1 - ᾱ)), (num_train_timesteps,), float64, falling; -inf where ᾱ is 0."""
         return torch.logit(self.alphas_cumprod)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -147,8 +229,12 @@ def diffusion_loss(
     t: Tensor,
     noise: Tensor,
     cond: Tensor | None = None,
+    *,
+    weighted: bool = True,
 ) -> Tensor:
     """Return the mean squared error of each sample (Ho et al. 2020, eq. 14), (B,) float32.
+
+    It is multiplied by the schedule's `loss_weight` at t if `weighted`.
 
     Args:
         model: (x_t, t, cond) -> prediction of `schedule.target`.
@@ -157,7 +243,8 @@ def diffusion_loss(
         cond: (B,) class labels or None.
     """
     prediction = model(schedule.add_noise(x0, noise, t), t, cond)
-    return (prediction.float() - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+    loss = (prediction.float() - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+    return schedule.loss_weight[t] * loss if weighted else loss
 
 
 class DiffusionObjective:
@@ -181,26 +268,27 @@ class DiffusionObjective:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
         """Return the loss of each sample, (B,); batch is (x0 (B, C, F, T), label (B,)), positions (B,)."""
         t = stream_timesteps(positions, self.schedule.num_train_timesteps)
-        return self._loss_at(model, batch, t, positions, self.seed)
+        return self._loss_at(model, batch, t, positions, self.seed, weighted=True)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return the mean loss in every bucket of t and over all, the same noise at every call."""
+        """Return the mean unweighted loss in every bucket of t and over all, the same noise at every call."""
         sums, first = torch.zeros(len(self.buckets), dtype=torch.float64), 0
         for batch in batches:
             positions = torch.arange(first, first + len(batch[0]))
             for bucket, (low, high) in enumerate(self.buckets):
                 t = low + stream_timesteps(positions, high - low)
-                sums[bucket] += self._loss_at(model, batch, t, positions, self.seed + 1).sum().item()
+                losses = self._loss_at(model, batch, t, positions, self.seed + 1, weighted=False)
+                sums[bucket] += losses.sum().item()
             first += len(batch[0])
         means = (sums / first).tolist()
         return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
 
-    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int) -> Tensor:
+    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
         device = next(model.parameters()).device
         x0, label = (part.to(device) for part in batch)
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
-        return diffusion_loss(
-            model, self.schedule, x0, t.to(device), noise, label if self.conditional else None
-        )
+        cond = label if self.conditional else None
+        schedule = self.schedule.to(device)  # a table on the CPU takes no index from a GPU
+        return diffusion_loss(model, schedule, x0, t.to(device), noise, cond, weighted=weighted)

@@ -6,21 +6,31 @@ sample 7 is the same alone or in a batch of 64. `shape` is that of one sample. A
 descending `timesteps` and always ends at x0 itself: after the last of them ᾱ is 1.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from Libraries.Diffusion import NoiseSchedule
+from Libraries.Solvers import (
+    Callback,
+    Denoiser,
+    predict_x0,
+    sample_dpmpp_2m,
+    sample_dpmpp_2m_sde,
+    sample_euler,
+    sample_heun,
+    sample_unipc,
+    trajectory,
+)
 from Libraries.Utils import SampleNoise
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-Callback = Callable[[int, int, Tensor, Tensor], None]  # (step, t, x_t before the step, predicted x0)
-
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace", "karras", "log_snr")
 VARIANCES = ("fixed_small", "fixed_large")
+KARRAS_RHO = 7.0
+MAX_SIGMA = 80.0  # Karras et al. 2022, table 1: -38 dB of signal
 
 
 @dataclass(frozen=True)
@@ -31,35 +41,38 @@ class SamplerConfig:
         ValueError: a name is unknown, or a setting was given to a sampler that has no use for it.
     """
 
-    name: str  # ddpm | ddim
+    name: str  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
     num_inference_steps: int
-    spacing: str  # leading | trailing | linspace
+    spacing: str  # leading | trailing | linspace | karras | log_snr
     clip_x0: float | None  # clamp the predicted x0 to ±this; None: leave it
-    eta: float | None  # DDIM only: 0 deterministic, 1 as noisy as DDPM
-    variance: str | None  # DDPM only: fixed_small | fixed_large
+    eta: float | None  # ddim only: 0 deterministic, 1 as noisy as ddpm
+    variance: str | None  # ddpm only: fixed_small | fixed_large
+    churn: float | None  # heun only: S_churn of Karras et al. 2022, 0 deterministic
 
     def __post_init__(self):
-        known = {"name": (self.name, SAMPLERS), "spacing": (self.spacing, SPACINGS)}
-        if self.name == "ddpm":
-            known["variance"] = (self.variance, VARIANCES)
-        for name, (value, allowed) in known.items():
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
-        if self.name == "ddim" and (self.variance is not None or self.eta is None or not 0 <= self.eta <= 1):
-            raise ValueError(
-                f"ddim takes eta within [0, 1] and variance=None; got {self.eta} and {self.variance!r}"
-            )
-        if self.name == "ddpm" and self.eta is not None:
-            raise ValueError(f"ddpm has no eta (it is DDIM's); set eta=None, not {self.eta}")
+        for name, known in (("name", SAMPLERS), ("spacing", SPACINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
+                )
+        for option, (sampler, allows, allowed) in OPTIONS.items():
+            value = getattr(self, option)
+            if self.name == sampler and (value is None or not allows(value)):
+                raise ValueError(f"{option}={value!r} is not for {sampler}; choose {allowed}")
+            if self.name != sampler and value is not None:
+                raise ValueError(f"{option}={value!r} is for {sampler} alone; set it to None for {self.name}")
         if self.num_inference_steps < 1 or (self.clip_x0 is not None and self.clip_x0 <= 0):
             raise ValueError("num_inference_steps must be 1 or more and clip_x0 positive or None")
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing: str) -> list[int]:
-    """Return the descending timesteps to visit (Lin et al. 2023, table 2).
+    """Return the descending timesteps to visit, without repeats.
 
     leading: multiples of T//n, so the first is not pure noise; trailing: T - 1 downwards in T/n;
-    linspace: T - 1 down to 0 evenly. For T = 1000, n = 5: leading 800..0, trailing 999..199.
+    linspace: T - 1 down to 0 evenly (Lin et al. 2023, table 2). For T = 1000, n = 5: leading 800..0,
+    trailing 999..199. karras: evenly in σ^(1/7) (Karras et al. 2022, eq. 5); log_snr: evenly in log-SNR
+    (Lu et al. 2022); both by the nearest timesteps, down to 0 from the last one or from where σ is 80, if
+    that is less: the cosine's last ten timesteps go to σ = 20000 and would take half of the steps.
 
     Raises:
         ValueError: more steps than the schedule has, or an unknown spacing.
@@ -73,9 +86,30 @@ def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spaci
         steps = torch.arange(n, 0, -1, dtype=torch.float64).mul(T / n).round().long() - 1
     elif spacing == "linspace":
         steps = torch.linspace(T - 1, 0, n, dtype=torch.float64).round().long()
+    elif spacing == "karras":
+        steps = _evenly_in(lambda log_sigma: torch.exp(log_sigma / KARRAS_RHO), schedule, n)
+    elif spacing == "log_snr":
+        steps = _evenly_in(lambda log_sigma: log_sigma, schedule, n)
     else:
         raise ValueError(f"spacing={spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
     return steps.tolist()
+
+
+def _evenly_in(scale: Callable[[Tensor], Tensor], schedule: NoiseSchedule, n: int) -> Tensor:
+    """Return n falling timesteps, the nearest to even spacing of scale(log σ), a rising function.
+
+    σ = ∞ (ᾱ = 0) is visited first and the others are spaced below it. Where two fall on one timestep the
+    later moves down, and none is so low that those after it have no room.
+    """
+    log_sigma = -schedule.log_snr / 2
+    steps = [schedule.num_train_timesteps - 1] if log_sigma[-1].isinf() else []
+    log_sigma = log_sigma[: schedule.num_train_timesteps - len(steps)]
+    values, top = scale(log_sigma), scale(log_sigma[-1].clamp(max=math.log(MAX_SIGMA)))
+    wanted = torch.linspace(1, 0, n - len(steps), dtype=torch.float64) * (top - values[0]) + values[0]
+    for t in (values - wanted[:, None]).abs().argmin(dim=1).tolist():
+        room = n - 1 - len(steps)
+        steps.append(max(room, min(t, steps[-1] - 1) if steps else t))
+    return torch.tensor(steps)
 
 
 @torch.no_grad()
@@ -101,8 +135,8 @@ def sample_ddpm(
         x0 (B, *shape) on the noise's device.
     """
     x = noise(shape)
-    for step, (t, abar, abar_next) in enumerate(_trajectory(schedule, timesteps, progress)):
-        x0 = _predict_x0(model, schedule, x, t, clip_x0)
+    for step, (t, abar, abar_next) in enumerate(trajectory(schedule, timesteps, progress)):
+        x0 = predict_x0(model, schedule, x, t, clip_x0)
         if callback is not None:
             callback(step, t, x, x0)
         alpha = abar / abar_next
@@ -137,8 +171,8 @@ def sample_ddim(
         x0 (B, *shape) on the noise's device.
     """
     x = noise(shape)
-    for step, (t, abar, abar_next) in enumerate(_trajectory(schedule, timesteps, progress)):
-        x0 = _predict_x0(model, schedule, x, t, clip_x0)
+    for step, (t, abar, abar_next) in enumerate(trajectory(schedule, timesteps, progress)):
+        x0 = predict_x0(model, schedule, x, t, clip_x0)
         if callback is not None:
             callback(step, t, x, x0)
         eps = (x - abar**0.5 * x0) / (1 - abar) ** 0.5
@@ -149,7 +183,20 @@ def sample_ddim(
     return x
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddpm": sample_ddpm,
+    "ddim": sample_ddim,
+    "euler": sample_euler,
+    "heun": sample_heun,
+    "dpmpp_2m": sample_dpmpp_2m,
+    "dpmpp_2m_sde": sample_dpmpp_2m_sde,
+    "unipc": sample_unipc,
+}
+OPTIONS: dict[str, tuple[str, Callable[..., bool], str]] = {  # option: its sampler, what it may be, in words
+    "eta": ("ddim", lambda eta: 0 <= eta <= 1, "a number within [0, 1]"),
+    "variance": ("ddpm", lambda variance: variance in VARIANCES, f"one of {', '.join(VARIANCES)}"),
+    "churn": ("heun", lambda churn: churn >= 0, "a number of 0 or more"),
+}
 
 
 def sample(
@@ -168,7 +215,9 @@ def sample(
 
     The batch size changes the speed, not the samples. The callback sees every step of every batch.
     """
-    options = {"eta": config.eta} if config.name == "ddim" else {"variance": config.variance}
+    options = {
+        option: getattr(config, option) for option, (name, *_) in OPTIONS.items() if name == config.name
+    }
     timesteps = inference_timesteps(schedule, config.num_inference_steps, config.spacing)
     seeds = list(seeds)
     batches = []
@@ -180,20 +229,3 @@ def sample(
         )  # fmt: skip
         batches.append(x0)
     return torch.cat(batches) if batches else torch.empty(0, *shape, device=device)
-
-
-def _trajectory(schedule: NoiseSchedule, timesteps: list[int], progress: bool):
-    """Yield (t, ᾱ_t, ᾱ of the timestep that follows); after the last ᾱ is 1. Python floats: exact."""
-    alphas_cumprod = schedule.alphas_cumprod.tolist()
-    following = [alphas_cumprod[t] for t in timesteps[1:]] + [1.0]
-    steps = tqdm(timesteps, desc="sampling", unit="step", leave=False, disable=not progress)
-    for t, abar_next in zip(steps, following, strict=True):
-        yield t, alphas_cumprod[t], abar_next
-
-
-def _predict_x0(
-    model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: int, clip_x0: float | None
-) -> Tensor:
-    t_batch = torch.full((x_t.shape[0],), t, dtype=torch.int64, device=x_t.device)
-    x0 = schedule.to_x0(model(x_t, t_batch).to(x_t.dtype), x_t, t_batch)
-    return x0 if clip_x0 is None else x0.clamp(-clip_x0, clip_x0)

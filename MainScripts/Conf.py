@@ -91,11 +91,15 @@ BASE = Settings(
         num_classes=0,  # 0: unconditional
     ),
     diffusion=DiffusionConfig(
-        schedule="cosine",  # linear | cosine
+        schedule="cosine",  # linear | cosine | sigmoid
         num_train_timesteps=1000,
         beta_start=1e-4,  # linear only
         beta_end=0.02,  # linear only
+        log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
+        zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
         prediction_type="v_prediction",  # epsilon | v_prediction | sample
+        loss_weighting="uniform",  # uniform | min_snr
+        min_snr_gamma=5.0,  # min_snr only
     ),
     train=TrainConfig(
         num_steps=40_000,  # optimiser steps
@@ -119,12 +123,13 @@ BASE = Settings(
         preview_every=2_000,
     ),
     sampler=SamplerConfig(
-        name="ddim",  # ddpm | ddim
+        name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
         num_inference_steps=50,
-        spacing="trailing",  # leading | trailing | linspace
+        spacing="trailing",  # leading | trailing | linspace | karras | log_snr
         clip_x0=1.0,  # None: leave x0 as predicted
-        eta=0.0,  # DDIM
-        variance=None,  # DDPM: fixed_small | fixed_large
+        eta=0.0,  # ddim: 0 to 1; None for the others
+        variance=None,  # ddpm: fixed_small | fixed_large
+        churn=None,  # heun: 0 or more
     ),
     num_validation_clips=128,
     num_samples=128,

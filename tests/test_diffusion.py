@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from Libraries.Diffusion import (
     PREDICTION_TYPES,
@@ -15,27 +16,70 @@ from Libraries.Diffusion import (
     DiffusionObjective,
     NoiseSchedule,
     diffusion_loss,
+    sigmoid_betas,
     stream_timesteps,
 )
 
 DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
-def make_schedule(schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000):
-    return NoiseSchedule(DiffusionConfig(schedule, num_train_timesteps, 1e-4, 0.02, prediction_type))
+def make_schedule(
+    schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000,
+    shift=0.0, zero_terminal=False, weighting="uniform",
+):  # fmt: skip
+    config = DiffusionConfig(
+        schedule, num_train_timesteps, 1e-4, 0.02, prediction_type=prediction_type, log_snr_shift=shift,
+        zero_terminal_snr=zero_terminal, loss_weighting=weighting, min_snr_gamma=5.0,
+    )  # fmt: skip
+    return NoiseSchedule(config)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", DIFFUSERS_NAMES)
 def test_schedule_equals_diffusers(name):
-    reference = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name]).alphas_cumprod
-    assert torch.allclose(make_schedule(name).alphas_cumprod.float(), reference, atol=1e-5)
+    reference = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name])
+    assert torch.allclose(make_schedule(name).alphas_cumprod.float(), reference.alphas_cumprod, atol=1e-5)
+    assert torch.allclose(make_schedule(name).betas.float(), reference.betas, atol=1e-5)
+
+
+def test_sigmoid_schedule_is_the_formula_and_antisymmetric():
+    alphas_cumprod = torch.cumprod(1 - sigmoid_betas(1000), dim=0)
+    for t in (0, 99, 499, 900):
+        u = (t + 1) / 1000
+        g = [1 / (1 + math.exp(-z)) for z in (-3, -3 + 6 * u, 3)]
+        assert math.isclose(alphas_cumprod[t], (g[2] - g[1]) / (g[2] - g[0]), rel_tol=1e-9)
+    assert torch.allclose(alphas_cumprod[:999] + alphas_cumprod[:999].flip(0), torch.ones(999).double())
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "zero_terminal"), list(product(SCHEDULES, (0.0, -3.0, 2.0), (False, True)))
+)
+def test_signal_falls_from_nearly_one_to_nearly_zero(name, shift, zero_terminal):
+    alphas_cumprod = make_schedule(name, shift=shift, zero_terminal=zero_terminal).alphas_cumprod
+    assert (alphas_cumprod.diff() < 0).all()
+    assert 1 > alphas_cumprod[0] > 0.99 and alphas_cumprod[-1] < 5e-4
+    assert (alphas_cumprod[-1] == 0) == zero_terminal
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_signal_falls_from_nearly_one_to_nearly_zero(name):
-    alphas_cumprod = make_schedule(name).alphas_cumprod
-    assert (alphas_cumprod.diff() < 0).all()
-    assert alphas_cumprod[0] > 0.9998 and alphas_cumprod[-1] < 5e-5
+def test_shift_moves_the_log_snr_by_itself(name):
+    moved = make_schedule(name, shift=-3.0).log_snr - make_schedule(name).log_snr
+    assert torch.allclose(moved, torch.full((1000,), -3.0, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_zero_terminal_rescaling_equals_diffusers(name):
+    ours, plain = make_schedule(name, zero_terminal=True), make_schedule(name)
+    assert torch.allclose(ours.betas, rescale_zero_terminal_snr(plain.betas), atol=1e-9)
+    assert math.isclose(ours.alphas_cumprod[0], plain.alphas_cumprod[0], rel_tol=1e-12)
+    assert ours.log_snr[-1] == -math.inf and ours.signal[-1] == 0 and ours.noise_level[-1] == 1
+
+
+def test_velocity_at_zero_terminal_snr_is_minus_x0_and_gives_it_back():
+    schedule = make_schedule(zero_terminal=True)
+    x0, noise, t = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([999, 999])
+    assert torch.equal(schedule.add_noise(x0, noise, t), noise)
+    assert torch.equal(schedule.target(x0, noise, t), -x0)
+    assert torch.equal(schedule.to_x0(-x0, noise, t), x0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -57,7 +101,8 @@ def test_x0_and_noise_come_back_from_the_target(name, prediction_type):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_velocity_equals_diffusers(name):
-    reference = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name])
+    reference = DDPMScheduler()
+    reference.alphas_cumprod = make_schedule(name).alphas_cumprod.float()
     x0, noise, t = torch.randn(5, 1, 4, 4), torch.randn(5, 1, 4, 4), torch.tensor([0, 10, 500, 900, 999])
     schedule = make_schedule(name, "v_prediction")
     assert torch.allclose(schedule.target(x0, noise, t), reference.get_velocity(x0, noise, t), atol=1e-5)
@@ -70,6 +115,48 @@ def test_loss_of_the_true_target_is_zero_and_of_zero_its_power():
     assert (diffusion_loss(lambda *_: noise, schedule, x0, t, noise) == 0).all()
     loss = diffusion_loss(lambda x, *_: torch.zeros_like(x), schedule, x0, t, noise)
     assert torch.allclose(loss, noise.square().flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weight_is_the_closed_form(prediction_type):
+    schedule = make_schedule(prediction_type=prediction_type, weighting="min_snr")
+    for t in (0, 300, 500, 800, 998):
+        snr = math.exp(schedule.log_snr[t])
+        divisor = {"sample": 1, "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+        assert math.isclose(schedule.loss_weight[t], min(snr, 5) / divisor, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_min_snr_is_one_loss_whatever_the_network_predicts(zero_terminal):
+    """An x0 off by some error costs min(snr, γ)·error² as x0, as eps and as v."""
+    x0, noise, error = torch.randn(3, 5, 1, 8, 8, dtype=torch.float64).unbind()
+    t, losses = torch.tensor([10, 300, 500, 800, 999 if zero_terminal else 950]), []
+    for prediction_type in PREDICTION_TYPES[1:] if zero_terminal else PREDICTION_TYPES:
+        schedule = make_schedule(
+            prediction_type=prediction_type, weighting="min_snr", zero_terminal=zero_terminal
+        )
+
+        def off(x_t, t, cond, schedule=schedule):
+            return schedule.target(x0 + error, schedule.to_eps(x0 + error, x_t, t), t)
+
+        losses.append(diffusion_loss(off, schedule, x0, t, noise))
+    wanted = schedule.log_snr.exp()[t].clamp(max=5) * error.square().flatten(1).mean(1)
+    assert all(torch.allclose(loss, wanted.float(), rtol=1e-4) for loss in losses)
+
+
+def test_validation_is_unweighted_and_training_is_not():
+    model = torch.nn.Conv2d(1, 1, 1)
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    batch, positions = (torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), torch.arange(6)
+    uniform, weighted = (
+        DiffusionObjective(make_schedule(weighting=weighting), seed=0, conditional=False)
+        for weighting in ("uniform", "min_snr")
+    )
+    assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
+    weights = weighted.schedule.loss_weight[stream_timesteps(positions, 1000)]
+    assert torch.allclose(
+        weighted.loss(model, batch, positions), weights * uniform.loss(model, batch, positions)
+    )
 
 
 def test_stream_timesteps_cover_every_stretch_evenly():
@@ -92,6 +179,16 @@ def test_objective_depends_on_positions_not_on_the_batch():
     assert torch.allclose(whole, torch.cat(halves), atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_objective_follows_the_model_to_the_gpu():
+    objective = DiffusionObjective(make_schedule(weighting="min_snr"), seed=0, conditional=False)
+    model = torch.nn.Conv2d(1, 1, 1).cuda()
+    model.forward = lambda x, t, cond, f=model.forward: f(x)
+    batch = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
+    assert objective.loss(model, batch, torch.arange(6)).isfinite().all()
+    assert math.isfinite(objective.validate(model, [batch])["val_loss"])
+
+
 def test_validation_is_the_same_twice_and_whatever_the_batches():
     objective = DiffusionObjective(make_schedule(), seed=0, conditional=False)
     model = torch.nn.Conv2d(1, 1, 1)
@@ -106,13 +203,19 @@ def test_validation_is_the_same_twice_and_whatever_the_batches():
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("schedule", "quadratic", "linear, cosine"),
+        ("schedule", "quadratic", "linear, cosine, sigmoid"),
         ("prediction_type", "noise", "epsilon, v_prediction, sample"),
         ("num_train_timesteps", 1, "2 or more"),
         ("beta_end", 1.5, "within"),
+        ("log_snr_shift", math.nan, "within ±10"),
+        ("loss_weighting", "p2", "uniform, min_snr"),
+        ("min_snr_gamma", 0.0, "above 0"),
+        ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction or sample"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(setting, value, says):
     good = {"schedule": "linear", "num_train_timesteps": 10, "beta_start": 1e-4, "beta_end": 0.02}
+    good |= {"prediction_type": "epsilon", "log_snr_shift": 0.0, "zero_terminal_snr": False}
+    good |= {"loss_weighting": "uniform", "min_snr_gamma": 5.0}
     with pytest.raises(ValueError, match=says):
-        DiffusionConfig(**{**good, "prediction_type": "epsilon", setting: value})
+        DiffusionConfig(**{**good, setting: value})

@@ -1,5 +1,7 @@
 """Pictures: titles, units, shared colours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from Libraries.Plots import (
 
 X0 = torch.rand(3, *SMOKE.spectrogram.shape) * 2 - 1
 SCHEDULE = NoiseSchedule(SMOKE.diffusion)
+NO_TERMINAL_SIGNAL = NoiseSchedule(replace(SMOKE.diffusion, zero_terminal_snr=True))
 
 
 def pictures(figure):
@@ -63,8 +66,6 @@ def test_low_frequencies_are_at_the_bottom():
 
 @pytest.mark.parametrize("representation", ["bands", "magnitude", "mel", "complex", "mdct"])
 def test_rows_are_labelled_with_rising_frequencies(representation):
-    from dataclasses import replace
-
     config = replace(CPU.spectrogram, representation=representation)
     frequencies = config.row_frequencies
     assert len(frequencies) == config.n_rows and (np.diff(frequencies) > 0).all()
@@ -79,7 +80,8 @@ def test_curves_are_labelled():
     rows = [{"step": 1, "loss": 1.0, "lr": 1e-3}, {"step": 2, "val_loss": 0.9, "val_loss_t0-249": 1.2}]
     for figure in (
         plot_metrics(rows, "run"),
-        plot_schedules({"cosine": SCHEDULE}),
+        plot_schedules({"cosine": SCHEDULE, "without signal at the end": NO_TERMINAL_SIGNAL}),
         plot_values(X0, "values"),
     ):
         assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in figure.axes)
+        assert all(np.isfinite(axis.get_ylim()).all() for axis in figure.axes)

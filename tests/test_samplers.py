@@ -1,17 +1,33 @@
 """Samplers: equality with diffusers, the exact answer for Gaussian data, one seed a sample."""
 
+import math
 from itertools import pairwise, product
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_diffusion import DIFFUSERS_NAMES, make_schedule
+from test_diffusion import make_schedule
 
 from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES
-from Libraries.Samplers import SamplerConfig, inference_timesteps, sample, sample_ddim, sample_ddpm
+from Libraries.Samplers import (
+    SAMPLERS,
+    SPACINGS,
+    SamplerConfig,
+    inference_timesteps,
+    sample,
+    sample_ddim,
+    sample_ddpm,
+)
 from Libraries.Utils import SampleNoise
 
 SHAPE = (1, 4, 6)
+NO_OPTIONS = {"eta": None, "variance": None, "churn": None}
+OWN_OPTIONS = {"ddim": {"eta": 1.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 4.0}}
+
+
+def make_config(name, num_inference_steps=5, spacing="trailing", clip_x0=1.0):
+    options = {**NO_OPTIONS, **OWN_OPTIONS.get(name, {})}
+    return SamplerConfig(name, num_inference_steps, spacing, clip_x0, **options)
 
 
 class GaussianDenoiser:
@@ -55,7 +71,7 @@ DDPM_COMBINATIONS = [
 def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, variance):
     ours = make_schedule(schedule, prediction_type)
     theirs = DDPMScheduler(
-        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        prediction_type=prediction_type, timestep_spacing=spacing,
         clip_sample=clip is not None, variance_type=variance,
     )  # fmt: skip
     theirs.set_timesteps(timesteps=inference_timesteps(ours, 10, spacing))
@@ -80,7 +96,7 @@ def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
 def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, clip, eta, steps):
     ours = make_schedule(schedule, prediction_type)
     theirs = DDIMScheduler(
-        beta_schedule=DIFFUSERS_NAMES[schedule], prediction_type=prediction_type, timestep_spacing=spacing,
+        prediction_type=prediction_type, timestep_spacing=spacing,
         clip_sample=clip is not None,
     )  # fmt: skip
     theirs.set_timesteps(steps)
@@ -116,9 +132,10 @@ def test_gaussian_data_come_out_with_their_mean_and_variance(schedule, predictio
     assert abs(x.std().item() / std - 1) < 4 / (2 * values) ** 0.5 + 0.02  # 250 steps leave below 2 %
 
 
-@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim])
-def test_last_step_adds_no_noise_and_returns_x0(sampler):
-    ours = make_schedule()
+@pytest.mark.parametrize("zero_terminal", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_last_step_adds_no_noise_and_returns_x0(sampler, zero_terminal):
+    ours = make_schedule(zero_terminal=zero_terminal)
     seen = []
     result = sampler(
         wavy, ours, SampleNoise([0]), SHAPE, inference_timesteps(ours, 7, "trailing"),
@@ -128,29 +145,43 @@ def test_last_step_adds_no_noise_and_returns_x0(sampler):
     assert torch.allclose(result, seen[-1][2], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_sample_seven_is_the_same_alone_or_among_sixty_four(name):
-    config = SamplerConfig(
-        name, 5, "trailing", 1.0, 1.0 if name == "ddim" else None, "fixed_small" if name == "ddpm" else None
-    )
-    options = {"progress": False, "batch_size": 64}
+    config, options = make_config(name), {"progress": False, "batch_size": 64}
     among = sample(wavy, make_schedule(), config, range(64), SHAPE, **options)
     alone = sample(wavy, make_schedule(), config, [7], SHAPE, **options)
     chunked = sample(wavy, make_schedule(), config, range(64), SHAPE, progress=False, batch_size=5)
     assert torch.equal(among[7], alone[0]) and torch.equal(among, chunked)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("zero_terminal", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50, 333, 999, 1000])
-def test_timesteps_fall_without_repeats(spacing, count):
-    steps = inference_timesteps(make_schedule(), count, spacing)
+def test_timesteps_fall_without_repeats(spacing, count, zero_terminal):
+    steps = inference_timesteps(make_schedule(zero_terminal=zero_terminal), count, spacing)
     assert len(steps) == count and steps[-1] >= 0 and steps[0] <= 999
     assert all(a > b for a, b in pairwise(steps))
 
 
 def test_all_spacings_with_all_steps_visit_every_timestep():
-    for spacing in ("leading", "trailing", "linspace"):
+    for spacing in SPACINGS:
         assert inference_timesteps(make_schedule(), 1000, spacing) == list(range(999, -1, -1))
+
+
+def test_karras_and_log_snr_spacing_are_the_nearest_timesteps_to_their_formulas():
+    schedule = make_schedule("linear")
+    sigmas = torch.exp(-schedule.log_snr / 2)
+    high, low, i = 80.0, sigmas[0].item(), torch.arange(10) / 9
+    karras = (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    for spacing, wanted in (("karras", karras), ("log_snr", high * (low / high) ** i)):
+        visited = sigmas[inference_timesteps(schedule, 10, spacing)]
+        assert ((visited / wanted).log().abs()[:-2] < 0.02).all()  # at the end the timesteps are far apart
+        assert math.isclose(visited[-1], low)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "karras", "log_snr"])
+def test_where_no_signal_is_left_sampling_starts_there(spacing):
+    assert inference_timesteps(make_schedule(zero_terminal=True), 10, spacing)[0] == 999
 
 
 def test_more_steps_than_the_schedule_has_are_refused():
@@ -161,16 +192,20 @@ def test_more_steps_than_the_schedule_has_are_refused():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "euler"}, "choose one of ddpm, ddim"),
-        ({"spacing": "even"}, "choose one of leading"),
-        ({"variance": "fixed_small"}, "ddim takes eta"),
-        ({"eta": 1.5}, "ddim takes eta"),
-        ({"name": "ddpm", "eta": None, "variance": "learned"}, "choose one of fixed_small"),
-        ({"name": "ddpm", "variance": "fixed_small"}, "ddpm has no eta"),
+        ({"name": "plms"}, "choose one of ddpm, ddim, euler, heun, dpmpp_2m, dpmpp_2m_sde, unipc"),
+        ({"spacing": "even"}, "choose one of leading, trailing, linspace, karras, log_snr"),
+        ({"variance": "fixed_small"}, "for ddpm alone; set it to None for ddim"),
+        ({"churn": 1.0}, "for heun alone"),
+        ({"eta": 1.5}, r"choose a number within \[0, 1\]"),
+        ({"eta": None}, "not for ddim"),
+        ({"name": "ddpm", "eta": None, "variance": "learned"}, "choose one of fixed_small, fixed_large"),
+        ({"name": "ddpm", "variance": "fixed_small"}, "eta=0.0 is for ddim alone"),
+        ({"name": "heun", "eta": None, "churn": -1.0}, "0 or more"),
+        ({"name": "unipc"}, "set it to None for unipc"),
         ({"num_inference_steps": 0}, "1 or more"),
     ],
 )
 def test_settings_without_use_are_refused(change, says):
-    good = {"name": "ddim", "num_inference_steps": 5, "spacing": "trailing", "clip_x0": None, "eta": 0.0}
+    good = {"name": "ddim", "num_inference_steps": 5, "spacing": "trailing", "clip_x0": None}
     with pytest.raises(ValueError, match=says):
-        SamplerConfig(**{**good, "variance": None, **change})
+        SamplerConfig(**{**good, **NO_OPTIONS, "eta": 0.0, **change})
