@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 demo: setup
 	$(BIN)/python MainScripts/demo.py
 
+# one thread a process: with more, the processes fight for the cores
 test: setup $(VENV)/.test-ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one thread each: two processes would fight for the cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lab: setup
 	cd MainScripts && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
