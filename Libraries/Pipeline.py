@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -24,7 +23,7 @@ from Libraries.Samplers import Callback, SamplerConfig, sample
 from Libraries.Settings import Settings, from_dict, provenance, to_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training import fit, resolve_precision
+from Libraries.Training import fit, process_state, resolve_precision
 from Libraries.U_Net import UNet, UNetConfig
 from Libraries.Utils import get_logger, new_run_dir, pick_device
 
@@ -195,7 +194,7 @@ def results_of(settings: Settings, run_dir: Path) -> Path:
 
 def _claim_run(settings: Settings, conf: dict) -> Path:
     """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
-    state, run_dir = PartialState(), [None]
+    state, run_dir = process_state(), [None]
     if state.is_main_process:
         run_dir = [new_run_dir(settings.models_dir, settings.preset)]
         save_json(run_dir[0] / "conf.json", conf)

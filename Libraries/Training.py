@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -247,21 +247,26 @@ def optimizer_step(state: TrainState, objective: Objective, batches, config: Tra
     return grad_norm
 
 
+def process_state() -> PartialState:
+    """Return which process of how many this is; without a GPU they talk over gloo."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return an Accelerator of the configured precision, alone or as launched by `accelerate launch`.
 
     Raises:
         ValueError: fp16 without a GPU.
     """
-    cpu_only = not torch.cuda.is_available()
-    if config.mixed_precision == "fp16" and cpu_only:
+    state = process_state()
+    if config.mixed_precision == "fp16" and state.device.type != "cuda":
         raise ValueError("mixed_precision='fp16' needs a CUDA device; set 'auto', 'bf16' or 'no'")
     # Accelerate keeps one precision a process; a notebook may train twice with two.
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=resolve_precision(config.mixed_precision),
         gradient_accumulation_steps=config.grad_accumulation,
-        cpu=cpu_only,
+        cpu=state.device.type == "cpu",
     )
 
 

@@ -11,12 +11,11 @@ computes with batches of N * B. Ctrl-C and SIGTERM save before they stop.
 import argparse
 from pathlib import Path
 
-from accelerate import PartialState
-
 from Conf import PRESETS, choose
 from Libraries.Dataset import build_dataset
 from Libraries.Pipeline import train_diffusion
 from Libraries.Preparation import find_music
+from Libraries.Training import process_state
 
 
 def main() -> None:
@@ -28,7 +27,8 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="the folder of an interrupted run")
     arguments = parser.parse_args()
     settings = choose(arguments.preset)
-    with PartialState().main_process_first():
+    state = process_state()
+    with state.main_process_first():
         if not (settings.dataset_dir / "manifest.json").exists():
             print(
                 build_dataset(
@@ -36,7 +36,7 @@ def main() -> None:
                 )
             )
     run_dir = train_diffusion(settings, arguments.resume)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         print("trained:", run_dir)
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from test_training import CONFIG, Regression, loaders, state_of
 
+from Libraries.Checkpoint import find_checkpoints
+
 TESTS = Path(__file__).parent
 
 SCRIPT = """
@@ -53,7 +55,7 @@ def test_two_processes_equal_one_with_the_larger_batch(tmp_path):
     ]
     result = subprocess.run(
         [*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     train_plainly(tmp_path / "one", batch_size=4)
@@ -61,3 +63,17 @@ def test_two_processes_equal_one_with_the_larger_batch(tmp_path):
     assert two["step"] == one["step"] == CONFIG.num_steps
     for name, weights in one["model"].items():
         assert torch.allclose(two["model"][name], weights, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_two_processes_build_one_dataset_and_make_one_run(tmp_path):
+    script = TESTS.parent / "MainScripts" / "train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(script), "--preset", "SMOKE"], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CONF_ROOT": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    runs = list((tmp_path / "Models" / "diffusion").iterdir())
+    assert [run.name for run in runs] == ["00000-SMOKE"] and result.stdout.count("trained:") == 1
+    assert [step for step, _ in find_checkpoints(runs[0], "state")] == [20]
