@@ -70,7 +70,7 @@ def classifier_free_guidance(
 def autoguidance(
     model: Denoiser, weaker: Denoiser, guidance_scale: float, *, rescale: float = 0.0
 ) -> Denoiser:
-    """Return `model` guided away from the errors of a weaker one (Karras et al. 2024, eq. 3).
+    """Return `model` guided away from the errors of a weaker one (Karras et al. 2024).
 
     The weaker one is an earlier checkpoint or a smaller network, trained on the same data to predict the
     same (`prediction_type`, schedule). Neither needs labels; `with_labels` gives them to those that do.

@@ -6,10 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 from test_diffusion import make_schedule
+from test_guidance import MEANS, STD, Classes
 from test_samplers import SHAPE, GaussianDenoiser, make_config, wavy
 
 from Libraries.Diffusion import PREDICTION_TYPES
 from Libraries.Editing import Editor, interpolate, invert, known_outside, slerp
+from Libraries.Guidance import classifier_free_guidance
 from Libraries.Samplers import SAMPLERS, inference_timesteps, sample, sample_ddim
 from Libraries.Utils import SampleNoise
 
@@ -148,6 +150,48 @@ def test_inpainting_of_gaussian_pairs_is_this_far_from_exact(
     print(f"\n{name:12} rounds {rounds}: slope {slope:.2f}, variance {variance:.2f} of the exact")
     assert (slope_ode if name in ODES else slope_sde) < slope < 1.05
     assert 0.9 < variance < (variance_ode if name in ODES else variance_sde)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_replacing_x0_follows_the_known_part_as_closely_as_replacing_x_t(eta):
+    """RePaint without going back, against this module, both with DDIM."""
+    schedule, rho, shape = make_schedule(), 0.9, (1, 6000, 2)
+    model = Correlated(schedule, torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64))
+    noise, x0 = SampleNoise([1], dtype=torch.float64), SampleNoise([9], dtype=torch.float64)(shape)
+    known, x = known_outside(shape, frames=(1, 2)), noise(shape)
+    for t, t_next in pairwise([*inference_timesteps(schedule, 50, "trailing"), None]):
+        abar = 1.0 if t_next is None else schedule.alphas_cumprod[t_next].item()
+        x = one_ddim_step(model, schedule, x, noise(shape), t, abar, eta)
+        x = torch.where(known, abar**0.5 * x0 + (1 - abar) ** 0.5 * noise(shape), x)
+    beside, made = x[0, 0].unbind(-1)
+    slope = (beside * made).mean() / beside.square().mean() / rho
+    variance = (made - slope * rho * beside).square().mean() / (1 - rho**2)
+    print(f"\nRePaint, eta {eta}: slope {slope:.2f}, variance {variance:.2f} of the exact")
+    editor = make_editor("ddim", model, schedule, 50, clip=None)
+    editor = replace(editor, config=replace(editor.config, eta=eta))
+    ours = editor.inpaint(x0, known, [1])[0, 0, :, 1]
+    assert (beside * ours).mean() / beside.square().mean() / rho == pytest.approx(slope.item(), abs=0.03)
+
+
+def one_ddim_step(model, schedule, x, noise, t, abar_next, eta):
+    """Equation 12 of Song et al. 2021."""
+    abar = schedule.alphas_cumprod[t].item()
+    batch = torch.full((len(x),), t)
+    x0 = schedule.to_x0(model(x, batch), x, batch)
+    sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
+    direction = (1 - abar_next - sigma**2) ** 0.5 * schedule.to_eps(x0, x, batch)
+    return abar_next**0.5 * x0 + direction + sigma * noise
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_edits_of_a_guided_denoiser(name):
+    """Guidance moves the mean of what is made beside what is known, as it does without."""
+    schedule, scale, shape = make_schedule(), 1.5, (1, 60, 40)
+    model = classifier_free_guidance(Classes(schedule), torch.tensor([1]), 2, scale)
+    editor = make_editor(name, model, schedule, 100, "log_snr", clip=None)
+    made = editor.inpaint(torch.zeros(1, *shape), known_outside(shape, frames=(0, 39)), [1])
+    assert (made[..., 39] == 0).all()
+    assert abs(made[..., :39].mean().item() - scale * MEANS[1]) < 4 * STD / 2340**0.5 + 0.005
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
