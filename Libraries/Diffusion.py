@@ -18,6 +18,7 @@ from Libraries.Utils import SampleNoise, derive_seed
 SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 LOSS_WEIGHTINGS = ("uniform", "min_snr")
+LABEL_STREAM = 1  # tells the draws that hide labels from those of the noise
 MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
 
@@ -38,6 +39,7 @@ class DiffusionConfig:
     prediction_type: str  # epsilon | v_prediction | sample
     loss_weighting: str  # uniform | min_snr; of the training loss, not of the validation's
     min_snr_gamma: float  # min_snr only; timesteps with more SNR than this count no more than with this
+    label_dropout: float  # share of training samples whose label is hidden; 0: none. Only with classes
 
     def __post_init__(self):
         for name, known in (
@@ -57,6 +59,8 @@ class DiffusionConfig:
             raise ValueError(f"log_snr_shift={self.log_snr_shift} must be within ±{MAX_LOG_SNR_SHIFT} nats")
         if not 0 < self.min_snr_gamma < math.inf:
             raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be above 0 and finite")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must be within [0, 1)")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "zero_terminal_snr=True leaves no signal at the last timestep, so x0 = (x_t - s·eps)/sqrt(ᾱ) "
@@ -250,17 +254,19 @@ def diffusion_loss(
 class DiffusionObjective:
     """What `Training.fit` minimises and reports for a diffusion model.
 
-    Timestep and noise of a training sample depend on (seed, its position in the stream) alone.
+    Timestep and noise of a training sample, and whether its label is hidden, depend on (seed, its position
+    in the stream) alone.
 
     Args:
         schedule: the noise schedule.
         seed: of the noise.
-        conditional: give the labels of the batch to the network.
+        num_classes: of the network, which gets the labels of the batch; 0: it gets none. A hidden label
+            (`label_dropout`, Ho and Salimans 2022, algorithm 1) is `num_classes`.
         num_buckets: the validation loss is reported for this many equal ranges of t.
     """
 
-    def __init__(self, schedule: NoiseSchedule, seed: int, conditional: bool, num_buckets: int = 4):
-        self.schedule, self.seed, self.conditional = schedule, seed, conditional
+    def __init__(self, schedule: NoiseSchedule, seed: int, num_classes: int, num_buckets: int = 4):
+        self.schedule, self.seed, self.num_classes = schedule, seed, num_classes
         edges = torch.linspace(0, schedule.num_train_timesteps, num_buckets + 1).long().tolist()
         self.buckets = list(pairwise(edges))
         self.metric_names = ("val_loss", *(f"val_loss_t{low}-{high - 1}" for low, high in self.buckets))
@@ -268,6 +274,7 @@ class DiffusionObjective:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
         """Return the loss of each sample, (B,); batch is (x0 (B, C, F, T), label (B,)), positions (B,)."""
         t = stream_timesteps(positions, self.schedule.num_train_timesteps)
+        batch = batch[0], self._hide_labels(batch[1], positions)
         return self._loss_at(model, batch, t, positions, self.seed, weighted=True)
 
     @torch.no_grad()
@@ -284,11 +291,19 @@ class DiffusionObjective:
         means = (sums / first).tolist()
         return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
 
+    def _hide_labels(self, label: Tensor, positions: Tensor) -> Tensor:
+        share = self.schedule.config.label_dropout
+        if not (share and self.num_classes):
+            return label
+        draws = [derive_seed(self.seed, position, LABEL_STREAM) / 2**32 for position in positions.tolist()]
+        hidden = torch.tensor([draw < share for draw in draws], device=label.device)
+        return label.masked_fill(hidden, self.num_classes)
+
     def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
         device = next(model.parameters()).device
         x0, label = (part.to(device) for part in batch)
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
-        cond = label if self.conditional else None
+        cond = label if self.num_classes else None
         schedule = self.schedule.to(device)  # a table on the CPU takes no index from a GPU
         return diffusion_loss(model, schedule, x0, t.to(device), noise, cond, weighted=weighted)

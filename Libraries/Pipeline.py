@@ -105,7 +105,7 @@ def build_network(settings: Settings) -> UNet:
 def make_objective(settings: Settings) -> DiffusionObjective:
     """Return the diffusion loss of these settings."""
     schedule = NoiseSchedule(settings.diffusion)
-    return DiffusionObjective(schedule, settings.train.seed, conditional=settings.unet.num_classes > 0)
+    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.unet.num_classes)
 
 
 def diffusion_loaders(settings: Settings, **options) -> tuple[DataLoader, DataLoader]:

@@ -215,17 +215,35 @@ def sample(
 
     The batch size changes the speed, not the samples. The callback sees every step of every batch.
     """
-    options = {
-        option: getattr(config, option) for option, (name, *_) in OPTIONS.items() if name == config.name
-    }
     timesteps = inference_timesteps(schedule, config.num_inference_steps, config.spacing)
     seeds = list(seeds)
     batches = []
     for start in range(0, len(seeds), batch_size):
         noise = SampleNoise(seeds[start : start + batch_size], device)
-        x0 = SAMPLERS[config.name](
-            model, schedule, noise, shape, timesteps,
-            clip_x0=config.clip_x0, callback=callback, progress=progress, **options,
-        )  # fmt: skip
-        batches.append(x0)
+        options = {"callback": callback, "progress": progress}
+        batches.append(run_sampler(model, schedule, config, noise, shape, timesteps, **options))
     return torch.cat(batches) if batches else torch.empty(0, *shape, device=device)
+
+
+def run_sampler(
+    model: Denoiser,
+    schedule: NoiseSchedule,
+    config: SamplerConfig,
+    noise: SampleNoise,
+    shape: tuple[int, ...],
+    timesteps: list[int],
+    *,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Sample one batch with the configured sampler and its options, at these timesteps.
+
+    The number of steps and the spacing of `config` have no say here. Returns x0 (B, *shape).
+    """
+    options = {
+        option: getattr(config, option) for option, (name, *_) in OPTIONS.items() if name == config.name
+    }
+    return SAMPLERS[config.name](
+        model, schedule, noise, shape, timesteps,
+        clip_x0=config.clip_x0, callback=callback, progress=progress, **options,
+    )  # fmt: skip

@@ -76,7 +76,7 @@ class Spectrogram(nn.Module):
         x0 = (features - offset) / scale
         return x0.clamp(*RANGES[self.config.value_range]), gain
 
-    def decode(self, x0: Tensor, gain: Gain | None = None) -> Tensor:
+    def decode(self, x0: Tensor, gain: Gain | None = None, *, any_length: bool = False) -> Tensor:
         """Return the waveform of a model tensor.
 
         Rows that were cut are zero, and so is a value at the floor of the dB range. A value outside its
@@ -86,17 +86,22 @@ class Spectrogram(nn.Module):
         Args:
             x0: (B, *config.shape), any float type.
             gain: from `encode_with_gain`, (B,) or (1,) each; None takes the constructor's.
+            any_length: x0 may have more frames than a clip, or fewer, as edits make it.
 
         Returns:
-            (B, 1, config.kept_samples) float32.
+            (B, 1, config.kept_samples) float32; with `any_length` (T - 1)·hop_length samples.
 
         Raises:
             ValueError: x0 has another shape, or there is no gain.
         """
-        if x0.ndim != 4 or tuple(x0.shape[1:]) != self.config.shape:
+        C, F, T = self.config.shape
+        fewest = 2 if self.mdct is not None else self.config.n_fft // 2 // self.config.hop_length + 2
+        if x0.ndim != 4 or x0.shape[1:3] != (C, F) or (x0.shape[3] != T and not any_length):
             raise ValueError(
                 f"x0 has shape {tuple(x0.shape)}; expected (B, C, F, T) with {self.config.shape}"
             )
+        if x0.shape[3] < fewest:  # the transform reflects half a window at either end
+            raise ValueError(f"x0 has {x0.shape[3]} frames; to be decoded it needs {fewest} or more")
         gain = self._own_gain() if gain is None else gain
         offset, scale = (value.to(x0.device).float().reshape(-1, 1, 1, 1) for value in gain)
         features = x0.float().clamp(*RANGES[self.config.value_range]) * scale + offset

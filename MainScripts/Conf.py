@@ -100,6 +100,7 @@ BASE = Settings(
         prediction_type="v_prediction",  # epsilon | v_prediction | sample
         loss_weighting="uniform",  # uniform | min_snr
         min_snr_gamma=5.0,  # min_snr only
+        label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
     ),
     train=TrainConfig(
         num_steps=40_000,  # optimiser steps

@@ -25,11 +25,12 @@ DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 def make_schedule(
     schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000,
-    shift=0.0, zero_terminal=False, weighting="uniform",
+    shift=0.0, zero_terminal=False, weighting="uniform", label_dropout=0.0,
 ):  # fmt: skip
     config = DiffusionConfig(
         schedule, num_train_timesteps, 1e-4, 0.02, prediction_type=prediction_type, log_snr_shift=shift,
         zero_terminal_snr=zero_terminal, loss_weighting=weighting, min_snr_gamma=5.0,
+        label_dropout=label_dropout,
     )  # fmt: skip
     return NoiseSchedule(config)
 
@@ -149,7 +150,7 @@ def test_validation_is_unweighted_and_training_is_not():
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     batch, positions = (torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), torch.arange(6)
     uniform, weighted = (
-        DiffusionObjective(make_schedule(weighting=weighting), seed=0, conditional=False)
+        DiffusionObjective(make_schedule(weighting=weighting), seed=0, num_classes=0)
         for weighting in ("uniform", "min_snr")
     )
     assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
@@ -168,7 +169,7 @@ def test_stream_timesteps_cover_every_stretch_evenly():
 
 
 def test_objective_depends_on_positions_not_on_the_batch():
-    objective = DiffusionObjective(make_schedule(), seed=3, conditional=False)
+    objective = DiffusionObjective(make_schedule(), seed=3, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1)
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     x0, label, positions = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), torch.arange(100, 106)
@@ -181,7 +182,7 @@ def test_objective_depends_on_positions_not_on_the_batch():
 
 @pytest.mark.gpu
 def test_objective_follows_the_model_to_the_gpu():
-    objective = DiffusionObjective(make_schedule(weighting="min_snr"), seed=0, conditional=False)
+    objective = DiffusionObjective(make_schedule(weighting="min_snr"), seed=0, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1).cuda()
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     batch = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
@@ -190,7 +191,7 @@ def test_objective_follows_the_model_to_the_gpu():
 
 
 def test_validation_is_the_same_twice_and_whatever_the_batches():
-    objective = DiffusionObjective(make_schedule(), seed=0, conditional=False)
+    objective = DiffusionObjective(make_schedule(), seed=0, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1)
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     x0, label = torch.randn(7, 1, 8, 8), torch.zeros(7, dtype=torch.int64)
@@ -210,12 +211,13 @@ def test_validation_is_the_same_twice_and_whatever_the_batches():
         ("log_snr_shift", math.nan, "within ±10"),
         ("loss_weighting", "p2", "uniform, min_snr"),
         ("min_snr_gamma", 0.0, "above 0"),
+        ("label_dropout", 1.0, "within"),
         ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction or sample"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(setting, value, says):
     good = {"schedule": "linear", "num_train_timesteps": 10, "beta_start": 1e-4, "beta_end": 0.02}
     good |= {"prediction_type": "epsilon", "log_snr_shift": 0.0, "zero_terminal_snr": False}
-    good |= {"loss_weighting": "uniform", "min_snr_gamma": 5.0}
+    good |= {"loss_weighting": "uniform", "min_snr_gamma": 5.0, "label_dropout": 0.0}
     with pytest.raises(ValueError, match=says):
         DiffusionConfig(**{**good, setting: value})

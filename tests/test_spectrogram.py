@@ -432,6 +432,26 @@ def test_waveform_of_another_shape_is_refused(shape):
         Spectrogram(SMALL).encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("config", ALL_SMALL.values(), ids=ALL_SMALL)
+@pytest.mark.parametrize("seconds", [0.5, 2.1])
+def test_tensor_of_any_length_decodes_like_a_clip_of_that_length(config, seconds):
+    other = replace(config, clip_seconds=seconds)
+    x0, gain = Spectrogram(other).encode_with_gain(tones(other))
+    decoded = Spectrogram(config).decode(x0, gain, any_length=True)
+    assert decoded.shape == (2, 1, (x0.shape[-1] - 1) * config.hop_length)
+    assert torch.equal(decoded, Spectrogram(other).decode(x0, gain))
+
+
+@pytest.mark.parametrize("config", ALL_SMALL.values(), ids=ALL_SMALL)
+def test_fewest_frames_decode_and_fewer_are_refused(config):
+    fewest = 2 if config.representation == "mdct" else 4
+    gain, x0 = Gain(torch.zeros(1), torch.ones(1)), torch.zeros(1, *config.shape)
+    decoded = Spectrogram(config).decode(x0[..., :fewest], gain, any_length=True)
+    assert decoded.shape == (1, 1, (fewest - 1) * 128)
+    with pytest.raises(ValueError, match=f"{fewest - 1} frames; to be decoded it needs {fewest} or more"):
+        Spectrogram(config).decode(x0[..., : fewest - 1], gain, any_length=True)
+
+
 @pytest.mark.parametrize("shape", [(64, 96), (1, 1, 64, 95), (1, 2, 64, 96)])
 def test_tensor_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected \(B, C, F, T\) with \(1, 64, 96\)"):
