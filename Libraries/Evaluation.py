@@ -19,13 +19,12 @@ from Libraries.Pipeline import Generator
 from Libraries.Plots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Samplers import SamplerConfig
 from Libraries.Settings import Settings
-from Libraries.Utils import SampleNoise
+from Libraries.Utils import SampleNoise, spread_indices
 
 
 def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
     """Return `count` clips spread evenly over a split (all where there are fewer): x0 (N, C, F, T)."""
-    positions = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
-    return dataset.__getitems__(positions)[0]
+    return dataset.__getitems__(spread_indices(len(dataset), count))[0]
 
 
 def evaluate(
@@ -135,7 +134,7 @@ def record_trajectory(
     generator: Generator, config: SamplerConfig, seed: int, count: int = 6
 ) -> list[tuple[int, Tensor, Tensor]]:
     """Sample one seed and return (t, x_t, predicted x0) at `count` steps spread over the way."""
-    kept = set(torch.linspace(0, config.num_inference_steps - 1, count).long().tolist())
+    kept = set(spread_indices(config.num_inference_steps, count))
     states = []
 
     def keep(step: int, t: int, x_t: Tensor, x0: Tensor) -> None:

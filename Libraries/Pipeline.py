@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from Libraries.Checkpoint import latest_checkpoint, load_checkpoint, load_weights, save_json
+from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights, save_json
 from Libraries.Dataset import make_loaders
 from Libraries.DatasetManifest import INVERSE_ONLY, load_manifest, manifest_hash
 from Libraries.Diffusion import DiffusionConfig, DiffusionObjective, NoiseSchedule
@@ -25,9 +25,7 @@ from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import fit, process_state, resolve_precision
 from Libraries.U_Net import UNet, UNetConfig
-from Libraries.Utils import get_logger, new_run_dir, pick_device
-
-logger = get_logger("Pipeline")
+from Libraries.Utils import new_run_dir, pick_device, spread_indices
 
 PREVIEW_SEEDS = range(8)
 
@@ -47,9 +45,9 @@ class Generator:
         """Load the newest EMA weights of a run, built from the run's own conf.json.
 
         Raises:
-            CheckpointError: the run has no weights, or they do not fit its settings.
+            CheckpointError: the folder is no run, has no weights, or they do not fit its settings.
         """
-        conf = json.loads((run_dir / "conf.json").read_text(encoding="utf-8"))
+        conf = _read_conf(run_dir)
         settings = conf["settings"]
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
         network = UNet(from_dict(UNetConfig, settings["unet"]), spectrogram_config.shape[0])
@@ -114,8 +112,7 @@ def diffusion_loaders(settings: Settings, **options) -> tuple[DataLoader, DataLo
     `options` are those of `make_loaders`.
     """
     train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
-    count = min(settings.num_validation_clips, len(validation.dataset))
-    spread = torch.linspace(0, len(validation.dataset) - 1, count).long().tolist()
+    spread = spread_indices(len(validation.dataset), settings.num_validation_clips)
     subset = Subset(validation.dataset, spread)
     return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
 
@@ -129,6 +126,7 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
 
     Raises:
         ValueError: the dataset was built with another spectrogram, or the run with other settings.
+        CheckpointError: `run_dir` is no run.
     """
     manifest = load_manifest(settings.dataset_dir)
     conf = {
@@ -203,8 +201,20 @@ def _claim_run(settings: Settings, conf: dict) -> Path:
     return run_dir[0]
 
 
+def _read_conf(run_dir: Path) -> dict:
+    """Return what a run's conf.json holds; a CheckpointError says that a folder is no run."""
+    path = Path(run_dir) / "conf.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        reason = (
+            f"{path} cannot be read ({error}): name a run's own folder, such as Models/diffusion/00000-BASE"
+        )
+        raise CheckpointError(reason) from None
+
+
 def _continue_run(run_dir: Path, conf: dict) -> Path:
-    known = json.loads((run_dir / "conf.json").read_text(encoding="utf-8"))
+    known = _read_conf(run_dir)
     for part in ("spectrogram", "unet", "diffusion", "train"):
         _require_same(f"the run {run_dir.name}", known["settings"][part], conf["settings"][part])
     if known["dataset"]["hash"] != conf["dataset"]["hash"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import write_then_rename
+from Libraries.Utils import spread_indices, write_then_rename
 
 VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
 VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
@@ -49,7 +49,7 @@ def plot_waveform_spectrograms(
 def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
     """Draw `count` generated waveforms (N, 1, L) above as many real ones, in the same colours."""
     count = min(count, len(generated), len(real))
-    spread = [int(i) for i in np.linspace(0, len(real) - 1, count)]
+    spread = spread_indices(len(real), count)
     names = [f"generated {i}" for i in range(count)] + [f"real {i}" for i in range(count)]
     waveforms = [*generated[:count], *real[spread]]
     return plot_waveform_spectrograms(waveforms, names, sample_rate, title, columns=count)

@@ -83,6 +83,11 @@ class SampleNoise:
         return noise.to(self.device)
 
 
+def spread_indices(size: int, count: int) -> list[int]:
+    """Return `count` indices, at most all, spread evenly over `size` items from the first to the last."""
+    return torch.linspace(0, size - 1, min(count, size)).long().tolist()
+
+
 def pick_device() -> torch.device:
     """Return the best device here: CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():

@@ -92,6 +92,12 @@ def test_a_run_without_weights_is_refused(settings, run_dir, tmp_path):
         Generator.load(tmp_path)
 
 
+def test_a_folder_that_is_no_run_is_refused(settings, tmp_path):
+    for use in (Generator.load, lambda folder: train_diffusion(settings, folder)):
+        with pytest.raises(CheckpointError, match=r"name a run's own folder"):
+            use(tmp_path)
+
+
 def test_overfitting_one_batch_lowers_the_loss(settings):
     losses = overfit_one_batch(settings, num_steps=40)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])

@@ -13,6 +13,7 @@ from Libraries.Utils import (
     latest_run,
     new_run_dir,
     set_log_level,
+    spread_indices,
     write_then_rename,
 )
 
@@ -91,3 +92,8 @@ def test_noise_is_standard_normal_and_seeds_are_independent():
 def test_derived_seeds_differ_in_every_part():
     seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
     assert len(seeds) == 900 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_indices_are_spread_from_the_first_to_the_last():
+    assert spread_indices(10, 4) == [0, 3, 6, 9]
+    assert spread_indices(3, 100) == [0, 1, 2] and spread_indices(5, 1) == [0]
