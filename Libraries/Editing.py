@@ -1,7 +1,7 @@
 """Edits of clips by every sampler: inpaint, vary, continue to any length, close to a loop; interpolate.
 
 A sampler knows its data by two things, the predicted x0 and its first noise. So an edit replaces the known
-part of the predicted x0 (`known_x0`), or hands over a state of its own as the first noise and starts at a
+part of the predicted x0 (`edited_x0`), or hands over a state of its own as the first noise and starts at a
 later timestep (`StartFrom`), or both. Guidance, every `prediction_type` and every sampler stay as they are.
 
 Why x0 and not x_t: RePaint (Lugmayr et al. 2022, eq. 8), like the imputation of Song et al. 2021
@@ -19,7 +19,6 @@ samplings do, `rounds`: 8 of them bring .86 and .91, and variances of 1.1 to 1.4
 measures all this.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,9 +26,15 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from Libraries.Diffusion import NoiseSchedule
-from Libraries.Samplers import SamplerConfig, inference_timesteps, run_sampler, sample_ddim
-from Libraries.Solvers import Callback, Denoiser, predict_x0
+from Libraries.Diffusion import Denoiser, NoiseSchedule, edited_x0
+from Libraries.Samplers import (
+    SamplerConfig,
+    inference_timesteps,
+    run_sampler,
+    sample_ddim,
+    with_dynamic_threshold,
+)
+from Libraries.Solvers import Callback, predict_x0
 from Libraries.Utils import SampleNoise, derive_seed
 
 CLOSING = 0  # number of the window that closes a loop; those that lengthen a clip count from 1
@@ -48,26 +53,6 @@ class StartFrom:
         """Return x_t once, from then on (B, *shape) of `noise`."""
         x_t, self.x_t = self.x_t, None
         return self.noise(shape) if x_t is None else x_t
-
-
-def known_x0(
-    model: Denoiser, schedule: NoiseSchedule, x0: Tensor, known: Tensor
-) -> tuple[Denoiser, NoiseSchedule]:
-    """Return a denoiser that predicts `x0` where `known`, and the schedule that goes with it.
-
-    The denoiser's output is x0 itself and the schedule's `prediction_type` "sample": nothing is rounded.
-
-    Args:
-        model: (x_t (B, C, F, T), t (B,)) -> output of the schedule's `prediction_type`.
-        x0: (B, C, F, T) float; known: bool, the same shape.
-    """
-    in_x0 = copy.copy(schedule)
-    in_x0.prediction_type = "sample"
-
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.where(known, x0, schedule.to_x0(model(x_t, t).to(x_t.dtype), x_t, t))
-
-    return denoiser, in_x0
 
 
 def known_outside(
@@ -219,9 +204,10 @@ class Editor:
         if strength < 1:
             t = torch.full((len(x0),), timesteps[0], device=x0.device)
             x_t = self.schedule.add_noise(x0, x_t, t)
-        model, schedule = known_x0(self.model, self.schedule, x0, known)
+        model, schedule, config = with_dynamic_threshold(self.model, self.schedule, self.config)
+        model, schedule = edited_x0(model, schedule, lambda predicted: torch.where(known, x0, predicted))
         noise, options = StartFrom(x_t, noise), {"callback": self.callback, "progress": self.progress}
-        made = run_sampler(model, schedule, self.config, noise, shape, timesteps, **options)
+        made = run_sampler(model, schedule, config, noise, shape, timesteps, **options)
         return torch.where(known, x0, made)
 
 

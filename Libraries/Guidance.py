@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from Libraries.Solvers import Denoiser
+from Libraries.Diffusion import Denoiser
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x_t (B, C, F, T), t (B,), cond (B,))
 
@@ -62,7 +62,7 @@ def classifier_free_guidance(
         own = _labels_of_batch(labels, x_t)
         cond = torch.cat([own, torch.full_like(own, num_classes)])
         strong, weak = network(torch.cat([x_t, x_t]), torch.cat([t, t]), cond).chunk(2)
-        return guided(strong, weak, guidance_scale, rescale)
+        return _guide(strong, weak, x_t, guidance_scale, rescale)
 
     return model
 
@@ -86,7 +86,7 @@ def autoguidance(
     _check_scale(guidance_scale, rescale)
     if guidance_scale == 1:
         return model
-    return lambda x_t, t: guided(model(x_t, t), weaker(x_t, t), guidance_scale, rescale)
+    return lambda x_t, t: _guide(model(x_t, t), weaker(x_t, t), x_t, guidance_scale, rescale)
 
 
 def guided(strong: Tensor, weak: Tensor, guidance_scale: float, rescale: float) -> Tensor:
@@ -104,6 +104,12 @@ def rescaled(output: Tensor, like: Tensor, phi: float) -> Tensor:
     target, own = (part.flatten(1).std(dim=1, correction=0) for part in (like, output))
     factor = torch.where(own > 0, target / own, 1.0)
     return output * (phi * factor + 1 - phi).view(-1, *[1] * (output.ndim - 1))
+
+
+def _guide(strong: Tensor, weak: Tensor, x_t: Tensor, guidance_scale: float, rescale: float) -> Tensor:
+    """Guide the channels that predict; those of a learned variance stay the strong one's."""
+    C = x_t.shape[1]
+    return torch.cat([guided(strong[:, :C], weak[:, :C], guidance_scale, rescale), strong[:, C:]], dim=1)
 
 
 def _labels_of_batch(labels: Tensor, x_t: Tensor) -> Tensor:

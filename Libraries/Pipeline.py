@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights, save_json
 from Libraries.Dataset import make_loaders
 from Libraries.DatasetManifest import INVERSE_ONLY, load_manifest, manifest_hash
-from Libraries.Diffusion import DiffusionConfig, DiffusionObjective, NoiseSchedule
+from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
+from Libraries.Objective import DiffusionObjective
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Samplers import Callback, SamplerConfig, sample

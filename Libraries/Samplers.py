@@ -8,15 +8,16 @@ descending `timesteps` and always ends at x0 itself: after the last of them ᾱ 
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from Libraries.Diffusion import NoiseSchedule
+from Libraries.Diffusion import Denoiser, NoiseSchedule, edited_x0
+from Libraries.Likelihood import VARIANCES, interpolated_log_variance
 from Libraries.Solvers import (
     Callback,
-    Denoiser,
+    predict,
     predict_x0,
     sample_dpmpp_2m,
     sample_dpmpp_2m_sde,
@@ -28,7 +29,6 @@ from Libraries.Solvers import (
 from Libraries.Utils import SampleNoise
 
 SPACINGS = ("leading", "trailing", "linspace", "karras", "log_snr")
-VARIANCES = ("fixed_small", "fixed_large")
 KARRAS_RHO = 7.0
 MAX_SIGMA = 80.0  # Karras et al. 2022, table 1: -38 dB of signal
 
@@ -45,8 +45,9 @@ class SamplerConfig:
     num_inference_steps: int
     spacing: str  # leading | trailing | linspace | karras | log_snr
     clip_x0: float | None  # clamp the predicted x0 to ±this; None: leave it
+    dynamic_threshold: float | None  # share of |x0| that is scaled to fit into ±clip_x0; None: none
     eta: float | None  # ddim only: 0 deterministic, 1 as noisy as ddpm
-    variance: str | None  # ddpm only: fixed_small | fixed_large
+    variance: str | None  # ddpm only: fixed_small | fixed_large | learned
     churn: float | None  # heun only: S_churn of Karras et al. 2022, 0 deterministic
 
     def __post_init__(self):
@@ -63,6 +64,11 @@ class SamplerConfig:
                 raise ValueError(f"{option}={value!r} is for {sampler} alone; set it to None for {self.name}")
         if self.num_inference_steps < 1 or (self.clip_x0 is not None and self.clip_x0 <= 0):
             raise ValueError("num_inference_steps must be 1 or more and clip_x0 positive or None")
+        if self.dynamic_threshold is not None and not (self.clip_x0 and 0 < self.dynamic_threshold <= 1):
+            raise ValueError(
+                f"dynamic_threshold={self.dynamic_threshold} must be a share within (0, 1], with a clip_x0 "
+                "to scale to; or None"
+            )
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing: str) -> list[int]:
@@ -129,14 +135,20 @@ def sample_ddpm(
 
     With s the timestep after t, α = ᾱ_t/ᾱ_s and β = 1 - α (eq. 7, strided as in Nichol and Dhariwal 2021):
     mean = sqrt(ᾱ_s)·β/(1-ᾱ_t)·x0 + sqrt(α)·(1-ᾱ_s)/(1-ᾱ_t)·x_t,
-    variance = β·(1-ᾱ_s)/(1-ᾱ_t) (fixed_small) or β (fixed_large). The last step adds no noise.
+    variance = β̃ = β·(1-ᾱ_s)/(1-ᾱ_t) (fixed_small), β (fixed_large), or between them by the network's word
+    (learned). The last step adds no noise.
 
     Returns:
         x0 (B, *shape) on the noise's device.
+
+    Raises:
+        ValueError: variance="learned" with a schedule that has no `learned_variance`.
     """
+    if variance == "learned" and not schedule.learned_variance:
+        raise ValueError("variance='learned' needs a model trained with learned_variance=True")
     x = noise(shape)
     for step, (t, abar, abar_next) in enumerate(trajectory(schedule, timesteps, progress)):
-        x0 = predict_x0(model, schedule, x, t, clip_x0)
+        x0, variance_output = predict(model, schedule, x, t, clip_x0)
         if callback is not None:
             callback(step, t, x, x0)
         alpha = abar / abar_next
@@ -144,7 +156,7 @@ def sample_ddpm(
         x = (abar_next**0.5 * beta * x0 + alpha**0.5 * (1 - abar_next) * x) / (1 - abar)
         if abar_next < 1:
             small = beta * (1 - abar_next) / (1 - abar)
-            x = x + (small if variance == "fixed_small" else beta) ** 0.5 * noise(shape)
+            x = x + _deviation(variance, variance_output, beta, small) * noise(shape)
     return x
 
 
@@ -181,6 +193,34 @@ def sample_ddim(
         if sigma > 0:
             x = x + sigma * noise(shape)
     return x
+
+
+def _deviation(variance: str, variance_output: Tensor, beta: float, small: float) -> Tensor | float:
+    """The standard deviation of ddpm's step: a number, or for a learned one a tensor like x."""
+    if variance == "learned":
+        return torch.exp(interpolated_log_variance(variance_output, math.log(beta), math.log(small)) / 2)
+    return {"fixed_small": small, "fixed_large": beta}[variance] ** 0.5
+
+
+def dynamic_threshold(x0: Tensor, share: float, limit: float) -> Tensor:
+    """Return x0 (B, ...) scaled, sample by sample, so that `share` of its values are within ±limit; then cut.
+
+    Saharia et al. 2022 (Imagen), section 2.3: with s the quantile of |x0|, at least `limit`, x0 is clamped
+    to ±s and divided by s/limit. What guidance drives out of range is so scaled back, not piled up at it.
+    """
+    s = torch.quantile(x0.abs().flatten(1), share, dim=1).clamp(min=limit).view(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) * (limit / s)
+
+
+def with_dynamic_threshold(
+    model: Denoiser, schedule: NoiseSchedule, config: SamplerConfig
+) -> tuple[Denoiser, NoiseSchedule, SamplerConfig]:
+    """Return the denoiser with the configured threshold, its schedule, and the settings without it."""
+    if config.dynamic_threshold is None:
+        return model, schedule, config
+    share, limit = config.dynamic_threshold, config.clip_x0
+    model, schedule = edited_x0(model, schedule, lambda x0: dynamic_threshold(x0, share, limit))
+    return model, schedule, replace(config, dynamic_threshold=None)
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -240,6 +280,7 @@ def run_sampler(
 
     The number of steps and the spacing of `config` have no say here. Returns x0 (B, *shape).
     """
+    model, schedule, config = with_dynamic_threshold(model, schedule, config)
     options = {
         option: getattr(config, option) for option, (name, *_) in OPTIONS.items() if name == config.name
     }

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Diffusion import NoiseSchedule
+from Libraries.Diffusion import Denoiser, NoiseSchedule, denoise
 from Libraries.Utils import SampleNoise
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor], None]  # (step, t, x_t before the step, predicted x0)
 
 MAX_CHURN = 2**0.5 - 1  # Karras et al. 2022: never add more noise than there is
@@ -37,9 +36,16 @@ def predict_x0(
     model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: int, clip_x0: float | None
 ) -> Tensor:
     """Return the denoiser's x0 at (x_t (B, *shape), t), clamped to ±clip_x0 unless that is None."""
+    return predict(model, schedule, x_t, t, clip_x0)[0]
+
+
+def predict(
+    model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: int, clip_x0: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return x0 as `predict_x0`, and the channels that speak of the variance (none without them)."""
     t_batch = torch.full((x_t.shape[0],), t, dtype=torch.int64, device=x_t.device)
-    x0 = schedule.to_x0(model(x_t, t_batch).to(x_t.dtype), x_t, t_batch)
-    return x0 if clip_x0 is None else x0.clamp(-clip_x0, clip_x0)
+    x0, variance_output = denoise(model, schedule, x_t, t_batch)
+    return x0 if clip_x0 is None else x0.clamp(-clip_x0, clip_x0), variance_output
 
 
 @torch.no_grad()

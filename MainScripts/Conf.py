@@ -91,14 +91,22 @@ BASE = Settings(
         num_classes=0,  # 0: unconditional
     ),
     diffusion=DiffusionConfig(
-        schedule="cosine",  # linear | cosine | sigmoid
+        schedule="cosine",  # linear | cosine | sigmoid | edm
         num_train_timesteps=1000,
         beta_start=1e-4,  # linear only
         beta_end=0.02,  # linear only
+        sigma_min=0.002,  # edm only; of the noise beside data as they are
+        sigma_max=80.0,  # edm only
         log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
         zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
-        prediction_type="v_prediction",  # epsilon | v_prediction | sample
-        loss_weighting="uniform",  # uniform | min_snr
+        prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
+        sigma_data=0.5,  # edm prediction only; standard deviation of the data
+        learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
+        vlb_weight=0.001,  # learned_variance only; share of the variational bound in the loss
+        timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
+        log_normal_mean=-1.2,  # log_normal only; of ln σ
+        log_normal_std=1.2,  # log_normal only; of ln σ
+        loss_weighting="uniform",  # uniform | min_snr | uncertainty (learned for every t, EDM2)
         min_snr_gamma=5.0,  # min_snr only
         label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
     ),
@@ -128,8 +136,9 @@ BASE = Settings(
         num_inference_steps=50,
         spacing="trailing",  # leading | trailing | linspace | karras | log_snr
         clip_x0=1.0,  # None: leave x0 as predicted
+        dynamic_threshold=None,  # or a share, such as 0.995, of |x0| that is scaled into ±clip_x0 first
         eta=0.0,  # ddim: 0 to 1; None for the others
-        variance=None,  # ddpm: fixed_small | fixed_large
+        variance=None,  # ddpm: fixed_small | fixed_large | learned
         churn=None,  # heun: 0 or more
     ),
     num_validation_clips=128,

@@ -1,6 +1,7 @@
 """The noise schedule, the parameterisations and the loss."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,28 +10,26 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from Libraries.Diffusion import (
-    PREDICTION_TYPES,
-    SCHEDULES,
-    DiffusionConfig,
-    DiffusionObjective,
-    NoiseSchedule,
-    diffusion_loss,
-    sigmoid_betas,
-    stream_timesteps,
-)
+from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, DiffusionConfig, NoiseSchedule
+from Libraries.Objective import DiffusionObjective, diffusion_loss, stream_timesteps
+from Libraries.Schedules import sigmoid_betas
 
 DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+DIFFUSERS_TYPES = ("epsilon", "v_prediction", "sample")  # edm is a scheduler of its own there
 
 
 def make_schedule(
     schedule="cosine", prediction_type="v_prediction", num_train_timesteps=1000,
-    shift=0.0, zero_terminal=False, weighting="uniform", label_dropout=0.0,
+    shift=0.0, zero_terminal=False, weighting="uniform", label_dropout=0.0, sigma_data=0.5,
+    learned_variance=False, timestep_sampling="uniform",
 ):  # fmt: skip
     config = DiffusionConfig(
-        schedule, num_train_timesteps, 1e-4, 0.02, prediction_type=prediction_type, log_snr_shift=shift,
-        zero_terminal_snr=zero_terminal, loss_weighting=weighting, min_snr_gamma=5.0,
-        label_dropout=label_dropout,
+        schedule, num_train_timesteps, beta_start=1e-4, beta_end=0.02, sigma_min=0.002, sigma_max=80.0,
+        log_snr_shift=shift, zero_terminal_snr=zero_terminal,
+        prediction_type=prediction_type, sigma_data=sigma_data,
+        learned_variance=learned_variance, vlb_weight=0.001,
+        timestep_sampling=timestep_sampling, log_normal_mean=-1.2, log_normal_std=1.2,
+        loss_weighting=weighting, min_snr_gamma=5.0, label_dropout=label_dropout,
     )  # fmt: skip
     return NoiseSchedule(config)
 
@@ -57,7 +56,7 @@ def test_sigmoid_schedule_is_the_formula_and_antisymmetric():
 def test_signal_falls_from_nearly_one_to_nearly_zero(name, shift, zero_terminal):
     alphas_cumprod = make_schedule(name, shift=shift, zero_terminal=zero_terminal).alphas_cumprod
     assert (alphas_cumprod.diff() < 0).all()
-    assert 1 > alphas_cumprod[0] > 0.99 and alphas_cumprod[-1] < 5e-4
+    assert 1 > alphas_cumprod[0] > 0.99 and alphas_cumprod[-1] < 2e-3
     assert (alphas_cumprod[-1] == 0) == zero_terminal
 
 
@@ -123,8 +122,10 @@ def test_min_snr_weight_is_the_closed_form(prediction_type):
     schedule = make_schedule(prediction_type=prediction_type, weighting="min_snr")
     for t in (0, 300, 500, 800, 998):
         snr = math.exp(schedule.log_snr[t])
-        divisor = {"sample": 1, "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
-        assert math.isclose(schedule.loss_weight[t], min(snr, 5) / divisor, rel_tol=1e-5)
+        edm = (1 / snr + 0.25) * snr / 0.25  # 1/c_out² (Karras et al. 2022, table 1) with σ² = 1/snr
+        divisor = {"sample": 1, "epsilon": snr, "v_prediction": snr + 1, "edm": edm}[prediction_type]
+        weight = schedule.min_snr_weight(torch.tensor([t])).item()
+        assert math.isclose(weight, min(snr, 5) / divisor, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
@@ -138,6 +139,7 @@ def test_min_snr_is_one_loss_whatever_the_network_predicts(zero_terminal):
         )
 
         def off(x_t, t, cond, schedule=schedule):
+            x_t = x_t / schedule.scale_input(torch.ones_like(x_t), t)
             return schedule.target(x0 + error, schedule.to_eps(x0 + error, x_t, t), t)
 
         losses.append(diffusion_loss(off, schedule, x0, t, noise))
@@ -154,7 +156,7 @@ def test_validation_is_unweighted_and_training_is_not():
         for weighting in ("uniform", "min_snr")
     )
     assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
-    weights = weighted.schedule.loss_weight[stream_timesteps(positions, 1000)]
+    weights = weighted.schedule.min_snr_weight(stream_timesteps(positions, 1000))
     assert torch.allclose(
         weighted.loss(model, batch, positions), weights * uniform.loss(model, batch, positions)
     )
@@ -204,20 +206,22 @@ def test_validation_is_the_same_twice_and_whatever_the_batches():
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("schedule", "quadratic", "linear, cosine, sigmoid"),
-        ("prediction_type", "noise", "epsilon, v_prediction, sample"),
+        ("schedule", "quadratic", "linear, cosine, sigmoid, edm"),
+        ("prediction_type", "noise", "epsilon, v_prediction, sample, edm"),
+        ("timestep_sampling", "cosine", "uniform, log_normal"),
+        ("sigma_max", 0.001, "must rise"),
+        ("sigma_data", 0.0, "above 0"),
+        ("log_normal_std", -1.0, "above 0"),
+        ("vlb_weight", -1.0, "0 or more"),
         ("num_train_timesteps", 1, "2 or more"),
         ("beta_end", 1.5, "within"),
         ("log_snr_shift", math.nan, "within ±10"),
-        ("loss_weighting", "p2", "uniform, min_snr"),
+        ("loss_weighting", "p2", "uniform, min_snr, uncertainty"),
         ("min_snr_gamma", 0.0, "above 0"),
         ("label_dropout", 1.0, "within"),
         ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction or sample"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(setting, value, says):
-    good = {"schedule": "linear", "num_train_timesteps": 10, "beta_start": 1e-4, "beta_end": 0.02}
-    good |= {"prediction_type": "epsilon", "log_snr_shift": 0.0, "zero_terminal_snr": False}
-    good |= {"loss_weighting": "uniform", "min_snr_gamma": 5.0, "label_dropout": 0.0}
     with pytest.raises(ValueError, match=says):
-        DiffusionConfig(**{**good, setting: value})
+        replace(make_schedule("linear", "epsilon").config, **{setting: value})

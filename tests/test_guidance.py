@@ -9,8 +9,9 @@ from test_samplers import SHAPE, GaussianDenoiser, make_config, wavy
 from torch import nn
 
 from Conf import SMOKE
-from Libraries.Diffusion import PREDICTION_TYPES, DiffusionObjective
+from Libraries.Diffusion import PREDICTION_TYPES
 from Libraries.Guidance import autoguidance, classifier_free_guidance, rescaled, with_labels
+from Libraries.Objective import DiffusionObjective
 from Libraries.Samplers import SAMPLERS, inference_timesteps, sample
 from Libraries.U_Net import UNet
 from Libraries.Utils import SampleNoise

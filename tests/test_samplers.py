@@ -1,18 +1,20 @@
 """Samplers: equality with diffusers, the exact answer for Gaussian data, one seed a sample."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_diffusion import make_schedule
+from test_diffusion import DIFFUSERS_TYPES, make_schedule
 
-from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES
+from Libraries.Diffusion import SCHEDULES
 from Libraries.Samplers import (
     SAMPLERS,
     SPACINGS,
     SamplerConfig,
+    dynamic_threshold,
     inference_timesteps,
     sample,
     sample_ddim,
@@ -27,7 +29,7 @@ OWN_OPTIONS = {"ddim": {"eta": 1.0}, "ddpm": {"variance": "fixed_small"}, "heun"
 
 def make_config(name, num_inference_steps=5, spacing="trailing", clip_x0=1.0):
     options = {**NO_OPTIONS, **OWN_OPTIONS.get(name, {})}
-    return SamplerConfig(name, num_inference_steps, spacing, clip_x0, **options)
+    return SamplerConfig(name, num_inference_steps, spacing, clip_x0, None, **options)
 
 
 class GaussianDenoiser:
@@ -37,6 +39,7 @@ class GaussianDenoiser:
         self.schedule, self.mean, self.std = schedule, mean, std
 
     def __call__(self, x_t, t):
+        x_t = x_t / self.schedule.scale_input(torch.ones_like(x_t), t)
         a2 = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(x_t.dtype)
         gain = a2.sqrt() * self.std**2 / (a2 * self.std**2 + 1 - a2)
         x0 = self.mean + gain * (x_t - a2.sqrt() * self.mean)
@@ -56,7 +59,7 @@ class Replay:
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: self.noise(shape[1:]))
 
 
-COMBINATIONS = list(product(SCHEDULES, PREDICTION_TYPES, ("leading", "trailing", "linspace"), (None, 1.0)))
+COMBINATIONS = list(product(SCHEDULES, DIFFUSERS_TYPES, ("leading", "trailing", "linspace"), (None, 1.0)))
 
 
 # Left out is `trailing` with fixed_large: diffusers adds noise after its last step there, not being at t = 0.
@@ -116,7 +119,7 @@ def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("schedule", "prediction_type"), list(product(SCHEDULES, PREDICTION_TYPES)))
+@pytest.mark.parametrize(("schedule", "prediction_type"), list(product(SCHEDULES, DIFFUSERS_TYPES)))
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim eta=1"])
 def test_gaussian_data_come_out_with_their_mean_and_variance(schedule, prediction_type, sampler):
     ours = make_schedule(schedule, prediction_type)
@@ -198,7 +201,12 @@ def test_more_steps_than_the_schedule_has_are_refused():
         ({"churn": 1.0}, "for heun alone"),
         ({"eta": 1.5}, r"choose a number within \[0, 1\]"),
         ({"eta": None}, "not for ddim"),
-        ({"name": "ddpm", "eta": None, "variance": "learned"}, "choose one of fixed_small, fixed_large"),
+        (
+            {"name": "ddpm", "eta": None, "variance": "beta"},
+            "choose one of fixed_small, fixed_large, learned",
+        ),
+        ({"dynamic_threshold": 0.995}, "with a clip_x0 to scale to"),
+        ({"clip_x0": 1.0, "dynamic_threshold": 1.5}, r"share within \(0, 1\]"),
         ({"name": "ddpm", "variance": "fixed_small"}, "eta=0.0 is for ddim alone"),
         ({"name": "heun", "eta": None, "churn": -1.0}, "0 or more"),
         ({"name": "unipc"}, "set it to None for unipc"),
@@ -207,5 +215,27 @@ def test_more_steps_than_the_schedule_has_are_refused():
 )
 def test_settings_without_use_are_refused(change, says):
     good = {"name": "ddim", "num_inference_steps": 5, "spacing": "trailing", "clip_x0": None}
+    good["dynamic_threshold"] = None
     with pytest.raises(ValueError, match=says):
         SamplerConfig(**{**good, **NO_OPTIONS, "eta": 0.0, **change})
+
+
+def test_dynamic_threshold_scales_what_is_out_of_range_and_leaves_the_rest():
+    x0 = torch.stack([torch.linspace(-0.9, 0.9, 101), torch.linspace(-4, 4, 101)]).view(2, 1, 1, 101)
+    found = dynamic_threshold(x0, 1.0, limit=1.0)
+    assert torch.equal(found[0], x0[0]) and torch.allclose(found[1], x0[1] / 4)
+    found = dynamic_threshold(x0, 0.5, limit=1.0)  # half of |x0| is within 2
+    assert torch.allclose(found[1], (x0[1] / 2).clamp(-1, 1), atol=0.02)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_dynamic_threshold_keeps_every_sampler_in_range_without_piling_up_at_its_end(name):
+    plain = make_config(name, spacing="log_snr")
+    x0, at_end = {}, {}
+    for share in (None, 0.9):
+        config, schedule = replace(plain, dynamic_threshold=share), make_schedule()
+        wide = GaussianDenoiser(schedule, 0.0, 2.0)
+        x0[share] = sample(wide, schedule, config, range(4), (1, 32, 32), batch_size=4, progress=False)
+        at_end[share] = (x0[share].abs() > 0.999).float().mean()
+        assert x0[share].abs().max() <= 1.001
+    assert at_end[0.9] < 0.12 and at_end[0.9] < 0.7 * at_end[None]

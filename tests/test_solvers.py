@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from test_diffusion import make_schedule
+from test_diffusion import DIFFUSERS_TYPES, make_schedule
 from test_samplers import SHAPE, GaussianDenoiser, Replay, wavy
 
-from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES
+from Libraries.Diffusion import SCHEDULES
 from Libraries.Samplers import SAMPLERS, SPACINGS, inference_timesteps, sample_ddim
 from Libraries.Solvers import (
     sample_dpmpp_2m,
@@ -37,7 +37,7 @@ MULTISTEP = {  # ours: theirs, with its options
     ),
     "unipc": (sample_unipc, "UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
 }
-COMBINATIONS = list(product(SCHEDULES, PREDICTION_TYPES, SPACINGS, (1, 7, 20)))
+COMBINATIONS = list(product(SCHEDULES, DIFFUSERS_TYPES, SPACINGS, (1, 7, 20)))
 
 
 def make_reference(monkeypatch, name, ours, steps, repeat=1, **options):
