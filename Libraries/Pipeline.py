@@ -2,30 +2,26 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights, save_json
-from Libraries.Dataset import make_loaders
-from Libraries.DatasetManifest import INVERSE_ONLY, load_manifest, manifest_hash
+from Libraries.Checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from Libraries.Diffusion import DiffusionConfig, DiffusionObjective, NoiseSchedule
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
+from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
 from Libraries.Samplers import Callback, SamplerConfig, sample
-from Libraries.Settings import Settings, from_dict, provenance, to_dict
+from Libraries.Settings import Settings, from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training import fit, process_state, resolve_precision
+from Libraries.Training import fit, resolve_precision
 from Libraries.U_Net import UNet, UNetConfig
-from Libraries.Utils import new_run_dir, pick_device, spread_indices
+from Libraries.Utils import pick_device
 
 PREVIEW_SEEDS = range(8)
 
@@ -47,7 +43,7 @@ class Generator:
         Raises:
             CheckpointError: the folder is no run, has no weights, or they do not fit its settings.
         """
-        conf = _read_conf(run_dir)
+        conf = read_conf(run_dir)
         settings = conf["settings"]
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
         network = UNet(from_dict(UNetConfig, settings["unet"]), spectrogram_config.shape[0])
@@ -106,17 +102,6 @@ def make_objective(settings: Settings) -> DiffusionObjective:
     return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.unet.num_classes)
 
 
-def diffusion_loaders(settings: Settings, **options) -> tuple[DataLoader, DataLoader]:
-    """Return the endless training loader and `num_validation_clips` clips spread over the validation split.
-
-    `options` are those of `make_loaders`.
-    """
-    train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
-    spread = spread_indices(len(validation.dataset), settings.num_validation_clips)
-    subset = Subset(validation.dataset, spread)
-    return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
-
-
 def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     """Train a diffusion model on the dataset of these settings; return its run folder.
 
@@ -128,22 +113,11 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
         ValueError: the dataset was built with another spectrogram, or the run with other settings.
         CheckpointError: `run_dir` is no run.
     """
-    manifest = load_manifest(settings.dataset_dir)
-    conf = {
-        "settings": to_dict(settings),
-        "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
-        "gain": manifest["gain"],
-        "classes": manifest["classes"],
-        "provenance": provenance(),
-    }
-    _require_same(
-        "the dataset", manifest["settings"]["spectrogram"], to_dict(settings.spectrogram), INVERSE_ONLY
-    )
-    run_dir = _claim_run(settings, conf) if run_dir is None else _continue_run(run_dir, conf)
+    run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "unet", "diffusion", "train"))
     fit(
         build_network(settings),
         make_objective(settings),
-        functools.partial(diffusion_loaders, settings),
+        functools.partial(clip_loaders, settings),
         settings.train,
         run_dir,
         preview=functools.partial(save_preview, settings, run_dir),
@@ -157,7 +131,7 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
     A check before the long run: data, network and loss fit together if this falls.
     """
     network, objective = build_network(settings).train(), make_objective(settings)
-    loader, _ = diffusion_loaders(settings, batch_size=settings.train.batch_size, seed=settings.train.seed)
+    loader, _ = clip_loaders(settings, batch_size=settings.train.batch_size, seed=settings.train.seed)
     batch, device = next(iter(loader)), pick_device()
     optimizer = torch.optim.AdamW(network.to(device).parameters(), lr=settings.train.learning_rate)
     losses, B = [], settings.train.batch_size
@@ -183,52 +157,3 @@ def save_preview(settings: Settings, run_dir: Path, step: int, network: UNet) ->
     results = results_of(settings, run_dir)
     save_figure(figure, results / f"samples-{step:08d}.png")
     save_figure(plot_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
-
-
-def results_of(settings: Settings, run_dir: Path) -> Path:
-    """Return the results folder of a run."""
-    return settings.results_dir / run_dir.parent.name / run_dir.name
-
-
-def _claim_run(settings: Settings, conf: dict) -> Path:
-    """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
-    state, run_dir = process_state(), [None]
-    if state.is_main_process:
-        run_dir = [new_run_dir(settings.models_dir, settings.preset)]
-        save_json(run_dir[0] / "conf.json", conf)
-    if state.num_processes > 1:
-        broadcast_object_list(run_dir)
-    return run_dir[0]
-
-
-def _read_conf(run_dir: Path) -> dict:
-    """Return what a run's conf.json holds; a CheckpointError says that a folder is no run."""
-    path = Path(run_dir) / "conf.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        reason = (
-            f"{path} cannot be read ({error}): name a run's own folder, such as Models/diffusion/00000-BASE"
-        )
-        raise CheckpointError(reason) from None
-
-
-def _continue_run(run_dir: Path, conf: dict) -> Path:
-    known = _read_conf(run_dir)
-    for part in ("spectrogram", "unet", "diffusion", "train"):
-        _require_same(f"the run {run_dir.name}", known["settings"][part], conf["settings"][part])
-    if known["dataset"]["hash"] != conf["dataset"]["hash"]:
-        raise ValueError(
-            f"{run_dir.name} was trained on another dataset than {conf['dataset']['folder']} is now"
-        )
-    return run_dir
-
-
-def _require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
-    """Raise a ValueError that names the settings in which two parts differ."""
-    theirs, ours = (json.loads(json.dumps(part)) for part in (theirs, ours))  # tuples are lists in JSON
-    names = (theirs.keys() | ours.keys()) - set(ignored)
-    different = [f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
-                 for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
-    if different:
-        raise ValueError(f"{owner} has other settings ({'; '.join(different)}): use those, or make a new one")

@@ -14,7 +14,7 @@ ORDER = (
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Layers", "U_Net", "Diffusion", "Solvers", "Samplers", "Guidance", "Editing", "Checkpoint", "Training",
-    "Settings", "Plots", "Preparation", "Pipeline", "Evaluation",
+    "Settings", "Runs", "Plots", "Preparation", "Pipeline", "Evaluation",
 )  # fmt: skip
 
 
