@@ -37,6 +37,34 @@ from Libraries.Samplers import (
 from Libraries.Solvers import Callback, predict_x0
 from Libraries.Utils import SampleNoise, derive_seed
 
+
+@dataclass(frozen=True)
+class EditConfig:
+    """How clips are edited; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
+
+    rounds: int  # times that made parts are noised and made again; more fit better, n cost n/2 samplings more
+    gap_seconds: float  # of a clip, filled by inpainting
+    strength: float  # of a variation: 0 the clip itself, 1 a free sample
+    overlap_seconds: float  # what a window of a continuation is given of the one before
+    continue_seconds: float  # length of a continued clip
+    loop_seconds: float  # length of a loop
+    inversion_iterations: int  # calls of the model a step of the inversion; 1 is the usual DDIM inversion
+
+    def __post_init__(self):
+        seconds = ("gap_seconds", "overlap_seconds", "continue_seconds", "loop_seconds")
+        for name in seconds:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.rounds < 0 or self.inversion_iterations < 1 or not 0 <= self.strength <= 1:
+            raise ValueError(
+                "rounds must be 0 or more, inversion_iterations 1 or more, strength within [0, 1]"
+            )
+
+
 CLOSING = 0  # number of the window that closes a loop; those that lengthen a clip count from 1
 
 

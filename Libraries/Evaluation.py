@@ -14,8 +14,8 @@ from torch import Tensor
 
 from Libraries.Audio import save_audio
 from Libraries.Dataset import SpectrogramDataset
+from Libraries.Generator import Generator
 from Libraries.Metrics import frechet_distance, log_mel_statistics
-from Libraries.Pipeline import Generator
 from Libraries.Plots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Samplers import SamplerConfig
 from Libraries.Settings import Settings

@@ -6,13 +6,38 @@ same weights for both, so guiding eps, v or x0 is the same guidance.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from Libraries.Diffusion import Denoiser
 
+METHODS = ("none", "classifier_free", "autoguidance")
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x_t (B, C, F, T), t (B,), cond (B,))
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How samples are guided; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: an unknown method, or a number that is impossible.
+    """
+
+    method: str  # none | classifier_free (towards the label) | autoguidance (away from a weaker model)
+    scale: float  # 1: no guidance; more: further
+    rescale: float  # φ of `rescaled`: 0 none, to 1
+    weaker_at: (
+        float  # autoguidance only; share of the training after which the weaker model's weights are from
+    )
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}")
+        _check_scale(self.scale, self.rescale)
+        if not 0 < self.weaker_at < 1:
+            raise ValueError(f"weaker_at={self.weaker_at} must be within (0, 1)")
 
 
 def with_labels(network: Network, labels: Tensor, num_classes: int) -> Denoiser:

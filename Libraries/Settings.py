@@ -12,6 +12,8 @@ import torch
 from Libraries.DatasetManifest import DatasetConfig
 from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
+from Libraries.Editing import EditConfig
+from Libraries.Guidance import GuidanceConfig
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import TrainConfig
@@ -37,6 +39,8 @@ class Settings:
     diffusion: DiffusionConfig
     train: TrainConfig
     sampler: SamplerConfig
+    guidance: GuidanceConfig
+    edit: EditConfig
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
@@ -48,6 +52,15 @@ class Settings:
             raise ValueError(
                 f"a spectrogram of {n_rows}x{n_frames} does not fit a network that needs multiples of "
                 f"{rows}x{frames}; change size_multiple, clip_seconds, patch_size or the number of levels"
+            )
+        if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
+            raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
+        if self.guidance.method == "classifier_free" and not (
+            self.unet.num_classes and self.diffusion.label_dropout
+        ):
+            raise ValueError(
+                "guidance by classifier_free needs labels that are hidden now and then: set num_classes of "
+                "the unet and label_dropout of the diffusion, or choose autoguidance"
             )
 
     @property

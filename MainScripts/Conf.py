@@ -21,6 +21,8 @@ if str(REPOSITORY) not in sys.path:
 from Libraries.DatasetManifest import DatasetConfig  # noqa: E402
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
+from Libraries.Editing import EditConfig  # noqa: E402
+from Libraries.Guidance import GuidanceConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
@@ -141,6 +143,21 @@ BASE = Settings(
         variance=None,  # ddpm: fixed_small | fixed_large | learned
         churn=None,  # heun: 0 or more
     ),
+    guidance=GuidanceConfig(
+        method="none",  # none | classifier_free | autoguidance
+        scale=2.0,  # 1: none
+        rescale=0.0,  # 0 none, to 1
+        weaker_at=0.3,  # autoguidance only; share of the training
+    ),
+    edit=EditConfig(
+        rounds=4,  # times that made parts are made again
+        gap_seconds=1.0,  # s
+        strength=0.5,  # of a variation, 0 to 1
+        overlap_seconds=1.0,  # s
+        continue_seconds=60.0,  # s
+        loop_seconds=8.0,  # s
+        inversion_iterations=3,  # calls of the model a step
+    ),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -236,6 +253,7 @@ SMOKE = replace(
         preview_every=20,
     ),
     sampler=replace(BASE.sampler, num_inference_steps=4),
+    edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
     num_validation_clips=4,
     num_samples=8,
 )

@@ -15,7 +15,9 @@ from Libraries.Checkpoint import export_graph, save_json
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Evaluation import evaluate, example_input
-from Libraries.Pipeline import Generator, results_of, train_diffusion
+from Libraries.Generator import Generator
+from Libraries.Pipeline import train_diffusion
+from Libraries.Runs import results_of
 from Libraries.Utils import get_logger, latest_run, new_run_dir
 
 logger = get_logger("demo")

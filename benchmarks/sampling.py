@@ -34,7 +34,8 @@ from torch import Tensor
 from Conf import BASE, ORIGIN
 from Libraries.Audio import load_audio
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Pipeline import Generator, build_network
+from Libraries.Generator import Generator
+from Libraries.Pipeline import build_network
 from Libraries.Samplers import inference_timesteps, sample_ddim
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram

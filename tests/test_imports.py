@@ -15,8 +15,8 @@ ORDER = (
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Layers", "U_Net",
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Guidance", "Editing",
-    "Checkpoint", "Training",
-    "Settings", "Plots", "Preparation", "Pipeline", "Evaluation",
+    "Checkpoint", "PostHocEMA", "Training",
+    "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation",
 )  # fmt: skip
 
 

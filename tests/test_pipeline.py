@@ -13,15 +13,15 @@ from Libraries.Audio import AudioError
 from Libraries.Checkpoint import CheckpointError
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.Evaluation import copying, distances, evaluate, nearest_in_training, spread_clips
+from Libraries.Generator import Generator
 from Libraries.Pipeline import (
-    Generator,
     build_network,
-    diffusion_loaders,
     make_objective,
     overfit_one_batch,
     train_diffusion,
 )
 from Libraries.Preparation import compare_representations, find_music, load_example_clips
+from Libraries.Runs import clip_loaders
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_conditional_training_uses_the_labels(settings):
 
 
 def test_validation_clips_are_spread_and_limited(settings):
-    _, validation = diffusion_loaders(replace(settings, num_validation_clips=2), batch_size=8, seed=0)
+    _, validation = clip_loaders(replace(settings, num_validation_clips=2), batch_size=8, seed=0)
     x0, label = next(iter(validation))
     assert len(x0) == 2 and label.shape == (2,)
 

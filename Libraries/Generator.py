@@ -1,0 +1,219 @@
+"""A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram."""
+
+import contextlib
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from Libraries.Checkpoint import (
+    CheckpointError,
+    find_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+)
+from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
+from Libraries.Editing import Editor
+from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
+from Libraries.Objective import UncertaintyWeighted
+from Libraries.PostHocEMA import reconstruct
+from Libraries.Runs import read_conf
+from Libraries.Samplers import Callback, SamplerConfig, sample
+from Libraries.Settings import from_dict
+from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training import resolve_precision
+from Libraries.U_Net import UNet, UNetConfig
+from Libraries.Utils import pick_device
+
+
+class Generator:
+    """Network, schedule, spectrogram and typical gain, and what can be done with them.
+
+    Attributes:
+        network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
+        weaker: the same of less trained weights, for autoguidance; None until `load_weaker`.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: NoiseSchedule, spectrogram: Spectrogram, device: torch.device
+    ):
+        if isinstance(network, UncertaintyWeighted):  # of use to the loss alone
+            network = network.network
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
+        self.precision = resolve_precision("auto")
+        self.weaker: nn.Module | None = None
+        self.run_dir: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        run_dir: Path,
+        device: torch.device | None = None,
+        *,
+        step: int | None = None,
+        ema_length: float | None = None,
+    ) -> "Generator":
+        """Load the EMA weights of a run, into the network of the run's own conf.json.
+
+        Args:
+            run_dir: `Models/diffusion/<run>`.
+            device: None picks the best one.
+            step: of the optimiser; None is the last one saved.
+            ema_length: relative length of the average, put together after the training from its snapshots
+                (`PostHocEMA.reconstruct`); None takes the average that training kept.
+
+        Raises:
+            CheckpointError: the folder is no run, has no such weights, or they do not fit its settings.
+        """
+        settings = read_conf(run_dir)["settings"]
+        spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
+        diffusion = from_dict(DiffusionConfig, settings["diffusion"])
+        network = make_network(
+            from_dict(UNetConfig, settings["unet"]), diffusion, spectrogram_config.shape[0]
+        )
+        load_weights(network, *_weights(run_dir, step, ema_length))
+        gain = Gain(*(torch.tensor([value]) for value in read_conf(run_dir)["gain"]))
+        spectrogram = Spectrogram(spectrogram_config, gain)
+        generator = cls(network, NoiseSchedule(diffusion), spectrogram, device or pick_device())
+        generator.run_dir = Path(run_dir)
+        return generator
+
+    def load_weaker(self, share: float) -> int:
+        """Load as the weaker network the weights that were saved nearest to `share` of the training.
+
+        Returns:
+            Their optimiser step.
+
+        Raises:
+            CheckpointError: the run has no weights from before its last.
+        """
+        found = find_checkpoints(self.run_dir, "ema")
+        last = found[-1][0]
+        earlier = [step for step, _ in found if step < last]
+        if not earlier:
+            raise CheckpointError(
+                f"{self.run_dir} has no weights from before its last ones; train with a smaller save_every"
+            )
+        step = min(earlier, key=lambda step: abs(step - share * last))
+        self.weaker = Generator.load(self.run_dir, self.device, step=step).network
+        return step
+
+    def labels_in_turn(self, count: int) -> Tensor | None:
+        """Return int64 labels (count,) that go round all classes; None for a network without classes."""
+        num_classes = self.network.config.num_classes
+        return torch.arange(count) % num_classes if num_classes else None
+
+    def denoiser(self, labels: Tensor | None = None, guidance: GuidanceConfig | None = None) -> Denoiser:
+        """Return `model(x_t, t)` for the samplers, in this machine's fast precision.
+
+        Args:
+            labels: int64 (B,), one a sample, or (1,) for all; None: no label.
+            guidance: how to guide it; None: not at all.
+
+        Raises:
+            ValueError: labels that do not fit, or guidance by labels without any.
+            CheckpointError: autoguidance in a run that has one set of weights.
+        """
+        num_classes, strong = self.network.config.num_classes, self._in_fast_precision(self.network)
+        if guidance is None or guidance.method == "none" or guidance.scale == 1:
+            return self._with_labels(strong, labels)
+        if guidance.method == "classifier_free":
+            if labels is None:
+                raise ValueError("guidance by classifier_free needs labels; give them, or use autoguidance")
+            return classifier_free_guidance(
+                strong, labels, num_classes, guidance.scale, rescale=guidance.rescale
+            )
+        if self.weaker is None:
+            self.load_weaker(guidance.weaker_at)
+        weak = self._with_labels(self._in_fast_precision(self.weaker), labels)
+        return autoguidance(self._with_labels(strong, labels), weak, guidance.scale, rescale=guidance.rescale)
+
+    def generate(
+        self,
+        seeds: Iterable[int],
+        config: SamplerConfig,
+        batch_size: int,
+        *,
+        labels: Tensor | None = None,
+        guidance: GuidanceConfig | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Sample one clip a seed; returns x0 (N, C, F, T) on the CPU.
+
+        The batch size changes the speed, not the samples. The callback sees every step of every batch.
+        `labels` is int64 (N,), one a seed; it and `guidance` are as in `denoiser`.
+        """
+        seeds, shape, batches = list(seeds), self.spectrogram.config.shape, []
+        if labels is not None and len(labels) != len(seeds):
+            raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one a seed")
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            model = self.denoiser(None if labels is None else labels[part], guidance)
+            batches.append(
+                sample(
+                    model, self.schedule, config, seeds[part], shape,
+                    batch_size=batch_size, device=self.device, callback=callback, progress=progress,
+                ).cpu()
+            )  # fmt: skip
+        return torch.cat(batches) if batches else torch.empty(0, *shape)
+
+    def editor(
+        self,
+        config: SamplerConfig,
+        rounds: int,
+        *,
+        labels: Tensor | None = None,
+        guidance: GuidanceConfig | None = None,
+    ) -> Editor:
+        """Return an `Editing.Editor` with this network; clips given to it have to be on `device`."""
+        return Editor(self.denoiser(labels, guidance), self.schedule, config, rounds, progress=True)
+
+    def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:
+        """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1].
+
+        With `any_length` T may be another than the model's, as `Editor.extend` makes it.
+        """
+        return self.spectrogram.decode(x0.cpu(), any_length=any_length)
+
+    def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
+        if labels is None:
+            return lambda x_t, t: network(x_t, t, None)
+        return with_labels(network, labels, self.network.config.num_classes)
+
+    def _in_fast_precision(self, network: nn.Module):
+        """Return `network` with float32 outputs, computing under autocast where this machine gains by it."""
+        autocast = contextlib.nullcontext
+        if self.precision != "no" and self.device.type in ("cuda", "cpu"):
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+            autocast = functools.partial(torch.autocast, self.device.type, dtype)
+
+        def model(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            with autocast():
+                return network(x_t, t, cond).float()
+
+        return model
+
+
+def make_network(unet: UNetConfig, diffusion: DiffusionConfig, channels: int) -> nn.Module:
+    """Return a new network for data of `channels`, with what the settings of the diffusion ask of it.
+
+    A learned variance doubles the output channels; learned weights of the loss wrap the network.
+    """
+    network = UNet(unet, channels, 2 * channels if diffusion.learned_variance else channels)
+    if diffusion.loss_weighting == "uncertainty":
+        return UncertaintyWeighted(network, diffusion.num_train_timesteps)
+    return network
+
+
+def _weights(run_dir: Path, step: int | None, ema_length: float | None) -> tuple[dict[str, Tensor], Path]:
+    """Return the EMA weights asked for and where they are from."""
+    if ema_length is not None:
+        return reconstruct(run_dir, ema_length, step), Path(run_dir)
+    path = latest_checkpoint(run_dir, "ema") if step is None else Path(run_dir) / f"ema-{step:08d}.pth"
+    return load_checkpoint(path)["weights"], path
