@@ -14,7 +14,7 @@ from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training import TrainConfig
+from Libraries.TrainConfig import TrainConfig
 from Libraries.U_Net import UNetConfig
 
 
