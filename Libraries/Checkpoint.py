@@ -1,8 +1,8 @@
 """Runs on disk: states to resume from, EMA weights to sample with, graphs to look at.
 
 A run folder `Models/<kind>/<00007-name>/` holds conf.json, metrics.csv, log.txt, state-<step>.pth,
-ema-<step>.pth and graph.pt. Everything is written to a temporary name and renamed, and read with
-`weights_only=True`: a checkpoint from a stranger can hold no code.
+ema-<step>.pth, snapshot-<step>.pth and graph.pt. Everything is written to a temporary name and renamed, and
+read with `weights_only=True`: a checkpoint from a stranger can hold no code.
 """
 
 import json
@@ -26,14 +26,14 @@ def save_checkpoint(path: Path, content: dict) -> None:
     write_then_rename(path, lambda temporary: torch.save(content, temporary))
 
 
-def load_checkpoint(path: Path, map_location="cpu") -> dict:
-    """Read what `save_checkpoint` wrote.
+def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
+    """Read what `save_checkpoint` wrote; with `mmap` a tensor is read when it is used.
 
     Raises:
         CheckpointError: the file is missing, cut short, or holds more than plain data.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: train the model first or check the run's name"

@@ -46,7 +46,7 @@ class EditConfig:
         ValueError: a number is impossible.
     """
 
-    rounds: int  # times that made parts are noised and made again; more fit better, n cost n/2 samplings more
+    rounds: int  # times that made parts are made again; n of them cost n/2 samplings more and fit better
     gap_seconds: float  # of a clip, filled by inpainting
     strength: float  # of a variation: 0 the clip itself, 1 a free sample
     overlap_seconds: float  # what a window of a continuation is given of the one before

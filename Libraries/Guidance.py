@@ -28,9 +28,7 @@ class GuidanceConfig:
     method: str  # none | classifier_free (towards the label) | autoguidance (away from a weaker model)
     scale: float  # 1: no guidance; more: further
     rescale: float  # φ of `rescaled`: 0 none, to 1
-    weaker_at: (
-        float  # autoguidance only; share of the training after which the weaker model's weights are from
-    )
+    weaker_at: float  # autoguidance only; share of the training that the weaker weights have had
 
     def __post_init__(self):
         if self.method not in METHODS:

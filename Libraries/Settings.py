@@ -16,7 +16,7 @@ from Libraries.Editing import EditConfig
 from Libraries.Guidance import GuidanceConfig
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training import TrainConfig
+from Libraries.TrainConfig import TrainConfig
 from Libraries.U_Net import UNetConfig
 
 

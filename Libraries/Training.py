@@ -20,57 +20,12 @@ from tqdm.auto import tqdm
 
 from Libraries.Checkpoint import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
 from Libraries.Interrupt import DeferredInterrupt
+from Libraries.PostHocEMA import power_average, running_average, save_snapshot
 from Libraries.RunLog import Report, is_due, log_file
+from Libraries.TrainConfig import TrainConfig
 from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger
 
 logger = get_logger("Training")
-
-PRECISIONS = ("auto", "no", "fp16", "bf16")
-LR_SCHEDULES = ("constant", "cosine", "step")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained; the values live in `Conf.py`.
-
-    Raises:
-        ValueError: a name is unknown or a number impossible.
-    """
-
-    num_steps: int  # optimiser steps
-    batch_size: int  # clips of one forward pass, a process
-    grad_accumulation: int  # forward passes an optimiser step
-    learning_rate: float
-    lr_schedule: str  # constant | cosine (to zero) | step (a tenth at 60 % and at 85 %)
-    warmup_steps: int  # optimiser steps of linear rise
-    betas: tuple[float, float]  # of AdamW
-    weight_decay: float
-    max_grad_norm: float
-    ema_decay: float  # a step, once warmed up
-    mixed_precision: str  # auto | no | fp16 | bf16
-    compile: bool  # torch.compile, on CUDA
-    dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
-    num_workers: int  # processes that read batches; 0: none
-    seed: int
-    log_every: int  # optimiser steps
-    validate_every: int
-    save_every: int
-    preview_every: int  # fixed-seed samples as a plot
-
-    def __post_init__(self):
-        for name, known in (("mixed_precision", PRECISIONS), ("lr_schedule", LR_SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
-                )
-        whole = ("num_steps", "batch_size", "grad_accumulation")
-        for name in (*whole, "log_every", "validate_every", "save_every", "preview_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must be within [0, 1)")
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0 or self.warmup_steps < 0:
-            raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps 0 or more")
 
 
 class Objective(Protocol):
@@ -104,6 +59,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     accelerator: Accelerator
+    power_ema: dict[float, AveragedModel]  # by sigma_rel
     step: int = 0
     recent_losses: list[Tensor] = field(default_factory=list)
 
@@ -119,6 +75,7 @@ class TrainState:
             "step": self.step,
             "model": raw.state_dict(),
             "ema": self.ema.state_dict(),
+            "power_ema": {length: average.state_dict() for length, average in self.power_ema.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
@@ -129,11 +86,18 @@ class TrainState:
                 path.unlink()
         logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
 
+    def save_snapshot(self, run_dir: Path) -> None:
+        """Write snapshot-<step>.pth, from which averages of other lengths are rebuilt."""
+        if self.accelerator.is_main_process:
+            save_snapshot(run_dir, self.step, self.power_ema)
+
     def load(self, path: Path) -> None:
         """Continue from a state-<step>.pth."""
         content = load_checkpoint(path, map_location=self.accelerator.device)
         load_weights(_unwrap(self.accelerator, self.model), content["model"], path)
         self.ema.load_state_dict(content["ema"])
+        for length, average in self.power_ema.items():
+            average.load_state_dict(content["power_ema"][length])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
         if self.accelerator.scaler and content["scaler"]:
@@ -158,7 +122,7 @@ def fit(
         objective: the loss, as `Objective`.
         make_loaders: called with batch_size, seed, start_step, rank, world_size, num_workers and device;
             gives an endless loader of training batches and a finite one for validation.
-        run_dir: receives metrics.csv, log.txt, state-<step>.pth and ema-<step>.pth.
+        run_dir: receives metrics.csv, log.txt, state-<step>.pth, ema-<step>.pth and snapshot-<step>.pth.
         preview: called every `preview_every` steps with the EMA model, and at the end.
 
     Returns:
@@ -208,10 +172,13 @@ def _loop(
             bar.update()
             stopping = _agree(state.accelerator, interrupt.requested)
             saving = stopping or is_due(state.step, config, "save")
-            if saving or is_due(state.step, config, "log"):
+            snapshot = bool(config.power_ema) and is_due(state.step, config, "snapshot")
+            if saving or snapshot or is_due(state.step, config, "log"):
                 loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
+            if snapshot:  # before the state: a run killed between the two writes it again, not never
+                state.save_snapshot(run_dir)
             if saving:
                 state.save(run_dir)
             report.validate_and_preview()
@@ -242,7 +209,8 @@ def optimizer_step(state: TrainState, objective: Objective, batches, config: Tra
             state.optimizer.zero_grad(set_to_none=True)
     if not state.optimizer.step_was_skipped:  # fp16 skips a step whose gradients overflowed
         state.scheduler.step()
-        state.ema.update_parameters(_unwrap(accelerator, state.model))
+        for average in (state.ema, *state.power_ema.values()):
+            average.update_parameters(_unwrap(accelerator, state.model))
     state.step += 1
     return grad_norm
 
@@ -296,16 +264,7 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel:
 
     The decay warms up, min(decay, (1 + n)/(10 + n)), so that the first random weights are soon forgotten.
     """
-
-    @torch.no_grad()
-    def average(ema: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        # stays a tensor: reading the count would make a GPU wait at every step
-        step_decay = ((1 + num_averaged) / (10 + num_averaged)).clamp(max=decay)
-        difference = torch._foreach_sub(current, ema)
-        torch._foreach_mul_(difference, 1 - step_decay)
-        torch._foreach_add_(ema, difference)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=False)
+    return running_average(model, lambda n: 1 - ((1 + n) / (10 + n)).clamp(max=decay))
 
 
 def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> TrainState:
@@ -315,6 +274,7 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.benchmark = True
     ema = make_ema(model, config.ema_decay)
+    power_ema = {length: power_average(model, length) for length in config.power_ema}
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -324,7 +284,7 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer.optimizer, lambda step: learning_rate_factor(step, config)
     )
-    return TrainState(model, ema, optimizer, scheduler, accelerator)
+    return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
 
 
 def _unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:

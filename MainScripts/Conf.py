@@ -26,7 +26,7 @@ from Libraries.Guidance import GuidanceConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
-from Libraries.Training import TrainConfig  # noqa: E402
+from Libraries.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
 from Libraries.Utils import set_log_level  # noqa: E402
 
@@ -132,6 +132,8 @@ BASE = Settings(
         validate_every=1_000,
         save_every=1_000,
         preview_every=2_000,
+        power_ema=(0.05, 0.10),  # share of the steps so far; any other length is rebuilt from these
+        snapshot_every=2_000,  # optimiser steps
     ),
     sampler=SamplerConfig(
         name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
@@ -228,6 +230,7 @@ CPU = replace(
         validate_every=100,
         save_every=100,
         preview_every=500,
+        snapshot_every=100,  # optimiser steps
     ),
     num_validation_clips=16,
     num_samples=48,
@@ -251,6 +254,7 @@ SMOKE = replace(
         validate_every=10,
         save_every=10,
         preview_every=20,
+        snapshot_every=10,  # optimiser steps
     ),
     sampler=replace(BASE.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),

@@ -15,7 +15,7 @@ ORDER = (
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Layers", "U_Net",
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Guidance", "Editing",
-    "Checkpoint", "PostHocEMA", "Training",
+    "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
     "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation",
 )  # fmt: skip
 

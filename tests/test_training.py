@@ -28,6 +28,7 @@ from Libraries.Utils import SampleNoise, derive_seed
 CONFIG = replace(
     SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,
     log_every=3, validate_every=6, save_every=4, preview_every=100,
+    snapshot_every=3,
 )  # fmt: skip
 DATA = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
 LABELS = DATA.sum(1, keepdim=True)
@@ -72,6 +73,10 @@ def state_of(run_dir):
     return load_checkpoint(find_checkpoints(run_dir, "state")[-1][1])
 
 
+def snapshots_of(run_dir):
+    return {step: load_checkpoint(path) for step, path in find_checkpoints(run_dir, "snapshot")}
+
+
 def assert_same(a, b):
     """Equal to the last bit, through nested containers."""
     assert type(a) is type(b)
@@ -113,9 +118,11 @@ def test_resumed_equals_never_stopped_bit_for_bit(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", objective=Stop())
     assert find_checkpoints(tmp_path / "cut", "state")[-1][0] == 7  # the stop button saved that step
+    assert list(snapshots_of(tmp_path / "cut")) == [3, 6]
     resumed = train(tmp_path / "cut")
     assert torch.equal(weights(whole), weights(resumed))
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    assert_same(snapshots_of(tmp_path / "whole"), snapshots_of(tmp_path / "cut"))
 
 
 KILLED = """
@@ -140,9 +147,15 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, at):
     code = KILLED.format(tests=str(tests), root=str(tests.parent), scripts=str(tests.parent / "MainScripts"))
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut"), str(at)], capture_output=True)
     assert result.returncode == -signal.SIGKILL
+    left = snapshots_of(tmp_path / "cut")
+    assert list(left) == [step for step in (3, 6, 9) if step < at]  # 9 is later than the newest state
     train(tmp_path / "cut")
     train(tmp_path / "whole")
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+    whole = snapshots_of(tmp_path / "whole")
+    assert list(whole) == [3, 6, 9, 12]
+    assert_same(whole, snapshots_of(tmp_path / "cut"))
+    assert_same({step: whole[step] for step in left}, left)
     steps = [
         [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")] for run in ("whole", "cut")
     ]
@@ -224,6 +237,9 @@ def test_half_precision_without_a_gpu_is_refused(tmp_path):
         ({"ema_decay": 1.0}, "within"),
         ({"learning_rate": 0.0}, "positive"),
         ({"mixed_precision": "int8"}, "auto, no"),
+        ({"snapshot_every": 0}, "1 or more"),
+        ({"power_ema": (0.05, 0.3)}, "at most 0.2887"),
+        ({"power_ema": (0.1, 0.1)}, "different numbers"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(change, says):
