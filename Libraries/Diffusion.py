@@ -243,6 +243,13 @@ def denoise(model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) ->
     return schedule.to_x0(output[:, :C], x_t, t), output[:, C:]
 
 
+def in_x0(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Return the same schedule for a denoiser that outputs x0 itself."""
+    schedule = copy.copy(schedule)
+    schedule.prediction_type = "sample"
+    return schedule
+
+
 def edited_x0(
     model: Denoiser, schedule: NoiseSchedule, edit: Callable[[Tensor], Tensor]
 ) -> tuple[Denoiser, NoiseSchedule]:
@@ -251,11 +258,9 @@ def edited_x0(
     The denoiser's output is x0 itself and the schedule's `prediction_type` "sample", so nothing is rounded on
     the way; a learned variance passes through.
     """
-    in_x0 = copy.copy(schedule)
-    in_x0.prediction_type = "sample"
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
         x0, rest = denoise(model, schedule, x_t, t)
         return torch.cat([edit(x0), rest], dim=1)
 
-    return denoiser, in_x0
+    return denoiser, in_x0(schedule)

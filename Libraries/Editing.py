@@ -20,7 +20,8 @@ measures all this.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as nnf
@@ -35,7 +36,8 @@ from Libraries.Samplers import (
     with_dynamic_threshold,
 )
 from Libraries.Solvers import Callback, predict_x0
-from Libraries.Utils import SampleNoise, derive_seed
+from Libraries.Utils import SampleNoise
+from Libraries.Windows import over_windows, window_starts
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class EditConfig:
     rounds: int  # times that made parts are made again; n of them cost n/2 samplings more and fit better
     gap_seconds: float  # of a clip, filled by inpainting
     strength: float  # of a variation: 0 the clip itself, 1 a free sample
-    overlap_seconds: float  # what a window of a continuation is given of the one before
+    overlap_seconds: float  # what neighbouring windows of a continuation share
     continue_seconds: float  # length of a continued clip
     loop_seconds: float  # length of a loop
     inversion_iterations: int  # calls of the model a step of the inversion; 1 is the usual DDIM inversion
@@ -63,9 +65,6 @@ class EditConfig:
             raise ValueError(
                 "rounds must be 0 or more, inversion_iterations 1 or more, strength within [0, 1]"
             )
-
-
-CLOSING = 0  # number of the window that closes a loop; those that lengthen a clip count from 1
 
 
 class StartFrom:
@@ -106,6 +105,14 @@ def known_outside(
             raise ValueError(f"{name}=({start}, {stop}) must rise within 0 and {size}")
     known[:, low:high, first:end] = False
     return known
+
+
+def joints(window: int, n_frames: int, overlap: int) -> list[int]:
+    """Return the frames where a joint of `Editor.extend` would be heard: the given clip's end, and wherever
+    the middle of one window's overlap hands over to the next."""
+    starts = window_starts(window, n_frames, overlap, circular=False)
+    middles = [(before + window + after) // 2 for before, after in pairwise(starts)]
+    return [window, *(middle for middle in middles if middle > window)]
 
 
 @dataclass(frozen=True)
@@ -168,57 +175,39 @@ class Editor:
         return self._made(x0, known, _noise(x0, seeds), strength)
 
     def extend(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
-        """Continue clips to any length, a window of T frames at a time.
-
-        Each window is given the last `overlap` frames and makes the rest. A longer result begins with the
-        shorter one, and the noise is another than that of `sample` and `inpaint` with the same seed.
+        """Continue clips to any length, through overlapping windows of T frames that are made together.
 
         Args:
-            x0: (B, C, F, T) float, the beginning; T is the window.
+            x0: (B, C, F, T) float, the beginning, which comes back unchanged; T is the window.
             n_frames: of the result.
-            overlap: frames, 1 to T - 1: more of them join better and cost more windows.
+            overlap: frames that neighbouring windows share, 1 to T - 1; more join better and cost more.
             seeds: one a clip.
 
         Returns:
             x0 (B, C, F, n_frames), for `Spectrogram.decode` with any_length.
         """
-        T, seeds, result, number = x0.shape[-1], list(seeds), x0, 0
-        if not 1 <= overlap < T or n_frames < 1:
-            raise ValueError(f"overlap={overlap} must be 1 to {T - 1}, and n_frames={n_frames} 1 or more")
-        known = torch.arange(T) < overlap
-        while result.shape[-1] < n_frames:
-            number += 1
-            window = nnf.pad(result[..., -overlap:], (0, T - overlap))
-            made = self.inpaint(window, known, [derive_seed(seed, number) for seed in seeds])
-            result = torch.cat([result, made[..., overlap:]], dim=-1)
-        return result[..., :n_frames]
+        return self._longer(x0, max(n_frames, x0.shape[-1]), overlap, seeds, circular=False)[..., :n_frames]
 
     def loop(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
-        """Continue clips until their end leads into their beginning, to be played round and round.
-
-        The last window is given the `overlap` frames before it and the first ones, and makes what is between.
+        """Continue clips into a loop, whose end leads into its beginning: its windows go round.
 
         Args:
-            x0: (B, C, F, T) float, the beginning; T is the window.
+            x0, overlap, seeds: as in `extend`.
             n_frames: of the result, at least T.
-            overlap: frames known on either side of the last window, 1 to (T - 1)//2.
-            seeds: one a clip.
 
         Returns:
-            x0 (B, C, F, n_frames).
+            x0 (B, C, F, n_frames), to be played round and round.
         """
-        T, seeds = x0.shape[-1], list(seeds)
-        between = T - 2 * overlap
-        if overlap < 1 or between < 1 or n_frames < T:
-            raise ValueError(
-                f"overlap={overlap} must be 1 to {(T - 1) // 2}, and n_frames={n_frames} at least {T}"
-            )
-        body = self.extend(x0, n_frames - between, overlap, seeds)
-        middle = body.new_zeros(*body.shape[:-1], between)
-        window = torch.cat([body[..., -overlap:], middle, body[..., :overlap]], dim=-1)
-        known = (torch.arange(T) < overlap) | (torch.arange(T) >= T - overlap)
-        made = self.inpaint(window, known, [derive_seed(seed, CLOSING) for seed in seeds])
-        return torch.cat([body, made[..., overlap:-overlap]], dim=-1)
+        return self._longer(x0, n_frames, overlap, seeds, circular=True)
+
+    def _longer(
+        self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int], circular: bool
+    ) -> Tensor:
+        T = x0.shape[-1]
+        model, schedule = over_windows(self.model, self.schedule, T, n_frames, overlap, circular=circular)
+        longer = replace(self, model=model, schedule=schedule)
+        known = torch.arange(n_frames) < T
+        return longer.inpaint(nnf.pad(x0, (0, n_frames - T)), known, seeds)
 
     def _made(self, x0: Tensor, known: Tensor, noise: SampleNoise, strength: float) -> Tensor:
         """Make what is not known from x0 noised up to `strength` of the timesteps; from noise if it is 1."""

@@ -16,12 +16,12 @@ from Libraries.Checkpoint import (
     load_weights,
 )
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
-from Libraries.Editing import Editor
+from Libraries.Editing import Editor, interpolate
 from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
 from Libraries.Objective import UncertaintyWeighted
 from Libraries.PostHocEMA import reconstruct
 from Libraries.Runs import read_conf
-from Libraries.Samplers import Callback, SamplerConfig, sample
+from Libraries.Samplers import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Settings import from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
@@ -173,6 +173,21 @@ class Generator:
     ) -> Editor:
         """Return an `Editing.Editor` with this network; clips given to it have to be on `device`."""
         return Editor(self.denoiser(labels, guidance), self.schedule, config, rounds, progress=True)
+
+    def interpolate(
+        self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
+    ) -> Tensor:
+        """Return clips on the way from one to another, x0 (K, C, F, T) on the CPU.
+
+        Args:
+            clips: x0 (2, C, F, T).
+            weights: float (K,), of the second clip.
+            num_inference_steps, iterations: steps of DDIM there and back, and calls of the network for each
+                step there (`Editing.invert`).
+        """
+        timesteps = inference_timesteps(self.schedule, num_inference_steps, "trailing")
+        clips, options = clips.to(self.device), {"iterations": iterations, "progress": True}
+        return interpolate(self.denoiser(), self.schedule, clips, weights, timesteps, **options).cpu()
 
     def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:
         """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1].

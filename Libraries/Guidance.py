@@ -136,14 +136,14 @@ def _guide(strong: Tensor, weak: Tensor, x_t: Tensor, guidance_scale: float, res
 
 
 def _labels_of_batch(labels: Tensor, x_t: Tensor) -> Tensor:
-    """Return the labels as (B,) on the batch's device."""
+    """Return the labels as (B,) on the batch's device; the windows of one clip follow one another."""
     B = len(x_t)
-    if len(labels) not in (1, B):
+    if B % len(labels):
         raise ValueError(
             f"there are {len(labels)} labels for a batch of {B}: give one a sample (and sample with a "
             f"batch_size of that many), or a single one for all"
         )
-    return labels.to(x_t.device).expand(B)
+    return labels.to(x_t.device).repeat_interleave(B // len(labels))
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

@@ -115,6 +115,32 @@ def plot_schedules(schedules: dict[str, NoiseSchedule], title: str = "Noise sche
     return figure
 
 
+def plot_sampler_curves(
+    curves: dict[str, list[tuple[int, float, float]]], floor: float, title: str
+) -> Figure:
+    """Draw how good samples are over the number of steps, and over the time they take.
+
+    Args:
+        curves: by sampler, (steps, seconds a clip, Frechet distance to the test split) of each count.
+        floor: the distance of real training music.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, points in curves.items():
+        steps, seconds, distances = zip(*points, strict=True)
+        left.plot(steps, distances, marker="o", label=name)
+        right.plot(seconds, distances, marker="o", label=name)
+    left.set(title="over steps", xlabel="steps", ylabel="log-mel Frechet distance to the test split")
+    right.set(title="over time", xlabel="seconds a clip")
+    for axis in (left, right):
+        axis.axhline(floor, color="black", linestyle="--", label="real training music (the floor)")
+        axis.set(xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    left.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
 def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
     """Draw a run's metrics.csv: loss and validation loss, validation by timestep, learning rate."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
@@ -131,7 +157,8 @@ def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
         axis.set_xlabel("optimiser step")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.set_yscale("linear" if axis is rates else "log")
+            positive = all((line.get_ydata() > 0).all() for line in axis.lines)  # learned weights go below
+            axis.set_yscale("log" if axis is not rates and positive else "linear")
             axis.legend(fontsize=8)
     figure.suptitle(title)
     return figure

@@ -239,6 +239,20 @@ OPTIONS: dict[str, tuple[str, Callable[..., bool], str]] = {  # option: its samp
 }
 
 
+def switch_sampler(config: SamplerConfig, name: str, num_inference_steps: int) -> SamplerConfig:
+    """Return `config` with another sampler at its best: spacing and options as they suit it.
+
+    The solvers that work in σ or log-SNR want their steps even there; on steps even in t the cosine's first
+    one, from σ = 20000, spoils them.
+    """
+    options = {option: None for option in OPTIONS}
+    options |= {"ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}}.get(
+        name, {}
+    )
+    spacing = "trailing" if name in ("ddpm", "ddim", "euler") else "karras"
+    return replace(config, name=name, num_inference_steps=num_inference_steps, spacing=spacing, **options)
+
+
 def sample(
     model: Denoiser,
     schedule: NoiseSchedule,

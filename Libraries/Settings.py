@@ -21,6 +21,17 @@ from Libraries.U_Net import UNetConfig
 
 
 @dataclass(frozen=True)
+class ComparisonConfig:
+    """What `Eval Diffusion` compares, on the same seeds; the values live in `Conf.py`."""
+
+    clips: int  # of every variant
+    samplers: tuple[str, ...]
+    steps: tuple[int, ...]  # of every sampler
+    guidance_scales: tuple[float, ...]
+    ema_lengths: tuple[float, ...]  # relative to the training
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of one preset; `Conf.py` holds the values.
 
@@ -41,6 +52,7 @@ class Settings:
     sampler: SamplerConfig
     guidance: GuidanceConfig
     edit: EditConfig
+    comparison: ComparisonConfig
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time

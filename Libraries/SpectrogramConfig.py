@@ -68,6 +68,10 @@ class SpectrogramConfig:
         """Samples that `decode` returns: those between the centres of the first and last kept frame."""
         return (self.n_frames - 1) * self.hop_length
 
+    def frames_in(self, seconds: float) -> int:
+        """Frames that `seconds` take, at least one."""
+        return max(1, round(seconds * self.sample_rate / self.hop_length))
+
     @property
     def n_freqs(self) -> int:
         """Rows of the full transform, before any cut."""

@@ -24,7 +24,7 @@ from Libraries.Diffusion import DiffusionConfig  # noqa: E402
 from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
-from Libraries.Settings import Settings  # noqa: E402
+from Libraries.Settings import ComparisonConfig, Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
 from Libraries.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
@@ -160,6 +160,13 @@ BASE = Settings(
         loop_seconds=8.0,  # s
         inversion_iterations=3,  # calls of the model a step
     ),
+    comparison=ComparisonConfig(
+        clips=64,  # of every variant
+        samplers=("ddpm", "ddim", "dpmpp_2m", "heun", "unipc"),
+        steps=(2, 5, 10, 20, 50, 250),
+        guidance_scales=(1.0, 1.5, 2.0, 3.0),
+        ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
+    ),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -232,6 +239,7 @@ CPU = replace(
         preview_every=500,
         snapshot_every=100,  # optimiser steps
     ),
+    comparison=replace(BASE.comparison, clips=48),
     num_validation_clips=16,
     num_samples=48,
 )
@@ -258,6 +266,9 @@ SMOKE = replace(
     ),
     sampler=replace(BASE.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
+    comparison=replace(
+        CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
+    ),
     num_validation_clips=4,
     num_samples=8,
 )

@@ -205,11 +205,11 @@ def autoregressive(n_frames, rho=0.8):
     return rho ** (index[:, None] - index).abs().double()
 
 
-def test_continuation_begins_with_the_clip_and_the_shorter_one():
+def test_continuation_begins_with_the_clip_and_may_be_shorter_than_it():
     editor, x0 = make_editor(), clips()
     long = editor.extend(x0, 21, 2, [1, 2, 3])
     assert long.shape == (3, 1, 4, 21) and torch.equal(long[..., :6], x0)
-    assert torch.equal(editor.extend(x0, 13, 2, [1, 2, 3]), long[..., :13])
+    assert torch.equal(editor.extend(x0, 4, 2, [1, 2, 3]), x0[..., :4])
 
 
 def roughness(x):
@@ -217,18 +217,20 @@ def roughness(x):
     return x.diff(dim=-1).square().mean((0, 1, 2))
 
 
-def test_joints_of_continuation_and_loop_are_nearly_as_smooth_as_the_inside():
+def test_continuation_and_loop_are_as_smooth_at_their_joints_as_inside():
     """Stationary frames of correlation .8: a step has the mean square 0.4; without a joint it would be 2."""
-    schedule, T, overlap, rows = make_schedule(), 16, 4, 400
+    schedule, T, overlap, rows = make_schedule(), 16, 8, 400
     model = Correlated(schedule, autoregressive(T))
     editor = make_editor("ddpm", model, schedule, 50, clip=None, rounds=6)
     x0 = sample(model, schedule, editor.config, [1], (1, rows, T), batch_size=1, progress=False)
     loop = editor.loop(x0, 40, overlap, [2])
     steps = roughness(torch.cat([loop, loop[..., :1]], dim=-1))
-    joints = [15, 27, 31, 39]  # windows end after these frames; 39 meets 0
-    print(f"\njoints {steps[joints].tolist()}, all {steps.mean():.2f}")
-    assert loop.shape == (1, 1, rows, 40)
-    assert steps[39] < 0.8 and steps[joints].max() < 0.8 and abs(steps.mean() - 0.4) < 0.1
+    long = roughness(editor.extend(x0, 40, overlap, [2]))
+    print(f"\nclip's ends {steps[15]:.2f}, {steps[39]:.2f}, the loop's rest {steps[16:39].mean():.2f}")
+    assert loop.shape == (1, 1, rows, 40) and torch.equal(loop[..., :T], x0)
+    assert steps[[15, 39]].max() < 0.8 and long[15] < 0.8
+    for made in (steps[16:39], long[16:]):
+        assert abs(made.mean() - 0.4) < 0.1 and made.max() < 1.3 * made.mean()
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
@@ -276,7 +278,6 @@ BOX = known_outside(SHAPE, frames=(2, 4))
         (lambda e: e.inpaint(clips(), BOX, [1, 2]), "2 seeds for 3 clips"),
         (lambda e: e.vary(clips(), 1.2, [1, 2, 3]), r"strength=1.2 must be within \[0, 1\]"),
         (lambda e: e.extend(clips(), 20, 6, [1, 2, 3]), "overlap=6 must be 1 to 5"),
-        (lambda e: e.loop(clips(), 20, 3, [1, 2, 3]), "overlap=3 must be 1 to 2"),
         (lambda e: e.loop(clips(), 5, 1, [1, 2, 3]), "n_frames=5 at least 6"),
         (lambda e: replace(e, rounds=-1), "rounds=-1 must be 0 or more"),
         (lambda e: known_outside(SHAPE, rows=(3, 3)), r"rows=\(3, 3\) must rise within 0 and 4"),

@@ -14,7 +14,8 @@ ORDER = (
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Layers", "U_Net",
-    "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Guidance", "Editing",
+    "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
+    "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
     "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation",
 )  # fmt: skip
