@@ -10,7 +10,7 @@ LIBRARIES = Path(__file__).parent.parent / "Libraries"
 # From the ground up; each may import those before it.
 ORDER = (
     "Utils", "Interrupt", "RunLog",
-    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics",
+    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics", "Seams",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Layers", "U_Net",

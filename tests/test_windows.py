@@ -81,7 +81,7 @@ def test_long_samples_of_a_stationary_process_have_its_correlation():
     correlation = (x0[:, 1:] * x0[:, :-1]).mean(0) / (variance[1:] * variance[:-1]).sqrt()
     print(f"\nvariance {variance.min():.2f} to {variance.max():.2f}, correlation {correlation.mean():.3f}")
     assert abs(correlation.mean() - 0.8) < 0.03 and correlation.min() > 0.7
-    assert variance.min() > 0.8 and variance.max() < 1.25
+    assert variance.min() > 0.7 and variance.max() < 1.2
 
 
 @pytest.mark.parametrize(("overlap", "n_frames"), [(0, 20), (6, 20), (2, 5)])

@@ -1,0 +1,167 @@
+"""A trained run that makes music: its labels, its guidance, its earlier weights, averages of any length."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_pipeline import make_settings
+
+from Libraries.Checkpoint import CheckpointError, find_checkpoints
+from Libraries.Dataset import SpectrogramDataset
+from Libraries.Evaluation import compare_ema_lengths, compare_guidance, compare_samplers, variant_table
+from Libraries.Generator import Generator
+from Libraries.Guidance import GuidanceConfig
+from Libraries.Pipeline import train_diffusion
+
+AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, weaker_at=0.5)
+BY_LABEL = replace(AUTO, method="classifier_free")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return make_settings(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(settings):
+    return train_diffusion(settings)
+
+
+@pytest.fixture(scope="module")
+def generator(run_dir):
+    generator = Generator.load(run_dir)
+    generator.precision = "no"
+    return generator
+
+
+@pytest.fixture(scope="module")
+def conditional(settings):
+    """A run of two classes, as the dataset's folders are."""
+    unet = replace(settings.unet, num_classes=2)
+    generator = Generator.load(train_diffusion(replace(settings, unet=unet)))
+    generator.precision = "no"
+    return generator
+
+
+def make(generator, settings, **options):
+    return generator.generate([5, 6, 7], settings.sampler, 2, progress=False, **options)
+
+
+def test_same_clip_for_the_same_seed_in_any_batch(settings, generator):
+    together = generator.generate([5, 6, 7], settings.sampler, batch_size=3, progress=False)
+    alone = generator.generate([6], settings.sampler, batch_size=1, progress=False)
+    assert together.shape == (3, *settings.spectrogram.shape)
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_scale_one_and_no_guidance_are_the_same(settings, generator):
+    assert torch.equal(
+        make(generator, settings), make(generator, settings, guidance=replace(AUTO, scale=1.0))
+    )
+
+
+def test_autoguidance_is_away_from_the_earlier_weights(settings, generator, run_dir):
+    plain, guided = make(generator, settings), make(generator, settings, guidance=AUTO)
+    assert not torch.allclose(plain, guided, atol=1e-3)
+    assert generator.load_weaker(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
+    x_t, t = torch.randn(2, *settings.spectrogram.shape), torch.tensor([10, 900])
+    with torch.no_grad():
+        strong, weak = generator.network(x_t, t), generator.weaker(x_t, t)
+        assert torch.allclose(
+            generator.denoiser(guidance=AUTO)(x_t, t), weak + 2 * (strong - weak), atol=1e-5
+        )
+
+
+def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, conditional):
+    labels = torch.tensor([0, 1, 0])
+    many = make(conditional, settings, labels=labels, guidance=BY_LABEL)
+    one = conditional.generate(
+        [6], settings.sampler, 1, labels=labels[1:2], guidance=BY_LABEL, progress=False
+    )
+    assert torch.allclose(many[1:2], one, atol=1e-4)
+    other = conditional.generate(
+        [6], settings.sampler, 1, labels=labels[:1], guidance=BY_LABEL, progress=False
+    )
+    assert not torch.equal(one, other)
+    assert conditional.labels_in_turn(5).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_guidance_that_cannot_be_says_so(settings, generator, conditional):
+    assert generator.labels_in_turn(3) is None
+    with pytest.raises(ValueError, match="needs labels; give them, or use autoguidance"):
+        make(conditional, settings, guidance=BY_LABEL)
+    with pytest.raises(ValueError, match="2 labels for 3 seeds"):
+        make(conditional, settings, labels=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="network without classes"):
+        make(generator, settings, labels=torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match="set num_classes of the unet"):
+        replace(settings, guidance=BY_LABEL)
+    with pytest.raises(ValueError, match="none, classifier_free, autoguidance"):
+        replace(AUTO, method="clip")
+
+
+def test_a_run_with_one_set_of_weights_has_no_weaker_one(generator, run_dir, tmp_path):
+    for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    with pytest.raises(CheckpointError, match="no weights from before its last"):
+        Generator.load(tmp_path).load_weaker(0.3)
+
+
+def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):
+    found = {
+        name: next(Generator.load(run_dir, **options).network.parameters()).detach()
+        for name, options in {
+            "last": {}, "step 4": {"step": 4}, "step 2": {"step": 2}, "short": {"ema_length": 0.05},
+            "long": {"ema_length": 0.2},
+        }.items()
+    }  # fmt: skip
+    assert torch.equal(found["last"], found["step 4"])
+    different = [found[name] for name in ("last", "step 2", "short", "long")]
+    assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Generator.load(run_dir, step=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": "edm", "prediction_type": "edm", "timestep_sampling": "log_normal"},
+        {"loss_weighting": "uncertainty"},
+        {"learned_variance": True},
+        {"loss_weighting": "min_snr", "zero_terminal_snr": True},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_every_way_of_training_gives_a_run_that_samples(settings, change):
+    sampler = settings.sampler
+    if "learned_variance" in change:
+        sampler = replace(sampler, name="ddpm", eta=None, variance="learned")
+    settings = replace(settings, diffusion=replace(settings.diffusion, **change), sampler=sampler)
+    generator = Generator.load(train_diffusion(settings))
+    x0 = generator.generate([0, 1], settings.sampler, 2, progress=False)
+    assert x0.shape == (2, *settings.spectrogram.shape) and x0.isfinite().all()
+    assert generator.to_audio(x0).isfinite().all()
+
+
+def test_comparisons_cover_what_the_settings_name(settings, generator, run_dir):
+    test = generator.to_audio(SpectrogramDataset(settings.dataset_dir, "test")[0][0][None]).expand(4, -1, -1)
+    found = compare_samplers(generator, settings, test)
+    assert [v.name for _, v in found] == ["ddim, 2 steps", "ddim, 4 steps", "heun, 2 steps", "heun, 4 steps"]
+    assert [v.name for v in compare_guidance(generator, settings, test)] == [
+        "autoguidance, scale 1", "autoguidance, scale 2",
+    ]  # fmt: skip
+    lengths = compare_ema_lengths(run_dir, settings, test)
+    assert [v.name for v in lengths] == ["as trained", *map("{:g}".format, settings.comparison.ema_lengths)]
+    assert len(variant_table(lengths, "length").splitlines()) == 1 + len(lengths)
+
+
+def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, generator):
+    x0 = make(generator, settings)[:1]
+    editor = generator.editor(settings.sampler, rounds=1)
+    T = settings.spectrogram.n_frames
+    long = editor.extend(x0, 2 * T + 3, T // 2, [0])
+    assert long.shape[-1] == 2 * T + 3 and torch.equal(long[..., :T], x0)
+    waveform = generator.to_audio(long, any_length=True)
+    assert waveform.shape[-1] == (2 * T + 2) * settings.spectrogram.hop_length and waveform.isfinite().all()
+    between = generator.interpolate(torch.cat([x0, -x0]), torch.tensor([0.0, 1.0]), 4, iterations=2)
+    assert between.shape == (2, *settings.spectrogram.shape)
