@@ -7,8 +7,8 @@ import torch
 from test_pipeline import make_settings
 
 from Libraries.Checkpoint import CheckpointError, find_checkpoints
+from Libraries.Comparison import compare_ema_lengths, compare_guidance, compare_samplers, variant_table
 from Libraries.Dataset import SpectrogramDataset
-from Libraries.Evaluation import compare_ema_lengths, compare_guidance, compare_samplers, variant_table
 from Libraries.Generator import Generator
 from Libraries.Guidance import GuidanceConfig
 from Libraries.Pipeline import train_diffusion

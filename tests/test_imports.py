@@ -17,7 +17,7 @@ ORDER = (
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
-    "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation",
+    "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation", "Comparison",
 )  # fmt: skip
 
 

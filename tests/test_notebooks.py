@@ -73,11 +73,11 @@ def count_outputs(outputs, kind):
 
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
-    assert pictures == {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 4}
+    assert pictures == {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
-    assert players == {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 6}
+    assert players == {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
 
 
 def assert_run_is_complete(root):
@@ -89,6 +89,9 @@ def assert_run_is_complete(root):
         "loss.png",
         "00000-eval/samples.png",
         "00000-eval/trajectory.png",
+        "00000-eval/samplers.png",
+        "00000-eval/guidance.png",
+        "00000-eval/audio/continued.wav",
         "00000-eval/metrics.json",
     ):
         assert (results / name).stat().st_size > 0
