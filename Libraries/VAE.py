@@ -124,7 +124,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: they have another shape than the network was built for.
         """
-        _require_shape("x0", x0, self.shape)
+        require_shape("x0", x0, self.shape)
         rows, frames = (p - n for p, n in zip(self.padded_shape[1:], self.shape[1:], strict=True))
         if rows or frames:
             x0 = F.pad(x0, (0, frames, 0, rows), mode="replicate")
@@ -137,7 +137,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: the latents have another shape.
         """
-        _require_shape("z", z, self.latent_shape)
+        require_shape("z", z, self.latent_shape)
         return self.decoder(z)[..., : self.shape[1], : self.shape[2]].float()
 
     def forward(self, x0: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
@@ -201,7 +201,8 @@ def _head(config: VAEConfig, width: int, out_channels: int) -> list[nn.Module]:
     return [norm, ACTIVATIONS[config.activation](), nn.Conv2d(width, out_channels, 3, padding=1)]
 
 
-def _require_shape(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> None:
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise a ValueError unless the tensor is a batch of this shape."""
     if tensor.ndim != 4 or tuple(tensor.shape[1:]) != tuple(shape):
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}; expected (B, {', '.join(map(str, shape))})"

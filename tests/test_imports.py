@@ -13,9 +13,9 @@ ORDER = (
     "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
-    "Layers", "OriginVAE", "VAE", "VAELoss",
+    "Layers", "OriginVAE", "VAE", "VAELoss", "VAEChecks",
     "U_Net", "Diffusion", "Solvers", "Samplers", "Guidance", "Editing", "Checkpoint", "Training",
-    "Settings", "Runs", "Plots", "Preparation", "Pipeline", "Evaluation",
+    "Settings", "Runs", "Plots", "Autoencoding", "Preparation", "Pipeline", "Evaluation", "VAEEvaluation",
 )  # fmt: skip
 
 
