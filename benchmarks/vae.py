@@ -6,7 +6,8 @@ Every variant of `Conf.VAES` is trained for the same time on the CPU preset's da
 it is not there: the origin's with the journal's loss, batch and learning rate, ours with the preset's. The
 number of steps is what a timed step says fits into the minutes, so that the learning rate's schedule ends
 with them. Runs lie in `Models/vae`: a second call goes on with those that were interrupted and trains none
-again. Quality is that of the test split, through the same decoder to audio; the floor is real training music.
+again. Pictures and sound are in `Results/vae`. Quality is that of the test split, through the same decoder to
+audio; the floor is real training music.
 """
 
 import argparse
@@ -20,12 +21,11 @@ from Conf import CPU, ORIGIN, VAES
 from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, train_vae
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
-from Libraries.Evaluation import spread_clips
-from Libraries.Runs import read_conf
+from Libraries.Runs import read_conf, results_of
 from Libraries.Settings import Settings, from_dict
 from Libraries.Training import TrainConfig, resolve_precision
 from Libraries.Utils import pick_device
-from Libraries.VAEEvaluation import codec_seconds, reconstruct, reconstruction_metrics
+from Libraries.VAEEvaluation import evaluate_vae
 
 VARIANTS = ("linear", "conv", "conv_v2", "residual_8", "residual_16", "residual_32")
 HEADER = [
@@ -112,15 +112,10 @@ def seconds_per_step(settings: Settings, steps: int = 5) -> float:
 
 
 def measure(name: str, run_dir: Path, settings: Settings) -> list[str]:
-    """Return a line of the table."""
-    codec = LatentCodec.load(run_dir)
-    splits = {split: SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")}
-    clips = {split: spread_clips(dataset, settings.num_samples) for split, dataset in splits.items()}
-    reconstruction = reconstruct(codec, clips["test"])
-    sets = {**clips, "reconstructions": reconstruction}
-    sound = {kind: codec.to_audio(x0) for kind, x0 in sets.items()}
-    found = reconstruction_metrics(codec, sound, clips["test"], reconstruction)
-    found |= codec_seconds(codec, clips["test"])
+    """Return a line of the table; pictures and sound go to the run's results."""
+    codec, folder = LatentCodec.load(run_dir), results_of(settings, run_dir) / "benchmark"
+    splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
+    found = evaluate_vae(codec, *splits, settings.num_samples, folder)
     steps = read_conf(run_dir)["settings"]["vae_train"]["num_steps"]
     latent = "x".join(map(str, codec.shape))
     quality = (found["log_spectral_distance"], found["reconstructions_to_test"], found["train_to_test"])
