@@ -174,8 +174,9 @@ def plot_vae_metrics(rows: list[dict[str, float]], title: str) -> Figure:
         axis.set_xlabel("optimiser step")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.set_yscale("log")
+            axis.set_yscale("linear" if axis is kl else "log")
             axis.legend(fontsize=8)
+    kl.set_ylim(bottom=0)  # what it falls to tells collapse
     figure.suptitle(title)
     return figure
 
@@ -201,7 +202,8 @@ def plot_latents(z: Tensor, kl: Tensor, title: str) -> Figure:
     carried.axhline(0.01, color="black", linestyle="--", label="0.01 nats: carries nothing")
     carried.set(title="KL by channel, sorted", xlabel="latent channel, by rank", ylabel="nats a value")
     carried.set_yscale("log")
-    carried.legend()
+    carried.xaxis.get_major_locator().set_params(integer=True)
+    carried.legend(loc="lower left")
     figure.suptitle(title)
     return figure
 
