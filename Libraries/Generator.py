@@ -1,7 +1,5 @@
 """A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram."""
 
-import contextlib
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import resolve_precision
 from Libraries.U_Net import UNet, UNetConfig
-from Libraries.Utils import pick_device
+from Libraries.Utils import autocast, pick_device
 
 
 class Generator:
@@ -203,13 +201,9 @@ class Generator:
 
     def _in_fast_precision(self, network: nn.Module):
         """Return `network` with float32 outputs, computing under autocast where this machine gains by it."""
-        autocast = contextlib.nullcontext
-        if self.precision != "no" and self.device.type in ("cuda", "cpu"):
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-            autocast = functools.partial(torch.autocast, self.device.type, dtype)
 
         def model(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-            with autocast():
+            with autocast(self.device, self.precision):
                 return network(x_t, t, cond).float()
 
         return model

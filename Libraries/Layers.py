@@ -71,7 +71,8 @@ class ResBlock(nn.Module):
 
     h = conv(act(norm(x))); h = conv(act(norm(h)·(1 + scale) + shift)); output = skip(x) + h.
     x (B, in_channels, F, T), embedding (B, embedding_dim) -> (B, out_channels, F, T).
-    The last convolution starts at zero: a fresh block is its own skip.
+    The last convolution starts at zero: a fresh block is its own skip. With `embedding_dim` 0 there is
+    neither modulation nor embedding.
     """
 
     def __init__(
@@ -87,15 +88,15 @@ class ResBlock(nn.Module):
         self.norm1 = nn.GroupNorm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.modulation = Modulation(embedding_dim, out_channels)
+        self.modulation = Modulation(embedding_dim, out_channels) if embedding_dim else None
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.activation = ACTIVATIONS[activation]()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(self.activation(self.norm1(x)))
-        h = self.activation(self.modulation(self.norm2(h), embedding))
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.norm2(self.conv1(self.activation(self.norm1(x))))
+        h = self.activation(h if self.modulation is None else self.modulation(h, embedding))
         return self.skip(x) + self.conv2(self.dropout(h))
 
 
@@ -158,22 +159,39 @@ class SelfAttention2d(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve F and T with a strided convolution: (B, C, F, T) -> (B, out, F/2, T/2)."""
+    """Divide F and T by `stride` with a strided convolution: (B, C, F, T) -> (B, out, F/2, T/2)."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int] = (2, 2)):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Double F and T: nearest neighbour, then a convolution (no checkerboard; Odena et al. 2016)."""
+    """Multiply F and T by `stride`: nearest neighbour, then a convolution (Odena et al. 2016).
 
-    def __init__(self, in_channels: int, out_channels: int):
+    A transposed convolution would leave a checkerboard.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int] = (2, 2)):
         super().__init__()
+        self.scale = tuple(float(factor) for factor in stride)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=self.scale, mode="nearest"))
+
+
+def fold(x: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Space to depth: (B, C, F, T) -> (B, C·p·q, F/p, T/q)."""
+    p, q = patch
+    patches = x.unfold(2, p, p).unfold(3, q, q)  # (B, C, F/p, T/q, p, q)
+    return patches.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+
+
+def unfold(x: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Depth to space, the inverse of `fold`: (B, C·p·q, F, T) -> (B, C, F·p, T·q)."""
+    patches = x.unflatten(1, (-1, *patch))  # (B, C, p, q, F, T)
+    return patches.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)

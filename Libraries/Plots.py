@@ -60,16 +60,37 @@ def plot_tensors(
 ) -> Figure:
     """Draw model tensors (N, C, F, T), first channel: rows upwards (with their Hz), seconds to the right."""
     figure, axes = _grid(len(x0), columns, title)
-    low, high = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
-    seconds = config.n_frames * config.hop_length / config.sample_rate
+    limits = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
     for axis, tensor, name in zip(axes, x0, titles, strict=False):
-        image = axis.imshow(
-            tensor[0].float().cpu().numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=low, vmax=high,
-            extent=(0, seconds, 0, config.n_rows),
-        )  # fmt: skip
-        axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")
-        _label_rows_in_hz(axis, config)
+        image = _draw_tensor(axis, tensor, name, config, limits, CMAP)
     figure.colorbar(image, ax=axes.tolist(), label="normalised value (x0)", shrink=0.8)
+    return figure
+
+
+def plot_reconstructions(
+    x0: Tensor, reconstruction: Tensor, config: SpectrogramConfig, title: str, count: int = 4
+) -> Figure:
+    """Draw originals, below them their reconstructions in the same colours, below those the differences.
+
+    Args:
+        x0, reconstruction: (N, C, F, T), of which `count` are drawn, first channel.
+    """
+    count = min(count, len(x0))
+    x0, reconstruction = x0[:count].float().cpu(), reconstruction[:count].float().cpu()
+    difference = reconstruction - x0
+    figure, axes = _grid(3 * count, count, title)
+    value = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
+    error = float(_limits(difference.abs())[1])
+    rows = (
+        ("original", x0, value, CMAP),
+        ("reconstruction", reconstruction, value, CMAP),
+        ("difference", difference, (-error, error), "coolwarm"),
+    )
+    for row, (name, tensors, limits, cmap) in enumerate(rows):
+        for i, tensor in enumerate(tensors):
+            image = _draw_tensor(axes[row * count + i], tensor, f"{name} {i}", config, limits, cmap)
+        label = "reconstruction - original" if name == "difference" else "normalised value (x0)"
+        figure.colorbar(image, ax=axes[row * count : (row + 1) * count].tolist(), label=label, shrink=0.8)
     return figure
 
 
@@ -164,6 +185,71 @@ def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
     return figure
 
 
+def plot_vae_metrics(rows: list[dict[str, float]], title: str) -> Figure:
+    """Draw the metrics.csv of an autoencoder: the loss, what it reconstructs, and what its latent holds."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    losses, errors, kl = figure.subplots(1, 3)
+    _curve(losses, rows, "loss", "training")
+    _curve(losses, rows, "val_loss", "validation, EMA weights")
+    _curve(errors, rows, "val_reconstruction", "reconstruction")
+    _curve(errors, rows, "val_spectral", "differences of neighbours")
+    _curve(kl, rows, "val_kl", "KL(posterior, prior)")
+    losses.set(title="Loss, weighted", ylabel="loss a value")
+    errors.set(title="Reconstruction term, validation", ylabel="error a value")
+    kl.set(title="KL term, validation", ylabel="nats a clip")
+    for axis in (losses, errors, kl):
+        axis.set_xlabel("optimiser step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.set_yscale("linear" if axis is kl else "log")
+            axis.legend(fontsize=8)
+    kl.set_ylim(bottom=0)  # what it falls to tells collapse
+    figure.suptitle(title)
+    return figure
+
+
+def plot_latents(z: Tensor, kl: Tensor, title: str) -> Figure:
+    """Draw normalised latents beside the prior, and the nats that every channel carries.
+
+    Args:
+        z: (N, channels, rows, frames), normalised.
+        kl: (channels,), nats a value.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    values, carried = figure.subplots(1, 2)
+    grid = np.linspace(-5, 5, 200)
+    values.hist(
+        z.float().flatten().numpy(), bins=grid[::2], density=True, color="tab:purple", label="latents"
+    )
+    values.plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), color="black", label="N(0, 1), the prior")
+    values.set(title="Latent values", xlabel="normalised latent value", ylabel="density", yscale="log")
+    values.set_ylim(bottom=1e-4)
+    values.legend()
+    carried.bar(range(len(kl)), kl.sort(descending=True).values.numpy(), color="tab:purple")
+    carried.axhline(0.01, color="black", linestyle="--", label="0.01 nats: carries nothing")
+    carried.set(title="KL by channel, sorted", xlabel="latent channel, by rank", ylabel="nats a value")
+    carried.set_yscale("log")
+    carried.xaxis.get_major_locator().set_params(integer=True)
+    carried.legend(loc="lower left")
+    figure.suptitle(title)
+    return figure
+
+
+def plot_band_errors(edges: Sequence[float], errors: Sequence[float], title: str) -> Figure:
+    """Draw the reconstruction error of every band of frequencies.
+
+    Args:
+        edges: Hz, rising, one more than there are bands.
+        errors: mean absolute error of each band, in normalised values.
+    """
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.stairs(errors, np.asarray(edges) / 1000, fill=True, color="tab:purple")
+    axis.set(title=title, xlabel="frequency (kHz)", ylabel="mean absolute error (x0)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    return figure
+
+
 def plot_values(x0: Tensor, title: str) -> Figure:
     """Draw the histogram of model values: what the noise N(0, 1) is added to."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -180,6 +266,18 @@ def _curve(axis, rows: list[dict[str, float]], key: str, label: str) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
         axis.plot(*zip(*points, strict=True), label=label)
+
+
+def _draw_tensor(axis, tensor: Tensor, name: str, config: SpectrogramConfig, limits, cmap: str):
+    """Draw the first channel of a model tensor (C, F, T) with its Hz and seconds; return the image."""
+    seconds = config.n_frames * config.hop_length / config.sample_rate
+    image = axis.imshow(
+        tensor[0].float().cpu().numpy(), origin="lower", aspect="auto", cmap=cmap, vmin=limits[0],
+        vmax=limits[1], extent=(0, seconds, 0, config.n_rows),
+    )  # fmt: skip
+    axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")
+    _label_rows_in_hz(axis, config)
+    return image
 
 
 def _level_in_db(waveform: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainConfig import TrainConfig
 from Libraries.U_Net import UNetConfig
+from Libraries.VAE import VAEConfig
+from Libraries.VAELoss import VAELossConfig
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Settings:
     guidance: GuidanceConfig
     edit: EditConfig
     comparison: ComparisonConfig
+    vae: VAEConfig
+    vae_loss: VAELossConfig
+    vae_train: TrainConfig
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
@@ -94,6 +99,11 @@ class Settings:
     def models_dir(self) -> Path:
         """Parent of the diffusion runs."""
         return self.root / "Models" / "diffusion"
+
+    @property
+    def vae_dir(self) -> Path:
+        """Parent of the runs of autoencoders."""
+        return self.root / "Models" / "vae"
 
     @property
     def results_dir(self) -> Path:

@@ -13,6 +13,8 @@ from Libraries.Layers import (
     SelfAttention2d,
     TimestepEmbedding,
     Upsample,
+    fold,
+    unfold,
     zero_init,
 )
 
@@ -136,7 +138,7 @@ class UNet(nn.Module):
         if not torch.jit.is_tracing():  # a graph for Netron has no use for the checks
             self._check(x, cond)
         embedding = self._embed(t, cond)
-        h = self.stem(self.frequency_features(_fold(x, self.config.patch_size)))
+        h = self.stem(self.frequency_features(fold(x, self.config.patch_size)))
         skips = [h]
         for layer in self.down:
             h = layer(h, embedding) if isinstance(layer, _Stage) else layer(h)
@@ -148,7 +150,7 @@ class UNet(nn.Module):
             else:
                 h = layer(h)
         h = self.out(self.embed_activation(self.out_norm(h)))
-        return _unfold(h, self.config.patch_size)
+        return unfold(h, self.config.patch_size)
 
     def _embed(self, t: Tensor, cond: Tensor | None) -> Tensor:
         embedding = self.embed_time(t)
@@ -194,19 +196,6 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.block(x, embedding)
         return h if self.attention is None else self.attention(h)
-
-
-def _fold(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Space to depth: (B, C, F, T) -> (B, C·p·q, F/p, T/q)."""
-    p, q = patch
-    patches = x.unfold(2, p, p).unfold(3, q, q)  # (B, C, F/p, T/q, p, q)
-    return patches.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
-
-
-def _unfold(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Depth to space, the inverse of `_fold`: (B, C·p·q, F, T) -> (B, C, F·p, T·q)."""
-    patches = x.unflatten(1, (-1, *patch))  # (B, C, p, q, F, T)
-    return patches.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
 def count_parameters(model: nn.Module) -> int:

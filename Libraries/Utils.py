@@ -1,5 +1,6 @@
 """Logging, seeds, the device and run folders: what every script needs before it starts."""
 
+import contextlib
 import logging
 import os
 import random
@@ -93,6 +94,13 @@ def pick_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str):
+    """Return a context in which networks compute in this precision: no, fp16 or bf16."""
+    if precision == "no" or device.type not in ("cuda", "cpu"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def new_run_dir(parent: Path, name: str) -> Path:

@@ -29,9 +29,85 @@ from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
 from Libraries.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
 from Libraries.Utils import set_log_level  # noqa: E402
+from Libraries.VAE import VAEConfig  # noqa: E402
+from Libraries.VAELoss import VAELossConfig  # noqa: E402
 
 ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
 MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
+
+# The autoencoder that works, at 8 to 64 spectrogram values a latent value, and the origin's three.
+RESIDUAL_VAE = VAEConfig(
+    kind="residual",  # linear | conv | conv_v2 | residual
+    channels=(64, 128),  # a level, finest first
+    row_strides=(4, 2),  # rows are divided by this on the way into each level
+    frame_strides=(4, 2),  # frames likewise
+    latent_channels=4,  # 8·8 values of the spectrogram to 4
+    blocks_per_level=1,  # residual only
+    frequency_features=8,  # channels; residual only
+    norm_groups=8,  # residual only
+    activation="silu",  # silu | gelu; residual only
+)
+CONV_VAE = replace(
+    RESIDUAL_VAE,
+    kind="conv",
+    channels=(32, 64, 128),
+    row_strides=(2, 2, 2),
+    frame_strides=(2, 2, 2),
+    latent_channels=64,  # 8·8 values to 64: the latent is as large as the spectrogram
+)
+VAES = {
+    "linear": replace(CONV_VAE, kind="linear", latent_channels=256),  # the whole latent
+    "conv": CONV_VAE,
+    "conv_v2": replace(
+        CONV_VAE,
+        kind="conv_v2",
+        channels=(32, 64, 128, 256),
+        row_strides=(2, 2, 2, 2),
+        frame_strides=(2, 2, 2, 2),
+        latent_channels=128,  # 16·16 values to 128: half as large
+    ),
+    "residual_8": replace(RESIDUAL_VAE, latent_channels=8),
+    "residual_16": RESIDUAL_VAE,
+    "residual_32": replace(RESIDUAL_VAE, latent_channels=2),
+}
+
+# The journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here.
+ORIGIN_VAE_LOSS = VAELossConfig(
+    reconstruction="l2",  # l1 | l2
+    reconstruction_weight=10_000.0,
+    spectral_weight=0.0,  # of the error of differences between neighbouring rows and frames
+    spectral_scales=(1, 2, 4),  # rows and frames averaged before the differences
+    kl_weight=1.0,
+    kl_warmup_steps=0,  # optimiser steps
+    adversarial_weight=0.0,  # 0: no critic
+    adversarial_start=0,  # optimiser step
+    critic_channels=(),  # width of each halving
+)
+
+# Training on one GPU; diffusion and autoencoder differ in a few values.
+BASE_TRAIN = TrainConfig(
+    num_steps=40_000,  # optimiser steps
+    batch_size=32,  # clips
+    grad_accumulation=1,  # batches a step
+    learning_rate=3e-4,
+    lr_schedule="cosine",  # constant | cosine | step
+    warmup_steps=1_000,  # optimiser steps
+    betas=(0.9, 0.99),  # of AdamW
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    ema_decay=0.9995,  # a step
+    mixed_precision="auto",  # auto | no | fp16 | bf16
+    compile=False,  # torch.compile, on CUDA
+    dataset_on_device=True,  # on CUDA, when it fits
+    num_workers=0,  # processes that read batches
+    seed=0,
+    log_every=50,  # optimiser steps
+    validate_every=1_000,
+    save_every=1_000,
+    preview_every=2_000,
+    power_ema=(0.05, 0.10),  # share of the steps so far; any other length is rebuilt from these
+    snapshot_every=2_000,  # optimiser steps
+)
 
 # BASE: the best this repository knows, for one GPU.
 BASE = Settings(
@@ -112,29 +188,7 @@ BASE = Settings(
         min_snr_gamma=5.0,  # min_snr only
         label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
     ),
-    train=TrainConfig(
-        num_steps=40_000,  # optimiser steps
-        batch_size=32,  # clips
-        grad_accumulation=1,  # batches a step
-        learning_rate=3e-4,
-        lr_schedule="cosine",  # constant | cosine | step
-        warmup_steps=1_000,  # optimiser steps
-        betas=(0.9, 0.99),  # of AdamW
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        ema_decay=0.9995,  # a step
-        mixed_precision="auto",  # auto | no | fp16 | bf16
-        compile=False,  # torch.compile, on CUDA
-        dataset_on_device=True,  # on CUDA, when it fits
-        num_workers=0,  # processes that read batches
-        seed=0,
-        log_every=50,  # optimiser steps
-        validate_every=1_000,
-        save_every=1_000,
-        preview_every=2_000,
-        power_ema=(0.05, 0.10),  # share of the steps so far; any other length is rebuilt from these
-        snapshot_every=2_000,  # optimiser steps
-    ),
+    train=BASE_TRAIN,
     sampler=SamplerConfig(
         name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
         num_inference_steps=50,
@@ -167,6 +221,16 @@ BASE = Settings(
         guidance_scales=(1.0, 1.5, 2.0, 3.0),
         ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
     ),
+    vae=replace(RESIDUAL_VAE, channels=(96, 192), blocks_per_level=2),
+    vae_loss=replace(
+        ORIGIN_VAE_LOSS,
+        reconstruction="l1",
+        reconstruction_weight=1.0,
+        spectral_weight=0.5,
+        kl_weight=1e-2,
+        kl_warmup_steps=1_000,
+    ),
+    vae_train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -197,6 +261,9 @@ ORIGIN = replace(
     ),
     diffusion=replace(BASE.diffusion, schedule="linear", prediction_type="epsilon"),
     train=replace(BASE.train, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
+    vae=VAES["conv_v2"],
+    vae_loss=ORIGIN_VAE_LOSS,
+    vae_train=replace(BASE.vae_train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
 )
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
@@ -240,6 +307,20 @@ CPU = replace(
         snapshot_every=100,  # optimiser steps
     ),
     comparison=replace(BASE.comparison, clips=48),
+    vae=VAES["residual_16"],
+    vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
+    vae_train=replace(
+        BASE.vae_train,
+        num_steps=2_500,
+        batch_size=8,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        ema_decay=0.99,
+        log_every=10,
+        validate_every=250,
+        save_every=250,
+        preview_every=1_000,
+    ),
     num_validation_clips=16,
     num_samples=48,
 )
@@ -268,6 +349,18 @@ SMOKE = replace(
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
     comparison=replace(
         CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
+    ),
+    vae=replace(CPU.vae, channels=(16, 32)),
+    vae_train=replace(
+        CPU.vae_train,
+        num_steps=20,
+        batch_size=4,
+        warmup_steps=2,
+        log_every=5,
+        validate_every=10,
+        save_every=10,
+        preview_every=20,
+        snapshot_every=10,
     ),
     num_validation_clips=4,
     num_samples=8,

@@ -1,9 +1,13 @@
 """The benchmarks of the networks: the peer is the one they name, and models are timed in turns."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.common import Peer, machine_line, median_in_turns, print_table, size_of
+from Conf import SMOKE
 
 CPU = torch.device("cpu")
 
@@ -30,3 +34,15 @@ def test_table_is_markdown(capsys):
 
 def test_machine_line_names_the_version_of_torch():
     assert torch.__version__ in machine_line(CPU)
+
+
+def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import vae as benchmark
+
+    monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae, channels=(8, 16)))
+    first, again = (benchmark.train_or_find("residual_16", chords, minutes=0.001) for _ in range(2))
+    row = benchmark.measure("residual_16", first, chords)
+    assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
+    journal = benchmark.variant("conv", chords, 1)
+    assert (journal.vae_train.batch_size, journal.vae_train.learning_rate) == (32, 1e-4)

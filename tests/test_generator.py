@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_pipeline import make_settings
 
+from Conf import SMOKE
 from Libraries.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Comparison import compare_ema_lengths, compare_guidance, compare_samplers, variant_table
 from Libraries.Dataset import SpectrogramDataset
@@ -18,8 +18,11 @@ BY_LABEL = replace(AUTO, method="classifier_free")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return make_settings(tmp_path_factory.mktemp("root"))
+def settings(chords):
+    train = replace(
+        SMOKE.train, num_steps=4, save_every=2, snapshot_every=2, validate_every=2, preview_every=4
+    )
+    return replace(chords, train=train)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ ORDER = (
     "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics", "Seams",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
-    "Layers", "U_Net",
+    "Layers", "OriginVAE", "VAE", "VAELoss", "VAEChecks", "U_Net",
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
-    "Settings", "Plots", "Preparation", "Runs", "Generator", "Pipeline", "Evaluation", "Comparison",
+    "Settings", "Plots", "Preparation", "Runs", "Autoencoding", "Generator", "Pipeline",
+    "Evaluation", "Comparison", "VAEEvaluation",
 )  # fmt: skip
 
 

@@ -13,7 +13,13 @@ import soundfile
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 NOTEBOOKS = sorted(SCRIPTS.glob("*.ipynb"))
-IN_ORDER = ("Preprocessing.ipynb", "Train Diffusion.ipynb", "Eval Diffusion.ipynb")
+IN_ORDER = (
+    "Preprocessing.ipynb",
+    "Train Diffusion.ipynb",
+    "Eval Diffusion.ipynb",
+    "Train VAE.ipynb",
+    "Eval VAE.ipynb",
+)
 
 
 def code_cells(path):
@@ -73,11 +79,13 @@ def count_outputs(outputs, kind):
 
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
-    assert pictures == {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
+    diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
+    assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
-    assert players == {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
+    diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
+    assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5}
 
 
 def assert_run_is_complete(root):
@@ -97,6 +105,19 @@ def assert_run_is_complete(root):
         assert (results / name).stat().st_size > 0
     sound, rate = soundfile.read(results / "00000-eval" / "audio" / "sample-0000.wav")
     assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
+    assert_vae_run_is_complete(root)
+
+
+def assert_vae_run_is_complete(root):
+    run, results = (root / folder / "vae" / "00000-SMOKE" for folder in ("Models", "Results"))
+    files = [run / name for name in ("conf.json", "ema-00000020.pth", "latent-00000020.pth", "graph.pt")]
+    pictures = ("reconstructions", "bands", "latents", "walk", "prior")
+    files += [results / "loss.png", *(results / "00000-eval" / f"{name}.png" for name in pictures)]
+    files += [
+        results / "00000-eval" / "metrics.json",
+        results / "00000-eval" / "audio" / "reconstruction-0000.wav",
+    ]
+    assert all(path.stat().st_size > 0 for path in files)
 
 
 @pytest.mark.slow

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from Conf import SMOKE
 from Libraries.Audio import AudioError
 from Libraries.Checkpoint import CheckpointError
-from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.Dataset import SpectrogramDataset
 from Libraries.Evaluation import copying, distances, evaluate, nearest_in_training, spread_clips
 from Libraries.Generator import Generator
 from Libraries.Pipeline import (
@@ -24,28 +23,10 @@ from Libraries.Preparation import compare_representations, find_music, load_exam
 from Libraries.Runs import clip_loaders
 
 
-def make_settings(root):
-    """Return SMOKE on a small made-up dataset: chords that change every half second."""
-    rng = np.random.default_rng(0)
-    (root / "music").mkdir()
-    for number in range(6):
-        seconds = np.arange(12 * 16_000) / 16_000
-        pitches = rng.uniform(100, 900, (24, 3))[(seconds * 2).astype(int)]
-        wave = np.sin(2 * np.pi * pitches * seconds[:, None]).mean(1) * np.exp(-4 * (seconds % 0.5))
-        soundfile.write(root / "music" / f"piece{number}.wav", 0.5 * wave, 16_000)
-    settings = replace(
-        SMOKE, root=root, music_dir=root / "music", num_samples=4,
-        train=replace(
-            SMOKE.train, num_steps=4, save_every=2, snapshot_every=2, validate_every=2, preview_every=4
-        ),
-    )  # fmt: skip
-    build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
-    return settings
-
-
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return make_settings(tmp_path_factory.mktemp("root"))
+def settings(chords):
+    train = replace(SMOKE.train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
+    return replace(chords, train=train)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,9 @@ def test_origin_is_the_origin():
     assert (spectrogram.n_fft, spectrogram.hop_length, spectrogram.shape) == (480, 288, (1, 224, 416))
     assert (ORIGIN.train.batch_size, ORIGIN.train.grad_accumulation) == (16, 2)
     assert (ORIGIN.diffusion.schedule, ORIGIN.unet.block) == ("linear", "double_conv")
+    assert (ORIGIN.vae.kind, ORIGIN.vae_train.batch_size) == ("conv_v2", 32)
+    assert ORIGIN.vae_train.learning_rate == 1e-4
+    assert ORIGIN.vae_loss.reconstruction_weight == 10_000 * ORIGIN.vae_loss.kl_weight
 
 
 def test_presets_use_the_representation_that_sounds():

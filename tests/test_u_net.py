@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from Conf import BASE, CPU, ORIGIN, SMOKE
-from Libraries.U_Net import UNet, _fold, _unfold, count_flops, count_parameters
+from Libraries.Layers import fold, unfold
+from Libraries.U_Net import UNet, count_flops, count_parameters
 
 SMALL = replace(
     SMOKE.unet, channels=(8, 16, 24), head_dim=8, norm_groups=4, embedding_dim=16, patch_size=(2, 2)
@@ -35,11 +36,11 @@ def test_output_has_the_shape_of_the_input(block, patch, channels):
 @pytest.mark.parametrize("patch", [(1, 1), (2, 4), (4, 4)])
 def test_unfold_undoes_fold(patch):
     x = torch.randn(2, 3, 16, 32)
-    assert torch.equal(_unfold(_fold(x, patch), patch), x)
+    assert torch.equal(unfold(fold(x, patch), patch), x)
 
 
 def test_fold_keeps_a_patch_together():
-    folded = _fold(torch.arange(32.0).reshape(1, 1, 4, 8), (2, 4))
+    folded = fold(torch.arange(32.0).reshape(1, 1, 4, 8), (2, 4))
     assert folded[0, :, 0, 0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
 
 

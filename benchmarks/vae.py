@@ -1,0 +1,128 @@
+"""What each autoencoder makes of the same minutes on the demo corpus: the origin's three and ours.
+
+    python benchmarks/vae.py [--minutes 5] [--root folder] [--only residual_16 conv]
+
+Every variant of `Conf.VAES` is trained for the same time on the CPU preset's dataset, which is made first if
+it is not there: the origin's with the journal's loss, batch and learning rate, ours with the preset's. The
+number of steps is what a timed step says fits into the minutes, so that the learning rate's schedule ends
+with them. Runs lie in `Models/vae`: a second call goes on with those that were interrupted and trains none
+again. Pictures and sound are in `Results/vae`. Quality is that of the test split, through the same decoder to
+audio; the floor is real training music.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import autocast, machine_line, median_in_turns, print_table
+
+from Conf import CPU, ORIGIN, VAES
+from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, train_vae
+from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.DemoMusic import render_demo_music
+from Libraries.Runs import read_conf, results_of
+from Libraries.Settings import Settings, from_dict
+from Libraries.Training import TrainConfig, resolve_precision
+from Libraries.Utils import pick_device
+from Libraries.VAEEvaluation import evaluate_vae
+
+VARIANTS = ("linear", "conv", "conv_v2", "residual_8", "residual_16", "residual_32")
+HEADER = [
+    *("variant", "M param.", "latent", "compression", "steps"),
+    *("LSD dB", "FD", "floor FD", "encode s", "decode s"),
+]
+
+
+def main() -> None:
+    """Parse the arguments, train what is not trained yet, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, each variant")
+    parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
+    args = parser.parse_args()
+    settings = replace(CPU, root=args.root)
+    make_dataset(settings)
+    line = machine_line(pick_device())
+    rows = [measure(name, train_or_find(name, settings, args.minutes), settings) for name in args.only]
+    print(f"\n{line}\n{args.minutes:g} minutes each, {settings.spectrogram.shape}\n")
+    print_table(HEADER, rows)
+
+
+def make_dataset(settings: Settings) -> None:
+    """Render the demo corpus and build its dataset where that is missing."""
+    if (settings.dataset_dir / "manifest.json").exists():
+        return
+    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    print(
+        build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
+    )
+
+
+def variant(name: str, settings: Settings, minutes: float) -> Settings:
+    """Return the settings of a variant; its preset names its runs."""
+    settings = replace(settings, preset=f"{name}-{minutes:g}min", vae=VAES[name])
+    if settings.vae.kind == "residual":
+        return settings
+    names = ("batch_size", "learning_rate", "lr_schedule")
+    journal = {name: getattr(ORIGIN.vae_train, name) for name in names}
+    return replace(settings, vae_loss=ORIGIN.vae_loss, vae_train=replace(settings.vae_train, **journal))
+
+
+def train_or_find(name: str, settings: Settings, minutes: float) -> Path:
+    """Return the variant's trained run: one that is there, one that is gone on with, or a new one."""
+    settings = variant(name, settings, minutes)
+    known = sorted(settings.vae_dir.glob(f"*-{settings.preset}"))
+    if not known:
+        return train_vae(with_budget(settings, minutes))
+    if not any(known[-1].glob("latent-*.pth")):  # its steps were counted when it began
+        train = from_dict(TrainConfig, read_conf(known[-1])["settings"]["vae_train"])
+        return train_vae(replace(settings, vae_train=train), known[-1])
+    return known[-1]
+
+
+def with_budget(settings: Settings, minutes: float) -> Settings:
+    """Return the settings with as many steps as the minutes hold."""
+    steps = max(10, int(minutes * 60 / seconds_per_step(settings)))
+    tenth = max(1, steps // 10)
+    train = replace(
+        settings.vae_train, num_steps=steps, validate_every=tenth, save_every=tenth, preview_every=steps
+    )
+    return replace(settings, vae_train=train)
+
+
+def seconds_per_step(settings: Settings, steps: int = 5) -> float:
+    """Return the median seconds of a training step on random data."""
+    device, precision = pick_device(), resolve_precision(settings.vae_train.mixed_precision)
+    network, objective = build_vae(settings).to(device), make_vae_objective(settings)
+    optimizer = torch.optim.AdamW(network.parameters())
+    B = settings.vae_train.batch_size
+    batch = torch.rand(B, *settings.spectrogram.shape, device=device) * 2 - 1, torch.zeros(B)
+
+    def step() -> None:
+        with autocast(device, precision):
+            loss = objective.loss(network, batch, torch.arange(B)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return median_in_turns({"step": step}, steps, device)["step"]
+
+
+def measure(name: str, run_dir: Path, settings: Settings) -> list[str]:
+    """Return a line of the table; pictures and sound go to the run's results."""
+    codec, folder = LatentCodec.load(run_dir), results_of(settings, run_dir) / "benchmark"
+    splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
+    found = evaluate_vae(codec, *splits, settings.num_samples, folder)
+    steps = read_conf(run_dir)["settings"]["vae_train"]["num_steps"]
+    latent = "x".join(map(str, codec.shape))
+    quality = (found["log_spectral_distance"], found["reconstructions_to_test"], found["train_to_test"])
+    size = [f"{found['parameters'] / 1e6:.2f}", latent, f"{found['compression']:g}", str(steps)]
+    seconds = [f"{found[kind]:.4f}" for kind in ("encode_seconds", "decode_seconds")]
+    return [name, *size, *(f"{value:.2f}" for value in quality), *seconds]
+
+
+if __name__ == "__main__":
+    main()

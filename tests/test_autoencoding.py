@@ -1,0 +1,182 @@
+"""From settings to a trained autoencoder and its codec: statistics, shapes, refusals, evaluation."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from Conf import SMOKE
+from Libraries.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
+from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
+from Libraries.Dataset import SpectrogramDataset
+from Libraries.Plots import plot_band_errors, plot_latents, plot_reconstructions, plot_vae_metrics
+from Libraries.RunLog import read_metrics
+from Libraries.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
+
+
+@pytest.fixture(scope="module")
+def settings(chords):
+    train = replace(SMOKE.vae_train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
+    return replace(chords, vae_train=train)
+
+
+@pytest.fixture(scope="module")
+def run_dir(settings):
+    return train_vae(settings)
+
+
+@pytest.fixture
+def codec(run_dir):
+    codec = LatentCodec.load(run_dir)
+    codec.precision = "no"
+    return codec
+
+
+@pytest.fixture(scope="module")
+def train_split(settings):
+    return SpectrogramDataset(settings.dataset_dir, "train")
+
+
+def clips(split, count=4):
+    return split.__getitems__(list(range(count)))[0]
+
+
+def test_run_records_what_it_was_made_of(settings, run_dir):
+    conf = json.loads((run_dir / "conf.json").read_text())
+    assert run_dir.parent == settings.vae_dir and conf["settings"]["vae"]["kind"] == "residual"
+    results = settings.results_dir / "vae" / run_dir.name
+    assert sorted(path.name for path in results.iterdir()) == ["loss.png", "reconstructions-00000004.png"]
+    columns = set().union(*read_metrics(run_dir / "metrics.csv"))
+    assert {"loss", "val_reconstruction", "val_spectral", "val_kl"} <= columns
+
+
+def test_latents_of_the_training_split_are_standard(codec, train_split):
+    z = codec.encode(clips(train_split, len(train_split)))
+    assert z.mean((0, 2, 3)).abs().max() < 1e-3
+    assert torch.allclose(z.std((0, 2, 3)), torch.ones(codec.shape[0]), atol=1e-2)
+
+
+def test_decode_undoes_the_normalisation(codec, train_split):
+    x0 = clips(train_split)
+    with torch.no_grad():
+        expected = codec.vae.decode(codec.vae.encode(x0).mu)
+    assert torch.allclose(codec.decode(codec.encode(x0)), expected, atol=1e-4)
+
+
+def test_codec_does_not_depend_on_the_batch(codec, train_split):
+    x0 = clips(train_split, 20)  # more than the codec takes at a time
+    assert torch.allclose(codec.encode(x0)[19:], codec.encode(x0[19:]), atol=1e-4)
+
+
+def test_codec_says_its_shape_and_what_a_latent_position_covers(settings, codec):
+    assert codec.shape == (4, 12, 16) and codec.compression == 16 and codec.stride == (8, 8)
+    _, rows, frames = settings.spectrogram.shape
+    assert (codec.shape[1] * codec.stride[0], codec.shape[2] * codec.stride[1]) == (rows, frames)
+    with pytest.raises(ValueError, match=r"z has shape .*; expected \(B, 4, 12, 16\)"):
+        codec.decode(torch.zeros(1, 4, 12, 17))
+    with pytest.raises(ValueError, match=r"x0 has shape .*; expected \(B, 1, 96, 128\)"):
+        codec.encode(torch.zeros(1, 1, 96, 64))
+
+
+def test_measured_statistics_are_those_of_all_means_at_once(settings, train_split):
+    vae = build_vae(settings).vae.eval()
+    mean, std = measure_latents(vae, train_split)
+    with torch.no_grad():
+        mu = vae.encode(clips(train_split, len(train_split))).mu
+    assert torch.allclose(mean, mu.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(std, mu.std((0, 2, 3), correction=0), atol=1e-5)
+
+
+def test_a_run_without_statistics_says_so(settings, run_dir, tmp_path):
+    for name in ("conf.json", "ema-00000004.pth"):
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"no latent-00000004.pth: its latents were never measured"):
+        LatentCodec.load(tmp_path)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path):
+    again = tmp_path / "vae" / "00000-again"
+    again.mkdir(parents=True)
+    (again / "conf.json").write_bytes((run_dir / "conf.json").read_bytes())
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_validation(*_):
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
+        patch.setattr("Libraries.Autoencoding.save_vae_preview", stop_after_validation)
+        train_vae(settings, again)
+    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
+    train_vae(settings, again)
+    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resuming_with_other_settings_is_refused(settings, run_dir):
+    for part, change, sentence in (
+        ("vae_loss", {"kl_weight": 0.5}, r"kl_weight is 0\.\d+ there and 0.5 here"),
+        ("vae", {"latent_channels": 7}, "latent_channels is 4 there and 7 here"),
+        ("vae_train", {"batch_size": 5}, "batch_size is 4 there and 5 here"),
+    ):
+        other = replace(settings, **{part: replace(getattr(settings, part), **change)})
+        with pytest.raises(ValueError, match=sentence):
+            train_vae(other, run_dir)
+
+
+def test_a_folder_that_is_no_run_is_refused(settings, tmp_path):
+    for use in (LatentCodec.load, lambda folder: train_vae(settings, folder)):
+        with pytest.raises(CheckpointError, match=r"name a run's own folder"):
+            use(tmp_path)
+
+
+def test_a_walk_starts_and_ends_at_its_clips(codec, train_split):
+    first, last = clips(train_split, 2)
+    steps = walk(codec, first, last, count=5)
+    ends = reconstruct(codec, torch.stack([first, last]))
+    assert len(steps) == 5 and torch.allclose(steps[[0, -1]], ends, atol=1e-3)
+
+
+def test_random_latents_depend_on_their_seed_alone(codec):
+    assert torch.allclose(from_prior(codec, [3, 4])[1:], from_prior(codec, [4]), atol=1e-4)
+
+
+def test_evaluation_writes_sound_and_pictures(settings, codec, train_split, tmp_path):
+    test = SpectrogramDataset(settings.dataset_dir, "test")
+    metrics = evaluate_vae(codec, train_split, test, 4, tmp_path)
+    assert len(list((tmp_path / "audio").glob("*.wav"))) == 2 * metrics["clips"] > 0
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == {"reconstructions", "latents", "bands", "walk", "prior"}
+    checks = metrics.pop("checks")
+    assert len(checks) == 4 and all(isinstance(sentence, str) for sentence in checks)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert {"log_spectral_distance", "reconstructions_to_test", "train_to_test", "encode_seconds"} <= set(
+        metrics
+    )
+
+
+def test_originals_and_reconstructions_share_colours_and_differences_are_symmetric(settings, train_split):
+    x0 = clips(train_split, 3)
+    figure = plot_reconstructions(x0, x0 + 0.1 * torch.randn(x0.shape), settings.spectrogram, "title")
+    images = [axis.images[0] for axis in figure.axes if axis.images]
+    assert len(images) == 9 and len({image.get_clim() for image in images[:6]}) == 1
+    low, high = images[8].get_clim()
+    assert low == -high and {image.get_clim() for image in images[6:]} == {(low, high)}
+    axes = [axis for axis in figure.axes if axis.images]
+    assert all("(s)" in axis.get_xlabel() and "Hz" in axis.get_ylabel() for axis in axes)
+
+
+def test_curves_of_an_autoencoder_are_labelled():
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "val_loss": 0.9, "val_reconstruction": 0.5, "val_kl": 9.0}]
+    z = torch.randn(3, 4, 5, 6)
+    figures = (
+        plot_vae_metrics(rows, "run"),
+        plot_latents(z, torch.rand(4), "latents"),
+        plot_band_errors([0, 100, 200], [0.1, 0.2], "bands"),
+    )
+    for figure in figures:
+        assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in figure.axes)
