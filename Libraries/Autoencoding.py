@@ -1,6 +1,7 @@
 """An autoencoder as a whole: settings and dataset -> trained run -> codec of spectrograms and latents."""
 
 import functools
+import hashlib
 import math
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class LatentCodec:
         self.mean, self.std = (value.to(device).reshape(1, -1, 1, 1) for value in (mean, std))
         self.spectrogram, self.device = spectrogram, device
         self.precision = resolve_precision("auto")
+        self.run_dir: Path | None = None
 
     @classmethod
     def load(cls, run_dir: Path, device: torch.device | None = None) -> "LatentCodec":
@@ -67,7 +69,9 @@ class LatentCodec:
         load_weights(vae, own, path)
         statistics = _read_statistics(run_dir, path)
         gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
-        return cls(vae, statistics["mean"], statistics["std"], Spectrogram(config, gain), device)
+        codec = cls(vae, statistics["mean"], statistics["std"], Spectrogram(config, gain), device)
+        codec.run_dir = run_dir
+        return codec
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,6 +124,33 @@ class LatentCodec:
     def to_audio(self, x0: Tensor) -> Tensor:
         """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1]."""
         return self.spectrogram.decode(x0)
+
+
+def codec_record(run_dir: Path) -> dict[str, str]:
+    """Return what a diffusion run keeps of the autoencoder it belongs to: its run and a hash of its weights.
+
+    Raises:
+        CheckpointError: the run has no weights or its latents were never measured.
+    """
+    path = latest_checkpoint(run_dir, "ema")
+    _read_statistics(Path(run_dir), path)
+    content = path.read_bytes() + _statistics_path(Path(run_dir), path).read_bytes()
+    return {"run": Path(run_dir).name, "weights": hashlib.sha256(content).hexdigest()}
+
+
+def load_codec(parent: Path, record: dict[str, str], device: torch.device | None = None) -> LatentCodec:
+    """Load the codec of a `codec_record` from the folder of the autoencoders' runs.
+
+    Raises:
+        CheckpointError: there is no such run any more, or its weights are others now.
+    """
+    run_dir = Path(parent) / record["run"]
+    if codec_record(run_dir) != record:
+        raise CheckpointError(
+            f"this diffusion was trained in the latents of {record['run']}, and the weights in {run_dir} are "
+            "others now: it cannot be used with them; bring the old ones back or train it again"
+        )
+    return LatentCodec.load(run_dir, device)
 
 
 def build_vae(settings: Settings) -> TrainableVAE:

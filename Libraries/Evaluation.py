@@ -123,13 +123,13 @@ def nearest_in_training(
 
 
 def bits_of_clips(generator: Generator, test: Tensor, seeds: Iterable[int]) -> float:
-    """Return the mean variational bound of test clips x0 (N, C, F, T), in bits a dimension.
+    """Return the mean variational bound in bits a dimension of test clips x0 (N, C, F, T), or their latents.
 
     The variance is the learned one where there is one, else β, which is the better of the two fixed ones.
     """
     variance = "learned" if generator.schedule.learned_variance else "fixed_large"
     bits = bits_per_dimension(
-        generator.denoiser(), generator.schedule, test.to(generator.device), seeds,
+        generator.denoiser(), generator.schedule, generator.encode(test), seeds,
         variance=variance, progress=True,
     )  # fmt: skip
     return bits.mean().item()
@@ -168,13 +168,13 @@ def loop_clip(generator: Generator, editor: Editor, x0: Tensor, edit: EditConfig
 def record_trajectory(
     generator: Generator, config: SamplerConfig, seed: int, count: int = 6
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """Sample one seed and return (t, x_t, predicted x0) at `count` steps spread over the way."""
+    """Sample one seed; return (t, x_t, predicted x0) at `count` steps of the way, latents decoded."""
     kept = set(spread_indices(config.num_inference_steps, count))
     states = []
 
     def keep(step: int, t: int, x_t: Tensor, x0: Tensor) -> None:
         if step in kept:
-            states.append((t, x_t.cpu(), x0.cpu()))
+            states.append((t, generator.decode(x_t), generator.decode(x0)))
 
     generator.generate([seed], config, 1, callback=keep, progress=False)
     return states
@@ -190,4 +190,4 @@ def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rat
 
 def example_input(generator: Generator) -> tuple[Tensor, Tensor]:
     """Return a batch of one to trace the network with: x_t and t."""
-    return torch.zeros(1, *generator.spectrogram.config.shape), torch.tensor([0])
+    return torch.zeros(1, *generator.shape), torch.tensor([0])

@@ -1,11 +1,17 @@
-"""A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram."""
+"""A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram.
+
+If its diffusion is in the latents of an autoencoder, that belongs to it too: clips go in and come out as
+spectrograms x0 (N, C, F, T) either way.
+"""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from Libraries.Autoencoding import LatentCodec, load_codec
 from Libraries.Checkpoint import (
     CheckpointError,
     find_checkpoints,
@@ -16,11 +22,12 @@ from Libraries.Checkpoint import (
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
 from Libraries.Editing import Editor, interpolate
 from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
+from Libraries.LatentEditing import LatentEditor
 from Libraries.Objective import UncertaintyWeighted
 from Libraries.PostHocEMA import reconstruct
 from Libraries.Runs import read_conf
 from Libraries.Samplers import Callback, SamplerConfig, inference_timesteps, sample
-from Libraries.Settings import from_dict
+from Libraries.Settings import from_dict, require_multiple
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import resolve_precision
@@ -33,17 +40,23 @@ class Generator:
 
     Attributes:
         network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
+        codec: of the latents; None where the diffusion is on spectrograms.
         weaker: the same of less trained weights, for autoguidance; None until `load_weaker`.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: NoiseSchedule, spectrogram: Spectrogram, device: torch.device
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        spectrogram: Spectrogram,
+        device: torch.device,
+        codec: LatentCodec | None = None,
     ):
         if isinstance(network, UncertaintyWeighted):  # of use to the loss alone
             network = network.network
         self.network = network.to(device, memory_format=torch.channels_last).eval()
         self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
-        self.precision = resolve_precision("auto")
+        self.codec, self.precision = codec, resolve_precision("auto")
         self.weaker: nn.Module | None = None
         self.run_dir: Path | None = None
 
@@ -66,18 +79,20 @@ class Generator:
                 (`PostHocEMA.reconstruct`); None takes the average that training kept.
 
         Raises:
-            CheckpointError: the folder is no run, has no such weights, or they do not fit its settings.
+            CheckpointError: the folder is no run, has no such weights, they do not fit its settings, or the
+                autoencoder it belongs to is missing or another one now.
         """
-        settings = read_conf(run_dir)["settings"]
+        conf, device = read_conf(run_dir), device or pick_device()
+        settings = conf["settings"]
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
-        network = make_network(
-            from_dict(UNetConfig, settings["unet"]), diffusion, spectrogram_config.shape[0]
-        )
+        codec = load_codec(Path(run_dir).parent.parent / "vae", conf["vae"], device) if conf["vae"] else None
+        unet = from_dict(UNetConfig, settings["latent_unet" if codec else "unet"])
+        network = make_network(unet, diffusion, (codec or spectrogram_config).shape)
         load_weights(network, *_weights(run_dir, step, ema_length))
-        gain = Gain(*(torch.tensor([value]) for value in read_conf(run_dir)["gain"]))
+        gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
         spectrogram = Spectrogram(spectrogram_config, gain)
-        generator = cls(network, NoiseSchedule(diffusion), spectrogram, device or pick_device())
+        generator = cls(network, NoiseSchedule(diffusion), spectrogram, device, codec)
         generator.run_dir = Path(run_dir)
         return generator
 
@@ -100,6 +115,20 @@ class Generator:
         step = min(earlier, key=lambda step: abs(step - share * last))
         self.weaker = Generator.load(self.run_dir, self.device, step=step).network
         return step
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, F, T) of what the network makes: a spectrogram or a latent."""
+        return self.spectrogram.config.shape if self.codec is None else self.codec.shape
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """Return what the diffusion is about, on `device`: x0 (N, C, F, T) itself, or its latents."""
+        x0 = x0.to(self.device)
+        return x0 if self.codec is None else self.codec.encode(x0)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU."""
+        return (x if self.codec is None else self.codec.decode(x)).cpu()
 
     def labels_in_turn(self, count: int) -> Tensor | None:
         """Return int64 labels (count,) that go round all classes; None for a network without classes."""
@@ -142,12 +171,12 @@ class Generator:
         callback: Callback | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """Sample one clip a seed; returns x0 (N, C, F, T) on the CPU.
+        """Sample one clip a seed; returns spectrograms x0 (N, C, F, T) on the CPU.
 
         The batch size changes the speed, not the samples. The callback sees every step of every batch.
         `labels` is int64 (N,), one a seed; it and `guidance` are as in `denoiser`.
         """
-        seeds, shape, batches = list(seeds), self.spectrogram.config.shape, []
+        seeds, config, batches = list(seeds), self._unbounded(config), []
         if labels is not None and len(labels) != len(seeds):
             raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one a seed")
         for start in range(0, len(seeds), batch_size):
@@ -155,11 +184,12 @@ class Generator:
             model = self.denoiser(None if labels is None else labels[part], guidance)
             batches.append(
                 sample(
-                    model, self.schedule, config, seeds[part], shape,
+                    model, self.schedule, config, seeds[part], self.shape,
                     batch_size=batch_size, device=self.device, callback=callback, progress=progress,
-                ).cpu()
+                )
             )  # fmt: skip
-        return torch.cat(batches) if batches else torch.empty(0, *shape)
+            batches[-1] = self.decode(batches[-1])
+        return torch.cat(batches) if batches else torch.empty(0, *self.spectrogram.config.shape)
 
     def editor(
         self,
@@ -168,9 +198,11 @@ class Generator:
         *,
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
-    ) -> Editor:
-        """Return an `Editing.Editor` with this network; clips given to it have to be on `device`."""
-        return Editor(self.denoiser(labels, guidance), self.schedule, config, rounds, progress=True)
+    ) -> Editor | LatentEditor:
+        """Return an `Editor` with this network, or the same for latents; its clips have to be on `device`."""
+        model, config = self.denoiser(labels, guidance), self._unbounded(config)
+        editor = Editor(model, self.schedule, config, rounds, progress=True)
+        return editor if self.codec is None else LatentEditor(editor, self.codec)
 
     def interpolate(
         self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
@@ -184,8 +216,10 @@ class Generator:
                 step there (`Editing.invert`).
         """
         timesteps = inference_timesteps(self.schedule, num_inference_steps, "trailing")
-        clips, options = clips.to(self.device), {"iterations": iterations, "progress": True}
-        return interpolate(self.denoiser(), self.schedule, clips, weights, timesteps, **options).cpu()
+        options = {"iterations": iterations, "progress": True}
+        return self.decode(
+            interpolate(self.denoiser(), self.schedule, self.encode(clips), weights, timesteps, **options)
+        )
 
     def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:
         """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1].
@@ -193,6 +227,10 @@ class Generator:
         With `any_length` T may be another than the model's, as `Editor.extend` makes it.
         """
         return self.spectrogram.decode(x0.cpu(), any_length=any_length)
+
+    def _unbounded(self, config: SamplerConfig) -> SamplerConfig:
+        """The settings' clamp is that of spectrograms; latents have no bounds."""
+        return config if self.codec is None else replace(config, clip_x0=None, dynamic_threshold=None)
 
     def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
         if labels is None:
@@ -209,11 +247,16 @@ class Generator:
         return model
 
 
-def make_network(unet: UNetConfig, diffusion: DiffusionConfig, channels: int) -> nn.Module:
-    """Return a new network for data of `channels`, with what the settings of the diffusion ask of it.
+def make_network(unet: UNetConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int]) -> nn.Module:
+    """Return a new network for data of `shape` (C, F, T), with what the settings of the diffusion ask of it.
 
     A learned variance doubles the output channels; learned weights of the loss wrap the network.
+
+    Raises:
+        ValueError: rows or frames do not fit the network.
     """
+    require_multiple("a spectrogram or latent", shape, unet)
+    channels = shape[0]
     network = UNet(unet, channels, 2 * channels if diffusion.learned_variance else channels)
     if diffusion.loss_weighting == "uncertainty":
         return UncertaintyWeighted(network, diffusion.num_train_timesteps)

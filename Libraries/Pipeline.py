@@ -1,6 +1,7 @@
 """From settings and a dataset to a trained diffusion run."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from Libraries.Autoencoding import LatentCodec, codec_record
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator, make_network
 from Libraries.Objective import DiffusionObjective
@@ -17,22 +19,66 @@ from Libraries.Runs import clip_loaders, open_run, results_of
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
 from Libraries.Training import fit
-from Libraries.Utils import pick_device
+from Libraries.Utils import latest_run, pick_device
 
 PREVIEW_SEEDS = range(8)
 
 
-def build_network(settings: Settings) -> nn.Module:
-    """Return a freshly initialised network of these settings: the same weights for the same seed."""
+def open_codec(settings: Settings) -> LatentCodec | None:
+    """Return the codec of `settings.vae_run`, or None where diffusion is to be on spectrograms.
+
+    Raises:
+        ValueError: the autoencoder was trained on another spectrogram.
+        CheckpointError, FileNotFoundError: there is no such run, or its training has not ended.
+    """
+    if settings.vae_run is None:
+        return None
+    run_dir = settings.vae_dir / settings.vae_run
+    if settings.vae_run == "latest":
+        run_dir = latest_run(settings.vae_dir, containing="latent-*.pth")
+    codec = LatentCodec.load(run_dir)
+    if codec.spectrogram.config != settings.spectrogram:
+        raise ValueError(
+            f"the autoencoder {run_dir.name} was trained on another spectrogram than these settings'; train "
+            "one on this (Train VAE), or name another in vae_run"
+        )
+    return codec
+
+
+def build_network(settings: Settings, codec: LatentCodec | None = None) -> nn.Module:
+    """Return a freshly initialised network of these settings: the same weights for the same seed.
+
+    `codec` is that of the settings' `vae_run`, whose latents it is for.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.train.seed)
-        return make_network(settings.unet, settings.diffusion, settings.spectrogram.shape[0])
+        return make_network(settings.network, settings.diffusion, (codec or settings.spectrogram).shape)
 
 
 def make_objective(settings: Settings) -> DiffusionObjective:
     """Return the diffusion loss of these settings."""
     schedule = NoiseSchedule(settings.diffusion)
-    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.unet.num_classes)
+    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.network.num_classes)
+
+
+class EncodedLoader:
+    """Batches of a loader with the codec's latents in the place of spectrograms, encoded as they come."""
+
+    def __init__(self, loader: Iterable, codec: LatentCodec):
+        self.loader, self.codec = loader, codec
+
+    def __iter__(self):
+        for x0, label in self.loader:
+            yield self.codec.encode(x0), label
+
+
+def diffusion_loaders(settings: Settings, codec: LatentCodec | None, **options) -> tuple:
+    """Return the endless training loader and the validation loader of a diffusion, in latents with a codec.
+
+    `options` are those of `make_loaders`.
+    """
+    loaders = clip_loaders(settings, **options)
+    return loaders if codec is None else tuple(EncodedLoader(loader, codec) for loader in loaders)
 
 
 def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
@@ -43,17 +89,21 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
         run_dir: an interrupted run to go on with; None starts a new one.
 
     Raises:
-        ValueError: the dataset was built with another spectrogram, or the run with other settings.
-        CheckpointError: `run_dir` is no run.
+        ValueError: the dataset or the autoencoder was made with another spectrogram, or the run with other
+            settings or another autoencoder.
+        CheckpointError: `run_dir` is no run, or `vae_run` none that can be used.
     """
-    run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "unet", "diffusion", "train"))
+    codec = open_codec(settings)
+    record = None if codec is None else codec_record(codec.run_dir)
+    parts = ("spectrogram", "unet" if codec is None else "latent_unet", "diffusion", "train")
+    run_dir = open_run(settings, settings.models_dir, run_dir, parts, record)
     fit(
-        build_network(settings),
+        build_network(settings, codec),
         make_objective(settings),
-        functools.partial(clip_loaders, settings),
+        functools.partial(diffusion_loaders, settings, codec),
         settings.train,
         run_dir,
-        preview=functools.partial(save_preview, settings, run_dir),
+        preview=functools.partial(save_preview, settings, codec, run_dir),
     )
     return run_dir
 
@@ -63,8 +113,10 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
 
     A check before the long run: data, network and loss fit together if this falls.
     """
-    network, objective = build_network(settings).train(), make_objective(settings)
-    loader, _ = clip_loaders(settings, batch_size=settings.train.batch_size, seed=settings.train.seed)
+    codec = open_codec(settings)
+    network, objective = build_network(settings, codec).train(), make_objective(settings)
+    options = {"batch_size": settings.train.batch_size, "seed": settings.train.seed}
+    loader, _ = diffusion_loaders(settings, codec, **options)
     batch, device = next(iter(loader)), pick_device()
     optimizer = torch.optim.AdamW(network.to(device).parameters(), lr=settings.train.learning_rate)
     losses, B = [], settings.train.batch_size
@@ -77,11 +129,13 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
     return losses
 
 
-def save_preview(settings: Settings, run_dir: Path, step: int, network: nn.Module) -> None:
+def save_preview(
+    settings: Settings, codec: LatentCodec | None, run_dir: Path, step: int, network: nn.Module
+) -> None:
     """Write the same seeds' samples and the loss curves to the run's results folder."""
     device = next(network.parameters()).device
     generator = Generator(
-        network, NoiseSchedule(settings.diffusion), Spectrogram(settings.spectrogram), device
+        network, NoiseSchedule(settings.diffusion), Spectrogram(settings.spectrogram), device, codec
     )
     quick = replace(settings.sampler, num_inference_steps=min(20, settings.sampler.num_inference_steps))
     x0 = generator.generate(PREVIEW_SEEDS, quick, batch_size=len(PREVIEW_SEEDS), progress=False)

@@ -14,13 +14,20 @@ from Libraries.Training import process_state
 from Libraries.Utils import new_run_dir, spread_indices
 
 
-def open_run(settings: Settings, parent: Path, run_dir: Path | None, parts: tuple[str, ...]) -> Path:
+def open_run(
+    settings: Settings,
+    parent: Path,
+    run_dir: Path | None,
+    parts: tuple[str, ...],
+    vae: dict[str, str] | None = None,
+) -> Path:
     """Return a new run folder below `parent` with its conf.json, or `run_dir` if it was made of the same.
 
     Args:
         settings: of the whole; a new run's conf.json holds them, the dataset's hash and its typical gain.
         run_dir: an interrupted run to go on with; None starts a new one.
         parts: names of the parts of the settings in which an interrupted run must agree.
+        vae: of a diffusion in latents, the record of the autoencoder it belongs to (`codec_record`).
 
     Raises:
         ValueError: the dataset was built with another spectrogram, or the run with other settings.
@@ -30,6 +37,7 @@ def open_run(settings: Settings, parent: Path, run_dir: Path | None, parts: tupl
     conf = {
         "settings": to_dict(settings),
         "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
+        "vae": vae,
         "gain": manifest["gain"],
         "classes": manifest["classes"],
         "provenance": provenance(),
@@ -87,6 +95,12 @@ def _require_same_run(run_dir: Path, conf: dict, parts: tuple[str, ...]) -> None
     known = read_conf(run_dir)
     for part in parts:
         _require_same(f"the run {run_dir.name}", known["settings"][part], conf["settings"][part])
+    if known["vae"] != conf["vae"]:
+        theirs, ours = (
+            "on spectrograms" if vae is None else f"in the latents of {vae['run']} ({vae['weights'][:12]})"
+            for vae in (known["vae"], conf["vae"])
+        )
+        raise ValueError(f"{run_dir.name} is a diffusion {theirs}, not {ours}: set vae_run as it was")
     if known["dataset"]["hash"] != conf["dataset"]["hash"]:
         raise ValueError(
             f"{run_dir.name} was trained on another dataset than {conf['dataset']['folder']} is now"

@@ -55,6 +55,8 @@ class Settings:
     guidance: GuidanceConfig
     edit: EditConfig
     comparison: ComparisonConfig
+    vae_run: str | None  # run of the autoencoder in whose latents diffusion trains; None: on spectrograms
+    latent_unet: UNetConfig  # the network of a diffusion in latents
     vae: VAEConfig
     vae_loss: VAELossConfig
     vae_train: TrainConfig
@@ -63,22 +65,21 @@ class Settings:
     sample_batch_size: int  # clips sampled at a time
 
     def __post_init__(self):
-        _, n_rows, n_frames = self.spectrogram.shape
-        rows, frames = self.unet.multiple
-        if n_rows % rows or n_frames % frames:
-            raise ValueError(
-                f"a spectrogram of {n_rows}x{n_frames} does not fit a network that needs multiples of "
-                f"{rows}x{frames}; change size_multiple, clip_seconds, patch_size or the number of levels"
-            )
+        require_multiple("a spectrogram", self.spectrogram.shape, self.unet)
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
         if self.guidance.method == "classifier_free" and not (
-            self.unet.num_classes and self.diffusion.label_dropout
+            self.network.num_classes and self.diffusion.label_dropout
         ):
             raise ValueError(
                 "guidance by classifier_free needs labels that are hidden now and then: set num_classes of "
                 "the unet and label_dropout of the diffusion, or choose autoguidance"
             )
+
+    @property
+    def network(self) -> UNetConfig:
+        """The network of the diffusion: on spectrograms, or in latents."""
+        return self.unet if self.vae_run is None else self.latent_unet
 
     @property
     def demo_music_dir(self) -> Path:
@@ -117,6 +118,17 @@ class Settings:
             parts = value.items() if isinstance(value, dict) else [("", value)]
             lines += [f"{name}{'.' * bool(key)}{key} = {item}" for key, item in parts]
         return "\n".join(lines)
+
+
+def require_multiple(what: str, shape: tuple[int, int, int], unet: UNetConfig) -> None:
+    """Raise a ValueError if data of shape (C, F, T) do not fit the network."""
+    _, n_rows, n_frames = shape
+    rows, frames = unet.multiple
+    if n_rows % rows or n_frames % frames:
+        raise ValueError(
+            f"{what} of {n_rows}x{n_frames} does not fit a network that needs multiples of "
+            f"{rows}x{frames}; change size_multiple, clip_seconds, patch_size or the number of levels"
+        )
 
 
 def to_dict(config: Any) -> dict:

@@ -40,31 +40,43 @@ def over_windows(
 ) -> tuple[Denoiser, NoiseSchedule]:
     """Return a denoiser of `n_frames` frames made of one of `window` frames, and its schedule.
 
-    A window's x0 counts most in its middle, where the network sees what is before and after, and less towards
-    its ends. The schedule's `prediction_type` is "sample", as averages are taken of x0. The network gets up
+    A window's x0 counts most in its middle, where the network sees what is before and after. The schedule's
+    `prediction_type` is "sample", as averages are taken of x0. The network gets up
     to 32 windows in one batch, all of a clip's in a row; B clips with labels of their own need `with_labels`.
 
     Args:
         model: (x_t (B, C, F, window), t (B,)) -> output of the schedule's `prediction_type`.
         window, n_frames, overlap, circular: as in `window_starts`.
     """
-    starts = torch.tensor(window_starts(window, n_frames, overlap, circular=circular))
-    frames = (starts[:, None] + torch.arange(window)) % n_frames  # (W, window)
-    taper = torch.minimum(torch.arange(1, window + 1), torch.arange(window, 0, -1)).double()
-    total = torch.zeros(n_frames, dtype=torch.float64).index_add_(
-        0, frames.flatten(), taper.repeat(len(starts))
-    )
-    shares = taper / total[frames]  # (W, window); those of a frame add up to 1
+    starts = window_starts(window, n_frames, overlap, circular=circular)
+    frames = _frames_of(starts, window, n_frames)
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        result = 0
-        for part, share in zip(frames.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
-            made = _windows_of(model, schedule, x_t, t, part.to(x_t.device)) * share.to(x_t)
-            empty = made.new_zeros(*made.shape[:-2], n_frames)
-            result = result + empty.index_add_(-1, part.flatten().to(x_t.device), made.flatten(-2))
-        return result
+        parts = frames.to(x_t.device).split(AT_ONCE)
+        windows = torch.cat([_windows_of(model, schedule, x_t, t, part) for part in parts], dim=-2)
+        return blend(windows, starts, n_frames)
 
     return denoiser, in_x0(schedule)
+
+
+def blend(windows: Tensor, starts: list[int], n_frames: int) -> Tensor:
+    """Average windows (B, C, F, W, window) that begin at `starts` into (B, C, F, n_frames).
+
+    A window counts most in its middle and less towards its ends, in proportion to the distance from them. A
+    window that goes over the end goes on at the beginning.
+    """
+    window = windows.shape[-1]
+    frames = _frames_of(starts, window, n_frames).to(windows.device)
+    taper = torch.minimum(torch.arange(1, window + 1), torch.arange(window, 0, -1)).to(windows)
+    total = taper.new_zeros(n_frames).index_add_(0, frames.flatten(), taper.repeat(len(starts)))
+    shares = taper / total[frames]  # (W, window); those of a frame add up to 1
+    result = windows.new_zeros(*windows.shape[:-2], n_frames)
+    return result.index_add_(-1, frames.flatten(), (windows * shares).flatten(-2))
+
+
+def _frames_of(starts: list[int], window: int, n_frames: int) -> Tensor:
+    """Return the frames of every window, int64 (W, window)."""
+    return (torch.tensor(starts)[:, None] + torch.arange(window)) % n_frames
 
 
 def _windows_of(model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, frames: Tensor) -> Tensor:

@@ -84,6 +84,21 @@ ORIGIN_VAE_LOSS = VAELossConfig(
     critic_channels=(),  # width of each halving
 )
 
+BASE_UNET = UNetConfig(
+    block="residual",  # residual | double_conv
+    channels=(48, 96, 192, 320),  # a level, finest first
+    blocks_per_level=2,
+    attention_levels=(2, 3),  # indices into channels
+    head_dim=32,  # channels
+    patch_size=(4, 4),  # rows, frames
+    frequency_features=8,  # channels
+    embedding_dim=256,
+    norm_groups=8,
+    activation="silu",  # silu | gelu
+    dropout=0.1,
+    num_classes=0,  # 0: unconditional
+)
+
 # Training on one GPU; diffusion and autoencoder differ in a few values.
 BASE_TRAIN = TrainConfig(
     num_steps=40_000,  # optimiser steps
@@ -154,20 +169,7 @@ BASE = Settings(
         random_polarity=True,  # where the representation carries sign
         time_shift=True,  # where neighbouring clips allow
     ),
-    unet=UNetConfig(
-        block="residual",  # residual | double_conv
-        channels=(48, 96, 192, 320),  # a level, finest first
-        blocks_per_level=2,
-        attention_levels=(2, 3),  # indices into channels
-        head_dim=32,  # channels
-        patch_size=(4, 4),  # rows, frames
-        frequency_features=8,  # channels
-        embedding_dim=256,
-        norm_groups=8,
-        activation="silu",  # silu | gelu
-        dropout=0.1,
-        num_classes=0,  # 0: unconditional
-    ),
+    unet=BASE_UNET,
     diffusion=DiffusionConfig(
         schedule="cosine",  # linear | cosine | sigmoid | edm
         num_train_timesteps=1000,
@@ -220,6 +222,10 @@ BASE = Settings(
         steps=(2, 5, 10, 20, 50, 250),
         guidance_scales=(1.0, 1.5, 2.0, 3.0),
         ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
+    ),
+    vae_run=None,  # None: diffusion on spectrograms; "latest" or a name in Models/vae: in its latents
+    latent_unet=replace(
+        BASE_UNET, channels=(192, 384), attention_levels=(0, 1), patch_size=(1, 1), frequency_features=8
     ),
     vae=replace(RESIDUAL_VAE, channels=(96, 192), blocks_per_level=2),
     vae_loss=replace(
@@ -307,6 +313,7 @@ CPU = replace(
         snapshot_every=100,  # optimiser steps
     ),
     comparison=replace(BASE.comparison, clips=48),
+    latent_unet=replace(BASE.latent_unet, channels=(96, 192), dropout=0.0),
     vae=VAES["residual_16"],
     vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
     vae_train=replace(
@@ -350,6 +357,7 @@ SMOKE = replace(
     comparison=replace(
         CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
     ),
+    latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
     vae=replace(CPU.vae, channels=(16, 32)),
     vae_train=replace(
         CPU.vae_train,

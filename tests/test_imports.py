@@ -17,7 +17,8 @@ ORDER = (
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
-    "Settings", "Plots", "Preparation", "Runs", "Autoencoding", "Generator", "Pipeline",
+    "Settings", "Plots", "Preparation", "Runs", "Autoencoding",
+    "LatentEditing", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation",
 )  # fmt: skip
 
