@@ -49,6 +49,19 @@ class Settings:
                 f"a spectrogram of {n_rows}x{n_frames} does not fit a network that needs multiples of "
                 f"{rows}x{frames}; change size_multiple, clip_seconds, patch_size or the number of levels"
             )
+        self._check_output()
+
+    def _check_output(self) -> None:
+        """Refuse a sigmoid in front of a target that it cannot reach."""
+        target, values = self.diffusion.prediction_type, self.spectrogram.value_range
+        fits = target == "sample" and values == "zero_to_one"
+        if self.unet.output == "sigmoid" and not fits:
+            raise ValueError(
+                f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
+                f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "
+                "prediction_type='sample' with value_range='zero_to_one', or to see it fail "
+                "output='sigmoid_experiment'"
+            )
 
     @property
     def demo_music_dir(self) -> Path:

@@ -13,7 +13,9 @@ ORDER = (
     "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
-    "Layers", "U_Net", "Diffusion", "Solvers", "Samplers", "Guidance", "Editing", "Checkpoint", "Training",
+    "Conditioning", "Layers", "U_Net",
+    "Diffusion", "Solvers", "Samplers", "Guidance", "Editing",
+    "Checkpoint", "Training",
     "Settings", "Runs", "Plots", "Preparation", "Pipeline", "Evaluation",
 )  # fmt: skip
 
