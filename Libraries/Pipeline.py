@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from Libraries.Checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from Libraries.Diffusion import DiffusionConfig, DiffusionObjective, NoiseSchedule
+from Libraries.Networks import make_network
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
@@ -20,7 +21,7 @@ from Libraries.Settings import Settings, from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import fit, resolve_precision
-from Libraries.U_Net import UNet, UNetConfig
+from Libraries.U_Net import UNetConfig
 from Libraries.Utils import pick_device
 
 PREVIEW_SEEDS = range(8)
@@ -30,7 +31,7 @@ class Generator:
     """A trained run that makes music: network with EMA weights, schedule, spectrogram, typical gain."""
 
     def __init__(
-        self, network: UNet, schedule: NoiseSchedule, spectrogram: Spectrogram, device: torch.device
+        self, network: nn.Module, schedule: NoiseSchedule, spectrogram: Spectrogram, device: torch.device
     ):
         self.network = network.to(device, memory_format=torch.channels_last).eval()
         self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
@@ -46,7 +47,8 @@ class Generator:
         conf = read_conf(run_dir)
         settings = conf["settings"]
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
-        network = UNet(from_dict(UNetConfig, settings["unet"]), spectrogram_config.shape[0])
+        unet = from_dict(UNetConfig, settings["unet"])
+        network = make_network(settings["network"], unet, spectrogram_config.shape[0])
         path = latest_checkpoint(run_dir, "ema")
         load_weights(network, load_checkpoint(path)["weights"], path)
         schedule = NoiseSchedule(from_dict(DiffusionConfig, settings["diffusion"]))
@@ -89,11 +91,11 @@ class Generator:
         return self.spectrogram.decode(x0)
 
 
-def build_network(settings: Settings) -> UNet:
+def build_network(settings: Settings) -> nn.Module:
     """Return a freshly initialised network of these settings: the same weights for the same seed."""
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.train.seed)
-        return UNet(settings.unet, settings.spectrogram.shape[0])
+        return make_network(settings.network, settings.unet, settings.spectrogram.shape[0])
 
 
 def make_objective(settings: Settings) -> DiffusionObjective:
@@ -113,7 +115,9 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
         ValueError: the dataset was built with another spectrogram, or the run with other settings.
         CheckpointError: `run_dir` is no run.
     """
-    run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "unet", "diffusion", "train"))
+    run_dir = open_run(
+        settings, settings.models_dir, run_dir, ("spectrogram", "network", "unet", "diffusion", "train")
+    )
     fit(
         build_network(settings),
         make_objective(settings),
@@ -144,7 +148,7 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
     return losses
 
 
-def save_preview(settings: Settings, run_dir: Path, step: int, network: UNet) -> None:
+def save_preview(settings: Settings, run_dir: Path, step: int, network: nn.Module) -> None:
     """Write the same seeds' samples and the loss curves to the run's results folder."""
     device = next(network.parameters()).device
     generator = Generator(

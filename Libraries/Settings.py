@@ -12,6 +12,7 @@ import torch
 from Libraries.DatasetManifest import DatasetConfig
 from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
+from Libraries.Networks import network_config
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import TrainConfig
@@ -33,6 +34,7 @@ class Settings:
     demo_music: DemoMusicConfig
     spectrogram: SpectrogramConfig
     dataset: DatasetConfig
+    network: str  # unet (the settings below) | a name of Networks.JOURNAL
     unet: UNetConfig
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -43,7 +45,7 @@ class Settings:
 
     def __post_init__(self):
         _, n_rows, n_frames = self.spectrogram.shape
-        rows, frames = self.unet.multiple
+        rows, frames = network_config(self.network, self.unet).multiple
         if n_rows % rows or n_frames % frames:
             raise ValueError(
                 f"a spectrogram of {n_rows}x{n_frames} does not fit a network that needs multiples of "
@@ -55,7 +57,7 @@ class Settings:
         """Refuse a sigmoid in front of a target that it cannot reach."""
         target, values = self.diffusion.prediction_type, self.spectrogram.value_range
         fits = target == "sample" and values == "zero_to_one"
-        if self.unet.output == "sigmoid" and not fits:
+        if self.network == "unet" and self.unet.output == "sigmoid" and not fits:
             raise ValueError(
                 f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
                 f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "

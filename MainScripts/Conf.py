@@ -76,6 +76,9 @@ BASE = Settings(
         random_polarity=True,  # where the representation carries sign
         time_shift=True,  # where neighbouring clips allow
     ),
+    # unet: the settings below | conv_unet_450k | attention_unet | se_unet | conv_unet_17m | modulated_unet |
+    # residual_unet | unet_v0: networks of the journal, which take num_classes alone from below
+    network="unet",
     unet=UNetConfig(
         block="residual",  # residual | double_conv | double_conv_se | convnext
         channels=(48, 96, 192, 320),  # a level, finest first

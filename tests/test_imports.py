@@ -13,7 +13,7 @@ ORDER = (
     "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
-    "Conditioning", "Layers", "U_Net", "UNetV0", "AttentionUNet",
+    "Conditioning", "Layers", "U_Net", "UNetV0", "AttentionUNet", "Networks",
     "Diffusion", "Solvers", "Samplers", "Guidance", "Editing",
     "Checkpoint", "Training",
     "Settings", "Runs", "Plots", "Preparation", "Pipeline", "Evaluation",
