@@ -113,7 +113,7 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """U-Net of Ho et al. 2020 with a space-to-depth stem and a linear output, and what else one may try.
+    """U-Net of Ho et al. 2020 with a space-to-depth stem and, unless asked otherwise, a linear output.
 
     The output is linear because what it predicts (noise, v) is unbounded: a sigmoid there is why the
     first run of the journal this grew from was noise. Folding p·q patches into channels first divides
