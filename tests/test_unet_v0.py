@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from Libraries.Networks import UNET_V0
 from Libraries.U_Net import count_parameters
@@ -91,6 +92,9 @@ def assert_same_as_reference(config, shape):
     """Copy the reference's weights into ours by name; both must then say the same."""
     torch.manual_seed(0)
     ours, theirs = UNetV0(config, shape[1]).eval(), reference_v0(config, shape[1]).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("skip.blocks.0.1.bias"):
+            nn.init.ones_(parameter)  # fresh scales are so small that the deep levels would not be seen
     weights = {"embed_time.frequencies": theirs.state_dict()["blocks.0.weights"]}
     for name, other in weight_names(config, shape[1]).items():
         for kind in ("weight", "bias"):
@@ -102,7 +106,7 @@ def assert_same_as_reference(config, shape):
     with torch.no_grad():
         expected = theirs(x, time=t / config.time_scale)
         assert (ours(x, t) - expected).abs().max() < 1e-5
-    assert (expected - x).std() > 0.01  # more than the outermost skip was compared
+    assert (expected - x).std() > 0.1  # more than the outermost skip was compared
 
 
 SMALL_V0 = UNetV0Config(
