@@ -48,11 +48,10 @@ def main() -> None:
         return
     precision = PRECISION_NAMES.get(args.precision, args.precision)
     print(f"{machine_line(args.device)}; batch {args.batch_size}, {precision}\n")
-    passes = {name: forward_pass(BUILDERS[name](), args) for name in args.only}
-    seconds = median_in_turns(passes, args.timed_passes, args.device)
-    del passes  # their weights need not lie beside what the children measure
+    # first, while this process is small: the peak of a child starts at the size of its parent
     memory = {name: memory_of_fresh_process(__file__, name, args) for name in args.only}
-    print_rows(seconds, memory)
+    passes = {name: forward_pass(BUILDERS[name](), args) for name in args.only}
+    print_rows(median_in_turns(passes, args.timed_passes, args.device), memory)
 
 
 def forward_pass(network: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
