@@ -23,6 +23,7 @@ from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
 from Libraries.Editing import Editor, interpolate
 from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
 from Libraries.LatentEditing import LatentEditor
+from Libraries.Networks import NetworkConfig, make_network, network_config
 from Libraries.Objective import UncertaintyWeighted
 from Libraries.PostHocEMA import reconstruct
 from Libraries.Runs import read_conf
@@ -31,7 +32,7 @@ from Libraries.Settings import from_dict, require_multiple
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import resolve_precision
-from Libraries.U_Net import UNet, UNetConfig
+from Libraries.U_Net import UNetConfig
 from Libraries.Utils import autocast, pick_device
 
 
@@ -87,8 +88,9 @@ class Generator:
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
         codec = load_codec(Path(run_dir).parent.parent / "vae", conf["vae"], device) if conf["vae"] else None
-        unet = from_dict(UNetConfig, settings["latent_unet" if codec else "unet"])
-        network = make_network(unet, diffusion, (codec or spectrogram_config).shape)
+        config = from_dict(UNetConfig, settings["latent_unet" if codec else "unet"])
+        config = config if codec else network_config(settings["network"], config)
+        network = make_diffusion_network(config, diffusion, (codec or spectrogram_config).shape)
         load_weights(network, *_weights(run_dir, step, ema_length))
         gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
         spectrogram = Spectrogram(spectrogram_config, gain)
@@ -247,7 +249,9 @@ class Generator:
         return model
 
 
-def make_network(unet: UNetConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int]) -> nn.Module:
+def make_diffusion_network(
+    config: NetworkConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int]
+) -> nn.Module:
     """Return a new network for data of `shape` (C, F, T), with what the settings of the diffusion ask of it.
 
     A learned variance doubles the output channels; learned weights of the loss wrap the network.
@@ -255,9 +259,9 @@ def make_network(unet: UNetConfig, diffusion: DiffusionConfig, shape: tuple[int,
     Raises:
         ValueError: rows or frames do not fit the network.
     """
-    require_multiple("a spectrogram or latent", shape, unet)
+    require_multiple("a spectrogram or latent", shape, config)
     channels = shape[0]
-    network = UNet(unet, channels, 2 * channels if diffusion.learned_variance else channels)
+    network = make_network(config, channels, 2 * channels if diffusion.learned_variance else channels)
     if diffusion.loss_weighting == "uncertainty":
         return UncertaintyWeighted(network, diffusion.num_train_timesteps)
     return network

@@ -1,78 +1,59 @@
 """Blocks that the networks share. Tensors are (B, C, F, T); frequency upwards, time to the right."""
 
 import math
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU}
+from Libraries.Conditioning import (
+    ACTIVATIONS,
+    TIME_INJECTIONS,
+    Modulation,
+    norm_with_time,
+    over_positions,
+    zero_init,
+)
+
+NORMS = ("group", "batch")
 
 
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Set the parameters of `layer` to zero, so that its branch starts as "change nothing"."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+def make_norm(norm: str, groups: int, channels: int) -> nn.Module:
+    """Return a norm of (B, channels, F, T): GroupNorm (Wu and He 2018), or BatchNorm without groups."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(groups, channels)
 
 
-class TimestepEmbedding(nn.Module):
-    """Turn timesteps into vectors: sinusoids (Vaswani et al. 2017, section 3.5), then a two-layer MLP.
+class SqueezeExcitation(nn.Module):
+    """Gate each channel by what the whole tensor holds (Hu et al. 2018, eq. 2 to 4).
 
-    Input t (B,), int64 or float; output (B, dim).
+    s = sigmoid(W2·act(W1·mean(x))), output x·s; (B, C, F, T) -> the same. W1 squeezes C to a sixteenth.
+    Their act is a ReLU; among as few as four hidden values all of them may die, so it is the block's here.
     """
 
-    def __init__(self, dim: int, activation: str = "silu", max_period: float = 10_000.0):
+    def __init__(self, channels: int, activation: str):
         super().__init__()
-        self.dim, self.max_period = dim, max_period
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.Linear(dim, dim))
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.dim // 2
-        exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(self.max_period) * exponents)[None]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
-
-
-class FrequencyFeatures(nn.Module):
-    """Append `count` channels that tell every row its frequency.
-
-    A convolution is the same at every height, but music is not: a bass line and a cymbal look alike
-    when moved. Cosines of the row's position, cos(pi k f) for k = 1..count, give it back.
-    Input (B, C, F, T); output (B, C + count, F, T).
-    """
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.count = count
+        hidden = max(4, channels // 16)
+        self.gate = nn.Sequential(
+            *(nn.Linear(channels, hidden), ACTIVATIONS[activation]()),
+            *(nn.Linear(hidden, channels), nn.Sigmoid()),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        B, _, n_rows, n_frames = x.shape
-        f = (torch.arange(n_rows, device=x.device, dtype=x.dtype) + 0.5) / n_rows
-        k = torch.arange(1, self.count + 1, device=x.device, dtype=x.dtype)
-        features = torch.cos(math.pi * k[:, None] * f[None, :])  # (count, F)
-        return torch.cat([x, features[None, :, :, None].expand(B, -1, -1, n_frames)], dim=1)
+        return x * over_positions(self.gate(x.mean(dim=(2, 3))), x)
 
 
-class Modulation(nn.Module):
-    """Scale and shift a normalised tensor as the embedding says (Dhariwal and Nichol 2021, eq. 7)."""
-
-    def __init__(self, embedding_dim: int, channels: int):
-        super().__init__()
-        self.project = zero_init(nn.Linear(embedding_dim, 2 * channels))
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.project(embedding)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, x, 1 + scale)
+def _shortcut(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
 
 class ResBlock(nn.Module):
-    """Residual block with GroupNorm and time modulation (Dhariwal and Nichol 2021).
+    """Residual block with normalisation and time (Ho et al. 2020; Dhariwal and Nichol 2021).
 
-    h = conv(act(norm(x))); h = conv(act(norm(h)·(1 + scale) + shift)); output = skip(x) + h.
+    h = conv(act(norm(x))); h = conv(act(norm(h)·(1 + scale) + shift)); output = skip(x) + h. With
+    `time_injection` "add" the middle is act(norm(h + W·e)).
     x (B, in_channels, F, T), embedding (B, embedding_dim) -> (B, out_channels, F, T).
     The last convolution starts at zero: a fresh block is its own skip. With `embedding_dim` 0 there is
-    neither modulation nor embedding.
+    neither time nor embedding.
     """
 
     def __init__(
@@ -83,26 +64,29 @@ class ResBlock(nn.Module):
         groups: int,
         activation: str,
         dropout: float,
+        norm: str = "group",
+        time_injection: str = "modulate",
     ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.norm1 = make_norm(norm, groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.modulation = Modulation(embedding_dim, out_channels) if embedding_dim else None
+        self.norm2 = make_norm(norm, groups, out_channels)
+        self.time = TIME_INJECTIONS[time_injection](embedding_dim, out_channels) if embedding_dim else None
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = _shortcut(in_channels, out_channels)
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.norm2(self.conv1(self.activation(self.norm1(x))))
-        h = self.activation(h if self.modulation is None else self.modulation(h, embedding))
+        h = self.conv1(self.activation(self.norm1(x)))
+        h = self.activation(norm_with_time(self.norm2, self.time, h, embedding))
         return self.skip(x) + self.conv2(self.dropout(h))
 
 
 class DoubleConv(nn.Module):
-    """Two convolutions, each with norm and activation; time is added (the origin's block).
+    """Two convolutions, each with norm and activation (the origin's block); optionally a channel gate.
 
+    Time is added after the first activation, or modulates the first norm.
     x (B, in_channels, F, T), embedding (B, embedding_dim) -> (B, out_channels, F, T).
     """
 
@@ -114,23 +98,88 @@ class DoubleConv(nn.Module):
         groups: int,
         activation: str,
         dropout: float,
+        norm: str,
+        time_injection: str,
+        gated: bool = False,
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, out_channels)
-        self.project = nn.Linear(embedding_dim, out_channels)
+        self.norm1 = make_norm(norm, groups, out_channels)
+        self.time = TIME_INJECTIONS[time_injection](embedding_dim, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.norm2 = make_norm(norm, groups, out_channels)
+        self.gate = SqueezeExcitation(out_channels, activation) if gated else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.activation(self.norm1(self.conv1(x)))
-        h = h + self.project(embedding)[:, :, None, None]
-        return self.activation(self.norm2(self.conv2(self.dropout(h))))
+        h = self.norm1(self.conv1(x))
+        if isinstance(self.time, Modulation):
+            h = self.activation(self.time(h, embedding))
+        else:
+            h = self.time(self.activation(h), embedding)
+        return self.gate(self.activation(self.norm2(self.conv2(self.dropout(h)))))
 
 
-BLOCKS = {"residual": ResBlock, "double_conv": DoubleConv}
+class ConvNeXtBlock(nn.Module):
+    """A 7x7 convolution of each channel alone, then a pointwise MLP four times as wide (Liu et al. 2022).
+
+    x (B, in_channels, F, T), embedding (B, embedding_dim) -> (B, out_channels, F, T).
+    The MLP's last layer starts at zero, as in `ResBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        groups: int,
+        activation: str,
+        dropout: float,
+        norm: str,
+        time_injection: str,
+    ):
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels)
+        self.norm = make_norm(norm, groups, in_channels)
+        self.time = TIME_INJECTIONS[time_injection](embedding_dim, in_channels)
+        self.expand = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = zero_init(nn.Conv2d(4 * out_channels, out_channels, 1))
+        self.skip = _shortcut(in_channels, out_channels)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = norm_with_time(self.norm, self.time, self.depthwise(x), embedding)
+        return self.skip(x) + self.contract(self.dropout(self.activation(self.expand(h))))
+
+
+BLOCKS = {
+    "residual": ResBlock,
+    "double_conv": DoubleConv,
+    "double_conv_se": partial(DoubleConv, gated=True),
+    "convnext": ConvNeXtBlock,
+}
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q·kᵀ/sqrt(d))·v (Vaswani et al. 2017, eq. 1): N² work for (B, heads, N, d)."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax_d(q)/sqrt(d)·(softmax_N(k)ᵀ·v) (Shen et al. 2021): N·d² work for (B, heads, N, d)."""
+    q, k = q.softmax(dim=-1) / math.sqrt(q.shape[-1]), k.softmax(dim=-2)
+    return q @ (k.transpose(-2, -1) @ v)
+
+
+ATTENTIONS = {"full": full_attention, "linear": linear_attention}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, attention: str = "full") -> Tensor:
+    """Attend with every head by itself: q, k, v (B, N, heads·d) -> the same shape."""
+    q, k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in (q, k, v))  # (B, heads, N, d)
+    return ATTENTIONS[attention](q, k, v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention2d(nn.Module):
@@ -139,22 +188,22 @@ class SelfAttention2d(nn.Module):
     (B, C, F, T) -> the same; C must be a multiple of `head_dim`. Starts as the identity.
     """
 
-    def __init__(self, channels: int, head_dim: int, groups: int):
+    def __init__(
+        self, channels: int, head_dim: int, groups: int, norm: str = "group", attention: str = "full"
+    ):
         super().__init__()
         if channels % head_dim:
             raise ValueError(
                 f"attention needs channels to be a multiple of head_dim; got {channels} and {head_dim}"
             )
-        self.num_heads = channels // head_dim
-        self.norm = nn.GroupNorm(groups, channels)
+        self.num_heads, self.attention = channels // head_dim, attention
+        self.norm = make_norm(norm, groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = zero_init(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, F·T, C)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, F·T, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, F·T, head_dim)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, F·T, C)
+        h = attend(*self.qkv(tokens).chunk(3, dim=2), self.num_heads, self.attention)  # (B, F·T, C)
         return x + self.project(h).transpose(1, 2).reshape_as(x)
 
 

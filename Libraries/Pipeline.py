@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from Libraries.Autoencoding import LatentCodec, codec_record
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Generator import Generator, make_network
+from Libraries.Generator import Generator, make_diffusion_network
 from Libraries.Objective import DiffusionObjective
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
@@ -52,13 +52,15 @@ def build_network(settings: Settings, codec: LatentCodec | None = None) -> nn.Mo
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.train.seed)
-        return make_network(settings.network, settings.diffusion, (codec or settings.spectrogram).shape)
+        return make_diffusion_network(
+            settings.network_config, settings.diffusion, (codec or settings.spectrogram).shape
+        )
 
 
 def make_objective(settings: Settings) -> DiffusionObjective:
     """Return the diffusion loss of these settings."""
     schedule = NoiseSchedule(settings.diffusion)
-    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.network.num_classes)
+    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.network_config.num_classes)
 
 
 class EncodedLoader:
@@ -95,7 +97,7 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     """
     codec = open_codec(settings)
     record = None if codec is None else codec_record(codec.run_dir)
-    parts = ("spectrogram", "unet" if codec is None else "latent_unet", "diffusion", "train")
+    parts = ("spectrogram", "network", "unet", "latent_unet", "diffusion", "train")
     run_dir = open_run(settings, settings.models_dir, run_dir, parts, record)
     fit(
         build_network(settings, codec),

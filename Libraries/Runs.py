@@ -26,7 +26,7 @@ def open_run(
     Args:
         settings: of the whole; a new run's conf.json holds them, the dataset's hash and its typical gain.
         run_dir: an interrupted run to go on with; None starts a new one.
-        parts: names of the parts of the settings in which an interrupted run must agree.
+        parts: names of the settings, or of parts of them, in which an interrupted run must agree.
         vae: of a diffusion in latents, the record of the autoencoder it belongs to (`codec_record`).
 
     Raises:
@@ -94,7 +94,9 @@ def _require_same_run(run_dir: Path, conf: dict, parts: tuple[str, ...]) -> None
     """Raise a ValueError if the run was made of other settings or another dataset."""
     known = read_conf(run_dir)
     for part in parts:
-        _require_same(f"the run {run_dir.name}", known["settings"][part], conf["settings"][part])
+        theirs, ours = known["settings"].get(part), conf["settings"][part]
+        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
+        _require_same(f"the run {run_dir.name}", *both)
     if known["vae"] != conf["vae"]:
         theirs, ours = (
             "on spectrograms" if vae is None else f"in the latents of {vae['run']} ({vae['weights'][:12]})"

@@ -14,6 +14,7 @@ from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Editing import EditConfig
 from Libraries.Guidance import GuidanceConfig
+from Libraries.Networks import NetworkConfig, network_config
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainConfig import TrainConfig
@@ -48,6 +49,7 @@ class Settings:
     demo_music: DemoMusicConfig
     spectrogram: SpectrogramConfig
     dataset: DatasetConfig
+    network: str  # unet (the settings below) | a name of Networks.JOURNAL
     unet: UNetConfig
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -65,21 +67,35 @@ class Settings:
     sample_batch_size: int  # clips sampled at a time
 
     def __post_init__(self):
-        require_multiple("a spectrogram", self.spectrogram.shape, self.unet)
+        network = network_config(self.network, self.unet)
+        require_multiple("a spectrogram", self.spectrogram.shape, network)
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
         if self.guidance.method == "classifier_free" and not (
-            self.network.num_classes and self.diffusion.label_dropout
+            self.network_config.num_classes and self.diffusion.label_dropout
         ):
             raise ValueError(
                 "guidance by classifier_free needs labels that are hidden now and then: set num_classes of "
                 "the unet and label_dropout of the diffusion, or choose autoguidance"
             )
+        self._check_output()
+
+    def _check_output(self) -> None:
+        """Refuse a sigmoid in front of a target that it cannot reach."""
+        target, values = self.diffusion.prediction_type, self.spectrogram.value_range
+        fits = target == "sample" and values == "zero_to_one"
+        if self.network == "unet" and self.unet.output == "sigmoid" and not fits:
+            raise ValueError(
+                f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
+                f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "
+                "prediction_type='sample' with value_range='zero_to_one', or to see it fail "
+                "output='sigmoid_experiment'"
+            )
 
     @property
-    def network(self) -> UNetConfig:
+    def network_config(self) -> NetworkConfig:
         """The network of the diffusion: on spectrograms, or in latents."""
-        return self.unet if self.vae_run is None else self.latent_unet
+        return network_config(self.network, self.unet) if self.vae_run is None else self.latent_unet
 
     @property
     def demo_music_dir(self) -> Path:
@@ -120,10 +136,10 @@ class Settings:
         return "\n".join(lines)
 
 
-def require_multiple(what: str, shape: tuple[int, int, int], unet: UNetConfig) -> None:
+def require_multiple(what: str, shape: tuple[int, int, int], network: NetworkConfig) -> None:
     """Raise a ValueError if data of shape (C, F, T) do not fit the network."""
     _, n_rows, n_frames = shape
-    rows, frames = unet.multiple
+    rows, frames = network.multiple
     if n_rows % rows or n_frames % frames:
         raise ValueError(
             f"{what} of {n_rows}x{n_frames} does not fit a network that needs multiples of "

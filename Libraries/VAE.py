@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, Upsample, fold, unfold
+from Libraries.Conditioning import ACTIVATIONS, FrequencyFeatures
+from Libraries.Layers import Downsample, ResBlock, Upsample, fold, unfold
 from Libraries.OriginVAE import ORIGIN_BUILDERS, Strides
 
 KINDS = (*ORIGIN_BUILDERS, "residual")

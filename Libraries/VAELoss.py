@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from Libraries.Layers import FrequencyFeatures
+from Libraries.Conditioning import FrequencyFeatures
 from Libraries.Utils import SampleNoise, derive_seed
 from Libraries.VAE import VAE, Posterior
 

@@ -85,17 +85,24 @@ ORIGIN_VAE_LOSS = VAELossConfig(
 )
 
 BASE_UNET = UNetConfig(
-    block="residual",  # residual | double_conv
+    block="residual",  # residual | double_conv | double_conv_se | convnext
     channels=(48, 96, 192, 320),  # a level, finest first
     blocks_per_level=2,
-    attention_levels=(2, 3),  # indices into channels
+    attention_levels=(2, 3),  # indices into channels; (): none
+    linear_attention_levels=(),  # for levels too large for the other
     head_dim=32,  # channels
+    time_injection="modulate",  # add | modulate (scale and shift)
+    skips="layer",  # none | level | block | layer (stem, blocks and downsamplings)
+    first_skip=False,  # one more, from the first convolution to a last block
+    modulated_skips=False,  # True: skip + scale(time)·h; False: side by side
     patch_size=(4, 4),  # rows, frames
     frequency_features=8,  # channels
     embedding_dim=256,
-    norm_groups=8,
+    norm="group",  # group | batch
+    norm_groups=8,  # group only; 1: over all channels
     activation="silu",  # silu | gelu
     dropout=0.1,
+    output="linear",  # linear | sigmoid (for data in [0, 1]) | sigmoid_experiment (the origin's mistake)
     num_classes=0,  # 0: unconditional
 )
 
@@ -169,6 +176,9 @@ BASE = Settings(
         random_polarity=True,  # where the representation carries sign
         time_shift=True,  # where neighbouring clips allow
     ),
+    # unet: the settings above | conv_unet_450k | attention_unet | se_unet | conv_unet_17m | modulated_unet |
+    # residual_unet | unet_v0: networks of the journal, which take num_classes alone from above
+    network="unet",
     unet=BASE_UNET,
     diffusion=DiffusionConfig(
         schedule="cosine",  # linear | cosine | sigmoid | edm
@@ -261,6 +271,7 @@ ORIGIN = replace(
         channels=(32, 64, 128, 256, 304),  # 17.1 M parameters
         blocks_per_level=1,
         attention_levels=(),
+        time_injection="add",
         patch_size=(1, 1),  # full resolution
         frequency_features=0,
         dropout=0.0,

@@ -1,13 +1,16 @@
-"""What the benchmarks of the networks share: the peer, precision, timing in turns, machine and table.
+"""What the benchmarks of the networks share: the peer, precision, time and memory, machine and table.
 
 Importing this puts the repository and MainScripts on the path, so it comes before `Conf` and `Libraries`.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -101,6 +104,45 @@ def synchronise(device: torch.device) -> None:
     """Wait for a device that computes while Python goes on."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
+
+
+def training_step(network: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
+    """Return a call that takes one optimiser step on random data."""
+    network = place(network, args.device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    x, target = torch.randn(2, args.batch_size, *SHAPE, device=args.device)
+    t = torch.arange(args.batch_size, device=args.device)
+
+    def step() -> None:
+        with autocast(args.device, args.precision):
+            output = network(x, t)
+        (output.float() - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def memory_of_fresh_process(script: str, name: str, args: argparse.Namespace) -> float:
+    """Return what `script --measure-memory name` prints: the peak of a process that does nothing else."""
+    options = {"--device": args.device, "--batch-size": args.batch_size, "--precision": args.precision}
+    arguments = [str(part) for pair in options.items() for part in pair]
+    command = [sys.executable, script, "--measure-memory", name, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"measuring the memory of {name} failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def peak_memory(network: nn.Module, args: argparse.Namespace) -> float:
+    """Take two steps (the second with the optimiser's state in place) and return the peak in GB."""
+    step = training_step(network, args)
+    for _ in range(2):
+        step()
+    if args.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(args.device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def machine_line(device: torch.device) -> str:

@@ -219,7 +219,7 @@ def test_validation_is_the_same_twice_and_whatever_the_batches():
         ("loss_weighting", "p2", "uniform, min_snr, uncertainty"),
         ("min_snr_gamma", 0.0, "above 0"),
         ("label_dropout", 1.0, "within"),
-        ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction or sample"),
+        ("zero_terminal_snr", True, "no signal at the last timestep.*use v_prediction, sample or edm"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(setting, value, says):

@@ -13,6 +13,7 @@ from Libraries.Checkpoint import CheckpointError
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Evaluation import copying, distances, evaluate, nearest_in_training, spread_clips
 from Libraries.Generator import Generator
+from Libraries.Networks import JOURNAL
 from Libraries.Pipeline import (
     build_network,
     make_objective,
@@ -90,6 +91,13 @@ def test_same_seed_gives_the_same_network_and_leaves_the_generator_alone(setting
     assert all(
         torch.equal(p, q) for p, q in zip(a.parameters(), build_network(settings).parameters(), strict=True)
     )
+
+
+def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings):
+    run_dir = train_diffusion(replace(settings, network="conv_unet_450k"))
+    assert Generator.load(run_dir).network.config == JOURNAL["conv_unet_450k"].config
+    with pytest.raises(ValueError, match="network is conv_unet_450k there and unet here"):
+        train_diffusion(settings, run_dir)
 
 
 def test_conditional_training_uses_the_labels(settings):

@@ -66,6 +66,27 @@ def test_spectrogram_and_network_that_do_not_fit_are_refused():
         replace(SMOKE, unet=replace(SMOKE.unet, patch_size=(64, 64)))
 
 
+def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
+    sigmoid = replace(SMOKE.unet, output="sigmoid")
+    with pytest.raises(ValueError, match="output='sigmoid_experiment'"):
+        replace(SMOKE, unet=sigmoid)
+    sample = replace(SMOKE.diffusion, prediction_type="sample")
+    with pytest.raises(ValueError, match="value_range='minus_one_to_one'"):
+        replace(SMOKE, unet=sigmoid, diffusion=sample)
+    spectrogram = replace(SMOKE.spectrogram, value_range="zero_to_one")
+    assert replace(SMOKE, unet=sigmoid, diffusion=sample, spectrogram=spectrogram).unet.output == "sigmoid"
+    assert replace(SMOKE, unet=replace(SMOKE.unet, output="sigmoid_experiment"))
+
+
+def test_network_is_chosen_by_name_and_must_fit():
+    assert replace(SMOKE, network="unet_v0").network == "unet_v0"
+    with pytest.raises(ValueError, match="choose one of unet, conv_unet_450k"):
+        replace(SMOKE, network="transformer")
+    small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
+    with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):
+        replace(SMOKE, spectrogram=small, network="unet_v0")
+
+
 def test_every_setting_is_described():
     text = SMOKE.describe()
     assert (

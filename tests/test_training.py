@@ -209,6 +209,21 @@ def test_learning_rate_warms_up_then_follows_its_schedule():
     assert (steps[59], steps[60], steps[85]) == pytest.approx((1, 0.1, 0.01))
 
 
+def test_ema_keeps_the_running_statistics_of_batch_norm(tmp_path):
+    """An EMA that kept its first ones would normalise by mean 0 and variance 1 at inference."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.SiLU(), nn.Linear(16, 1))
+    averaged = train(tmp_path / "run", replace(CONFIG, num_steps=100, save_every=100), model=model)
+    live, ema = state_of(tmp_path / "run")["model"], averaged.state_dict()
+    assert live["1.running_var"].sub(1).abs().max() > 0.1
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(ema[name], live[name])
+    saved = load_checkpoint(find_checkpoints(tmp_path / "run", "ema")[-1][1])["weights"]
+    assert_same(dict(saved), dict(ema))
+    with torch.no_grad():
+        assert (averaged(DATA) - LABELS).square().mean() < 0.3 * LABELS.var()
+
+
 def test_preview_sees_the_ema_model(tmp_path):
     seen = []
     model = train(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from Conf import BASE, CPU, ORIGIN, SMOKE
-from Libraries.Layers import fold, unfold
-from Libraries.U_Net import UNet, count_flops, count_parameters
+from Libraries.Layers import BLOCKS, fold, unfold
+from Libraries.U_Net import OUTPUTS, SKIPS, UNet, count_flops, count_parameters
 
 SMALL = replace(
     SMOKE.unet, channels=(8, 16, 24), head_dim=8, norm_groups=4, embedding_dim=16, patch_size=(2, 2)
@@ -22,6 +22,72 @@ def randomised(config, in_channels=1):
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return network.eval()
+
+
+# every other value of a setting, each reached from SMALL by changing that one
+VARIANTS = [
+    *({"block": block} for block in BLOCKS),
+    *({"skips": skips} for skips in SKIPS),
+    *({"output": output} for output in OUTPUTS),
+    {"norm": "batch"},
+    {"norm_groups": 1},
+    {"activation": "gelu"},
+    {"time_injection": "add"},
+    {"first_skip": True},
+    {"modulated_skips": True},
+    {"attention_levels": ()},
+    {"attention_levels": (0, 1, 2)},
+    {"linear_attention_levels": (0, 2)},
+    {"blocks_per_level": 2},
+]
+
+
+@pytest.mark.parametrize("change", VARIANTS, ids=str)
+def test_one_setting_makes_another_network_that_trains_all_of_its_parameters(change):
+    network = randomised(replace(SMALL, **change)).train()
+    x = torch.randn(3, 1, 16, 24)
+    y = network(x, torch.tensor([0, 5, 9]))
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    missing = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+@pytest.mark.parametrize(("skips", "count"), [("none", 0), ("level", 3), ("block", 6), ("layer", 9)])
+@pytest.mark.parametrize("first_skip", [False, True])
+def test_skips_are_as_many_as_the_setting_says(skips, count, first_skip):
+    """With two blocks a level, "block" and the first are Ditria's two a level and one from the start."""
+    network = UNet(replace(SMALL, blocks_per_level=2, skips=skips, first_skip=first_skip), 1)
+    stages = [*network.up, network.last]
+    assert sum(getattr(stage, "takes_skip", False) for stage in stages) == count + first_skip
+
+
+@pytest.mark.parametrize(
+    ("change", "connected"),
+    [
+        ({"skips": "none"}, False),
+        ({"skips": "level"}, True),
+        ({"skips": "block"}, True),
+        ({"skips": "layer"}, True),
+        ({"skips": "level", "modulated_skips": True}, True),
+        ({"skips": "none", "first_skip": True}, True),
+        ({"skips": "none", "first_skip": True, "modulated_skips": True}, True),
+    ],
+    ids=str,
+)
+def test_skips_carry_what_the_middle_does_not_let_through(change, connected):
+    network = randomised(replace(SMALL, attention_levels=(), **change))
+    network.middle.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    with torch.no_grad():
+        a, b = (network(torch.randn(1, 1, 16, 16), torch.tensor([3])) for _ in range(2))
+    assert torch.equal(a, b) != connected
+
+
+def test_sigmoid_output_is_the_sigmoid_of_the_linear_one():
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([3, 900])
+    linear, sigmoid = (randomised(replace(SMALL, output=output)) for output in ("linear", "sigmoid"))
+    with torch.no_grad():
+        assert torch.equal(linear(x, t).sigmoid(), sigmoid(x, t))
 
 
 @pytest.mark.parametrize("block", ["residual", "double_conv"])
@@ -109,7 +175,15 @@ def test_labels_for_an_unconditional_network_are_refused():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"block": "transformer"}, "residual, double_conv"),
+        ({"block": "transformer"}, "residual, double_conv, double_conv_se, convnext"),
+        ({"norm": "layer"}, "group, batch"),
+        ({"time_injection": "multiply"}, "add, modulate"),
+        ({"skips": "some"}, "none, level, block, layer"),
+        ({"output": "tanh"}, "linear, sigmoid, sigmoid_experiment"),
+        ({"modulated_skips": True, "skips": "none"}, "needs skips to modulate"),
+        ({"linear_attention_levels": (2,)}, "level 2 is in attention_levels and linear_attention_levels"),
+        ({"linear_attention_levels": (3,)}, "linear_attention_levels=.* must be below 3"),
+        ({"head_dim": 24}, "must be multiples of head_dim=24"),
         ({"activation": "relu"}, "silu, gelu"),
         ({"channels": (30, 64)}, "multiples of norm_groups=8"),
         ({"channels": ()}, "at least one level"),

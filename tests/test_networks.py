@@ -1,0 +1,159 @@
+"""Networks by name: their sizes, their one call shape, and the two that reproduce somebody else's."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from Conf import SMOKE
+from Libraries.AttentionUNet import AttentionUNet, AttentionUNetConfig
+from Libraries.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Networks import JOURNAL, make_network, network_config
+from Libraries.Pipeline import build_network
+from Libraries.U_Net import UNet, UNetConfig, count_parameters
+from Libraries.UNetV0 import UNetV0
+
+SIZES = {
+    "conv_unet_450k": (0.45e6, 0.01),
+    "conv_unet_17m": (17e6, 0.01),
+    "se_unet": (17e6, 0.01),
+    "attention_unet": (23_331_457, 0),
+    "modulated_unet": (72e6, 0.01),
+    "residual_unet": (50e6, 0.01),
+    "unet_v0": (72.6e6, 0.01),
+}
+
+
+def narrow(name, num_classes=0):
+    """The named network of the same shape with few channels, for tests in milliseconds."""
+    config = replace(JOURNAL[name].config, num_classes=num_classes)
+    if isinstance(config, UNetConfig):
+        channels = tuple(8 * (level + 1) for level in range(len(config.channels)))
+        return UNet(replace(config, channels=channels, embedding_dim=16, head_dim=8), 1)
+    if isinstance(config, AttentionUNetConfig):
+        return AttentionUNet(replace(config, width=8, embedding_dim=16), 1)
+    return UNetV0(replace(config, channels=(8,) * 6, embedding_dim=16, head_dim=4, num_heads=2), 1)
+
+
+def randomised(network):
+    """Weights that are nowhere zero, as after training."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize("name", JOURNAL)
+def test_named_networks_have_the_sizes_of_the_journal(name):
+    count, tolerance = SIZES[name]
+    with torch.device("meta"):
+        network = make_network(network_config(name, SMOKE.unet), 1)
+    assert count_parameters(network) == pytest.approx(count, rel=tolerance, abs=0)
+
+
+def test_unknown_network_lists_the_known():
+    with pytest.raises(ValueError, match=", ".join(("unet", *JOURNAL))):
+        network_config("transformer", SMOKE.unet)
+
+
+def test_unet_is_the_settings_and_the_others_take_the_labels_alone_from_them():
+    unet = replace(SMOKE.unet, num_classes=5)
+    assert network_config("unet", unet) is unet
+    for name, known in JOURNAL.items():
+        assert network_config(name, unet) == replace(known.config, num_classes=5)
+
+
+@pytest.mark.parametrize("name", JOURNAL)
+def test_named_networks_share_one_call_and_train_all_of_their_parameters(name):
+    torch.manual_seed(0)
+    network = randomised(narrow(name, num_classes=3))
+    x, t = torch.randn(3, 1, 32, 64), torch.tensor([0, 500, 999])
+    y = network(x, t, torch.tensor([0, 1, 2]))
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    missing = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", JOURNAL)
+def test_time_and_label_matter_and_no_label_is_the_last(name):
+    torch.manual_seed(0)
+    network = randomised(narrow(name, num_classes=2)).eval()
+    x, t, cond = torch.randn(1, 1, 32, 64), torch.tensor([10]), torch.tensor([0])
+    with torch.no_grad():
+        base = network(x, t, cond)
+        for other in (network(x, t + 500, cond), network(x, t, cond + 1)):
+            assert not torch.allclose(base, other, atol=1e-5)
+        assert torch.equal(network(x, t), network(x, t, torch.tensor([2])))
+    with pytest.raises(ValueError, match="without classes"):
+        narrow(name)(x, t, cond)
+    with pytest.raises(ValueError, match="F a multiple of"):
+        network(x[:, :, :30], t)
+
+
+@pytest.mark.parametrize("name", JOURNAL)
+def test_outputs_may_be_more_than_inputs(name):
+    config = replace(JOURNAL[name].config, num_classes=0)
+    with torch.device("meta"):
+        network = make_network(network_config(name, SMOKE.unet), 2, 4)
+        rows, frames = config.multiple
+        assert network(torch.zeros(1, 2, rows, 2 * frames), torch.zeros(1)).shape == (1, 4, rows, 2 * frames)
+
+
+@pytest.mark.parametrize("name", JOURNAL)
+def test_named_networks_come_back_from_checkpoint_and_graph(name, tmp_path):
+    torch.manual_seed(0)
+    network = randomised(narrow(name)).eval()
+    x, t = torch.randn(1, 1, 32, 64), torch.tensor([7])
+    save_checkpoint(tmp_path / "ema.pth", {"weights": network.state_dict()})
+    other = narrow(name).eval()
+    load_weights(other, load_checkpoint(tmp_path / "ema.pth")["weights"], tmp_path / "ema.pth")
+    export_graph(network, (x, t), tmp_path / "graph.pt")
+    with torch.no_grad():
+        assert torch.equal(other(x, t), network(x, t))
+        assert torch.allclose(torch.jit.load(tmp_path / "graph.pt")(x, t), network(x, t), atol=1e-5)
+
+
+def test_settings_build_the_network_they_name():
+    network = build_network(replace(SMOKE, network="conv_unet_450k"))
+    assert network.config == JOURNAL["conv_unet_450k"].config
+
+
+class OutlierBlock(nn.Module):
+    """A stage of Outlier's network written with torch's own modules, to count against."""
+
+    def __init__(self, fan_in, middle, fan_out, attended):
+        super().__init__()
+        sizes = ((fan_in, fan_in), (fan_in, fan_in), (fan_in, middle), (middle, fan_out))
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, bias=False) for a, b in sizes)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, b) for _, b in sizes)
+        self.time = nn.Linear(256, fan_out)
+        self.attention = nn.MultiheadAttention(attended, 4)
+        self.feed_forward = nn.ModuleList((nn.Linear(attended, attended), nn.Linear(attended, attended)))
+        self.layer_norms = nn.ModuleList((nn.LayerNorm(attended), nn.LayerNorm(attended)))
+
+
+def test_attention_unet_has_the_parameters_of_outliers():
+    down = [OutlierBlock(a, b, b, b) for a, b in ((64, 128), (128, 256), (256, 256))]
+    up = [OutlierBlock(a, a // 2, b, b) for a, b in ((512, 128), (256, 64), (128, 64))]
+    doubles = ((1, 64), (64, 64), (256, 512), (512, 512), (512, 512), (512, 512), (512, 256), (256, 256))
+    ends = [m for a, b in doubles for m in (nn.Conv2d(a, b, 3, bias=False), nn.GroupNorm(1, b))]
+    reference = nn.ModuleList((*down, *up, *ends, nn.Conv2d(64, 1, 1)))
+    with torch.device("meta"):
+        ours = make_network(network_config("attention_unet", SMOKE.unet), 1)
+    assert count_parameters(ours) == count_parameters(reference) == 23_331_457
+
+
+def test_attention_unet_attends_as_torchs_multihead_attention():
+    block = randomised(AttentionUNet(AttentionUNetConfig(8, 4, 16, 0), 1)).down[0].attention
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs.in_proj_weight, theirs.in_proj_bias = block.qkv.weight, block.qkv.bias
+    theirs.out_proj.weight, theirs.out_proj.bias = block.project.weight, block.project.bias
+    x = torch.randn(2, 16, 4, 6)
+    tokens = x.flatten(2).mT
+    normed = block.norm(tokens)
+    h = tokens + theirs(normed, normed, normed)[0]
+    expected = (h + block.feed_forward(h)).mT.reshape_as(x)
+    assert torch.allclose(block(x), expected, atol=1e-5)
