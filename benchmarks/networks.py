@@ -36,8 +36,6 @@ PRESETS = {settings.preset: partial(build_network, settings) for settings in (BA
 BUILDERS = PRESETS | {
     name: partial(make_network, network_config(name, BASE.unet), SHAPE[0]) for name in JOURNAL
 }
-    name: partial(make_network, network_config(name, BASE.unet), SHAPE[0]) for name in JOURNAL
-}
 
 
 def main() -> None:

@@ -87,9 +87,7 @@ def test_run_records_its_autoencoder_and_refuses_another(settings, run_dir, tmp_
 
 def test_run_is_not_resumed_on_spectrograms(settings, run_dir):
     with pytest.raises(ValueError, match=r"in the latents of 00000-SMOKE \(.*\), not on spectrograms"):
-        train_diffusion(
-            replace(settings, vae_run=None, latent_unet=settings.unet, unet=settings.unet), run_dir
-        )
+        train_diffusion(replace(settings, vae_run=None), run_dir)
 
 
 def test_autoencoder_of_another_spectrogram_or_none_is_refused(settings):
