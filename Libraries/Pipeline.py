@@ -51,7 +51,7 @@ def build_network(settings: Settings, codec: LatentCodec | None = None) -> nn.Mo
     `codec` is that of the settings' `vae_run`, whose latents it is for.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(settings.train.seed)
+        torch.manual_seed(settings.diffusion_train.seed)
         return make_diffusion_network(
             settings.network_config, settings.diffusion, (codec or settings.spectrogram).shape
         )
@@ -60,7 +60,9 @@ def build_network(settings: Settings, codec: LatentCodec | None = None) -> nn.Mo
 def make_objective(settings: Settings) -> DiffusionObjective:
     """Return the diffusion loss of these settings."""
     schedule = NoiseSchedule(settings.diffusion)
-    return DiffusionObjective(schedule, settings.train.seed, num_classes=settings.network_config.num_classes)
+    return DiffusionObjective(
+        schedule, settings.diffusion_train.seed, num_classes=settings.network_config.num_classes
+    )
 
 
 class EncodedLoader:
@@ -97,13 +99,13 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     """
     codec = open_codec(settings)
     record = None if codec is None else codec_record(codec.run_dir)
-    parts = ("spectrogram", "network", "unet", "latent_unet", "diffusion", "train")
-    run_dir = open_run(settings, settings.models_dir, run_dir, parts, record)
+    parts = ("network", "unet", "train") if codec is None else ("latent_unet", "latent_train")
+    run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "diffusion", *parts), record)
     fit(
         build_network(settings, codec),
         make_objective(settings),
         functools.partial(diffusion_loaders, settings, codec),
-        settings.train,
+        settings.diffusion_train,
         run_dir,
         preview=functools.partial(save_preview, settings, codec, run_dir),
     )
@@ -117,11 +119,11 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
     """
     codec = open_codec(settings)
     network, objective = build_network(settings, codec).train(), make_objective(settings)
-    options = {"batch_size": settings.train.batch_size, "seed": settings.train.seed}
-    loader, _ = diffusion_loaders(settings, codec, **options)
+    train = settings.diffusion_train
+    loader, _ = diffusion_loaders(settings, codec, batch_size=train.batch_size, seed=train.seed)
     batch, device = next(iter(loader)), pick_device()
-    optimizer = torch.optim.AdamW(network.to(device).parameters(), lr=settings.train.learning_rate)
-    losses, B = [], settings.train.batch_size
+    optimizer = torch.optim.AdamW(network.to(device).parameters(), lr=train.learning_rate)
+    losses, B = [], train.batch_size
     for step in tqdm(range(num_steps), desc="overfitting one batch", unit="step"):
         loss = objective.loss(network, batch, torch.arange(step * B, (step + 1) * B)).mean()
         optimizer.zero_grad(set_to_none=True)

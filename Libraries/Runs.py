@@ -93,16 +93,16 @@ def _claim_run(parent: Path, name: str, conf: dict) -> Path:
 def _require_same_run(run_dir: Path, conf: dict, parts: tuple[str, ...]) -> None:
     """Raise a ValueError if the run was made of other settings or another dataset."""
     known = read_conf(run_dir)
-    for part in parts:
-        theirs, ours = known["settings"].get(part), conf["settings"][part]
-        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
-        _require_same(f"the run {run_dir.name}", *both)
     if known["vae"] != conf["vae"]:
         theirs, ours = (
             "on spectrograms" if vae is None else f"in the latents of {vae['run']} ({vae['weights'][:12]})"
             for vae in (known["vae"], conf["vae"])
         )
         raise ValueError(f"{run_dir.name} is a diffusion {theirs}, not {ours}: set vae_run as it was")
+    for part in parts:
+        theirs, ours = known["settings"].get(part), conf["settings"][part]
+        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
+        _require_same(f"the run {run_dir.name}", *both)
     if known["dataset"]["hash"] != conf["dataset"]["hash"]:
         raise ValueError(
             f"{run_dir.name} was trained on another dataset than {conf['dataset']['folder']} is now"

@@ -59,6 +59,7 @@ class Settings:
     comparison: ComparisonConfig
     vae_run: str | None  # run of the autoencoder in whose latents diffusion trains; None: on spectrograms
     latent_unet: UNetConfig  # the network of a diffusion in latents
+    latent_train: TrainConfig  # its training; a step costs less there
     vae: VAEConfig
     vae_loss: VAELossConfig
     vae_train: TrainConfig
@@ -96,6 +97,11 @@ class Settings:
     def network_config(self) -> NetworkConfig:
         """The network of the diffusion: on spectrograms, or in latents."""
         return network_config(self.network, self.unet) if self.vae_run is None else self.latent_unet
+
+    @property
+    def diffusion_train(self) -> TrainConfig:
+        """The training of the diffusion: on spectrograms, or in latents."""
+        return self.train if self.vae_run is None else self.latent_train
 
     @property
     def demo_music_dir(self) -> Path:

@@ -237,6 +237,7 @@ BASE = Settings(
     latent_unet=replace(
         BASE_UNET, channels=(192, 384), attention_levels=(0, 1), patch_size=(1, 1), frequency_features=8
     ),
+    latent_train=BASE_TRAIN,
     vae=replace(RESIDUAL_VAE, channels=(96, 192), blocks_per_level=2),
     vae_loss=replace(
         ORIGIN_VAE_LOSS,
@@ -284,6 +285,20 @@ ORIGIN = replace(
 )
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
+CPU_TRAIN = replace(
+    BASE.train,
+    num_steps=1_000,
+    batch_size=8,  # small: at this length steps count more than clips
+    learning_rate=1e-3,
+    warmup_steps=50,
+    ema_decay=0.99,
+    log_every=10,
+    validate_every=100,
+    save_every=100,
+    preview_every=500,
+    snapshot_every=100,  # optimiser steps
+)
+
 CPU = replace(
     BASE,
     preset="CPU",
@@ -310,21 +325,10 @@ CPU = replace(
         patch_size=(2, 2),  # larger patches blur the partials
         dropout=0.0,
     ),
-    train=replace(
-        BASE.train,
-        num_steps=1_000,
-        batch_size=8,  # small: at this length steps count more than clips
-        learning_rate=1e-3,
-        warmup_steps=50,
-        ema_decay=0.99,
-        log_every=10,
-        validate_every=100,
-        save_every=100,
-        preview_every=500,
-        snapshot_every=100,  # optimiser steps
-    ),
-    comparison=replace(BASE.comparison, clips=48),
+    train=CPU_TRAIN,
+    comparison=replace(BASE.comparison, clips=24),
     latent_unet=replace(BASE.latent_unet, channels=(96, 192), dropout=0.0),
+    latent_train=CPU_TRAIN,
     vae=VAES["residual_16"],
     vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
     vae_train=replace(
@@ -344,6 +348,18 @@ CPU = replace(
 )
 
 # SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
+SMOKE_TRAIN = replace(
+    CPU.train,
+    num_steps=20,
+    batch_size=4,
+    warmup_steps=2,
+    log_every=5,
+    validate_every=10,
+    save_every=10,
+    preview_every=20,
+    snapshot_every=10,  # optimiser steps
+)
+
 SMOKE = replace(
     CPU,
     preset="SMOKE",
@@ -352,23 +368,14 @@ SMOKE = replace(
     unet=replace(
         CPU.unet, channels=(16, 32), blocks_per_level=1, attention_levels=(1,), head_dim=16, patch_size=(4, 4)
     ),
-    train=replace(
-        CPU.train,
-        num_steps=20,
-        batch_size=4,
-        warmup_steps=2,
-        log_every=5,
-        validate_every=10,
-        save_every=10,
-        preview_every=20,
-        snapshot_every=10,  # optimiser steps
-    ),
+    train=SMOKE_TRAIN,
     sampler=replace(BASE.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
     comparison=replace(
         CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
     ),
     latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
+    latent_train=SMOKE_TRAIN,
     vae=replace(CPU.vae, channels=(16, 32)),
     vae_train=replace(
         CPU.vae_train,

@@ -23,8 +23,8 @@ from Libraries.VAE import VAE
 def settings(chords):
     quick = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 4, "snapshot_every": 2}
     settings = replace(
-        chords, train=replace(SMOKE.train, **quick), vae_train=replace(SMOKE.vae_train, **quick),
-        vae_run="latest", num_samples=4,
+        chords, latent_train=replace(SMOKE.latent_train, **quick),
+        vae_train=replace(SMOKE.vae_train, **quick), vae_run="latest", num_samples=4,
     )  # fmt: skip
     train_vae(settings)
     return settings
