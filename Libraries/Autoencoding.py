@@ -190,6 +190,7 @@ def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
     )
     if process_state().is_main_process:
         save_latent_statistics(network.vae, SpectrogramDataset(settings.dataset_dir, "train"), run_dir)
+    process_state().wait_for_everyone()
     return run_dir
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from Libraries.Autoencoding import LatentCodec, codec_record
+from Libraries.Autoencoding import LatentCodec, codec_record, train_vae
+from Libraries.Checkpoint import CheckpointError
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator, make_diffusion_network
 from Libraries.Objective import DiffusionObjective
@@ -24,17 +25,28 @@ from Libraries.Utils import latest_run, pick_device
 PREVIEW_SEEDS = range(8)
 
 
+def ensure_vae(settings: Settings) -> None:
+    """Train an autoencoder if `vae_run="latest"` asks for one and there is none yet."""
+    if settings.vae_run == "latest" and not any(settings.vae_dir.glob("*/latent-*.pth")):
+        train_vae(settings)
+
+
 def open_codec(settings: Settings) -> LatentCodec | None:
     """Return the codec of `settings.vae_run`, or None where diffusion is to be on spectrograms.
 
     Raises:
         ValueError: the autoencoder was trained on another spectrogram.
-        CheckpointError, FileNotFoundError: there is no such run, or its training has not ended.
+        CheckpointError: there is no such run, or its training has not ended.
     """
     if settings.vae_run is None:
         return None
     run_dir = settings.vae_dir / settings.vae_run
     if settings.vae_run == "latest":
+        if not any(settings.vae_dir.glob("*/latent-*.pth")):
+            raise CheckpointError(
+                f"there is no autoencoder in {settings.vae_dir} for vae_run='latest': train one first "
+                "(Train VAE), or set vae_run=None for a diffusion on spectrograms"
+            )
         run_dir = latest_run(settings.vae_dir, containing="latent-*.pth")
     codec = LatentCodec.load(run_dir)
     if codec.spectrogram.config != settings.spectrogram:

@@ -1,8 +1,8 @@
-"""The whole way on demo music: corpus -> dataset -> trained model -> new music, figures and pictures.
+"""The whole way on demo music: corpus -> dataset -> trained models -> new music, figures and pictures.
 
     make demo            # or: python MainScripts/demo.py; CONF_PRESET chooses another preset than CPU
 
-A second call makes another run on the same dataset; `--resume` goes on with the newest one.
+A second call makes another run on the same dataset and autoencoder; `--resume` goes on with the newest one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Evaluation import evaluate, example_input
 from Libraries.Generator import Generator
-from Libraries.Pipeline import train_diffusion
+from Libraries.Pipeline import ensure_vae, train_diffusion
 from Libraries.Runs import results_of
 from Libraries.Utils import get_logger, latest_run, new_run_dir
 
@@ -33,13 +33,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
-    logger.info("1/4 rendering the demo corpus")
+    logger.info("1/5 rendering the demo corpus")
     render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
-    logger.info("2/4 building the dataset")
+    logger.info("2/5 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
-    logger.info("3/4 training")
+    logger.info("3/5 training the autoencoder, if diffusion is to be in its latents")
+    ensure_vae(conf)
+    logger.info("4/5 training the diffusion")
     run_dir = train_diffusion(conf, latest_run(conf.models_dir, "conf.json") if arguments.resume else None)
-    logger.info("4/4 sampling and measuring")
+    logger.info("5/5 sampling and measuring")
     generator = Generator.load(run_dir)
     results = new_run_dir(results_of(conf, run_dir), "eval")
     splits = {split: SpectrogramDataset(conf.dataset_dir, split) for split in ("train", "test")}

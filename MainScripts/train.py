@@ -4,7 +4,7 @@
     accelerate launch --multi_gpu MainScripts/train.py --preset BASE
     accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
 
-The dataset is built first if it is not there. N processes with batches of B compute what one process
+The dataset is built first if it is not there, and so is the autoencoder where diffusion is in latents. N processes with batches of B compute what one process
 computes with batches of N * B. Ctrl-C and SIGTERM save before they stop.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from Conf import PRESETS, choose
 from Libraries.Dataset import build_dataset
-from Libraries.Pipeline import train_diffusion
+from Libraries.Pipeline import ensure_vae, train_diffusion
 from Libraries.Preparation import find_music
 from Libraries.Training import process_state
 
@@ -35,6 +35,7 @@ def main() -> None:
                     find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset
                 )
             )
+    ensure_vae(settings)
     run_dir = train_diffusion(settings, arguments.resume)
     if state.is_main_process:
         print("trained:", run_dir)

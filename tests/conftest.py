@@ -14,7 +14,7 @@ from Libraries.Preparation import find_music
 
 @pytest.fixture(scope="module")
 def chords(tmp_path_factory):
-    """SMOKE on a small made-up dataset: chords that change every half second."""
+    """SMOKE on a small made-up dataset, chords that change every half second; diffusion on spectrograms."""
     root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(0)
     (root / "music").mkdir()
     for number in range(6):
@@ -22,7 +22,7 @@ def chords(tmp_path_factory):
         pitches = rng.uniform(100, 900, (24, 3))[(seconds * 2).astype(int)]
         wave = np.sin(2 * np.pi * pitches * seconds[:, None]).mean(1) * np.exp(-4 * (seconds % 0.5))
         soundfile.write(root / "music" / f"piece{number}.wav", 0.5 * wave, 16_000)
-    settings = replace(SMOKE, root=root, music_dir=root / "music", num_samples=4)
+    settings = replace(SMOKE, root=root, music_dir=root / "music", num_samples=4, vae_run=None)
     build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
     return settings
 

@@ -96,6 +96,8 @@ def test_autoencoder_of_another_spectrogram_or_none_is_refused(settings):
         open_codec(other)
     with pytest.raises(CheckpointError, match="name a run's own folder"):
         open_codec(replace(settings, vae_run="00007-none"))
+    with pytest.raises(CheckpointError, match="train one first"):
+        open_codec(replace(settings, root=settings.root / "elsewhere"))
     with pytest.raises(ValueError, match=r"a spectrogram or latent of .* needs multiples of 64x64"):
         train_diffusion(replace(settings, latent_unet=replace(settings.latent_unet, patch_size=(32, 32))))
 

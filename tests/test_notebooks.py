@@ -15,10 +15,10 @@ SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 NOTEBOOKS = sorted(SCRIPTS.glob("*.ipynb"))
 IN_ORDER = (
     "Preprocessing.ipynb",
-    "Train Diffusion.ipynb",
-    "Eval Diffusion.ipynb",
     "Train VAE.ipynb",
     "Eval VAE.ipynb",
+    "Train Diffusion.ipynb",
+    "Eval Diffusion.ipynb",
 )
 
 
