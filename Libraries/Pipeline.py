@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from Libraries.Autoencoding import LatentCodec, codec_record, train_vae
 from Libraries.Checkpoint import CheckpointError
+from Libraries.DatasetManifest import load_manifest
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator, make_diffusion_network
 from Libraries.Objective import DiffusionObjective
@@ -109,6 +110,7 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
             settings or another autoencoder.
         CheckpointError: `run_dir` is no run, or `vae_run` none that can be used.
     """
+    require_classes(settings.network_config.num_classes, load_manifest(settings.dataset_dir)["classes"])
     codec = open_codec(settings)
     record = None if codec is None else codec_record(codec.run_dir)
     parts = ("network", "unet", "train") if codec is None else ("latent_unet", "latent_train")
@@ -122,6 +124,15 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
         preview=functools.partial(save_preview, settings, codec, run_dir),
     )
     return run_dir
+
+
+def require_classes(num_classes: int, classes: list[str]) -> None:
+    """Raise a ValueError if a network with classes has fewer than the dataset."""
+    if 0 < num_classes < len(classes):
+        raise ValueError(
+            f"num_classes={num_classes}, and the dataset has {len(classes)} classes: {', '.join(classes)}; set "
+            "it to as many, or to 0"
+        )
 
 
 def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:

@@ -23,7 +23,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plot_waveform_spectrograms(
-    waveforms: Sequence[Tensor], titles: Sequence[str], sample_rate: int, title: str, columns: int = 4
+    waveforms: Sequence[Tensor],
+    titles: Sequence[str],
+    sample_rate: int,
+    title: str,
+    columns: int = 4,
+    width: float = 3.4,
 ) -> Figure:
     """Draw waveforms as spectrograms: kHz upwards, seconds to the right, dB below the loudest of all.
 
@@ -31,10 +36,11 @@ def plot_waveform_spectrograms(
         waveforms: each (L,) or (1, L) in [-1, 1].
         titles: one a waveform.
         sample_rate: Hz.
+        width: of a picture in inches; long music wants more.
     """
     levels = [_level_in_db(torch.as_tensor(w).reshape(-1)) for w in waveforms]
     top = max(float(level.max()) for level in levels)
-    figure, axes = _grid(len(levels), columns, title)
+    figure, axes = _grid(len(levels), columns, title, width)
     for axis, level, name in zip(axes, levels, titles, strict=False):
         seconds = level.shape[1] * (VIEW_N_FFT // 4) / sample_rate
         image = axis.imshow(
@@ -293,11 +299,11 @@ def _level_in_db(waveform: Tensor) -> Tensor:
     return 20 * torch.log10(spectrum.abs().clamp(min=1e-6))
 
 
-def _grid(count: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+def _grid(count: int, columns: int, title: str, width: float = 3.4) -> tuple[Figure, np.ndarray]:
     """Return a figure with one axis a picture; the axes are a flat array."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.4 * columns + 1, 2.6 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(width * columns + 1, 2.6 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axis in axes[count:]:
         axis.remove()

@@ -18,6 +18,7 @@ from Libraries.Pipeline import (
     build_network,
     make_objective,
     overfit_one_batch,
+    require_classes,
     train_diffusion,
 )
 from Libraries.Preparation import compare_representations, find_music, load_example_clips
@@ -107,6 +108,13 @@ def test_conditional_training_uses_the_labels(settings):
     objective.loss(network, batch, torch.arange(2)).mean().backward()
     network.out.weight.grad.zero_()
     assert network.embed_class.weight.grad is not None
+
+
+def test_fewer_classes_than_the_dataset_has_are_refused():
+    for enough in (0, 2, 3):
+        require_classes(enough, ["bach", "haydn"])
+    with pytest.raises(ValueError, match="num_classes=1, and the dataset has 2 classes: bach, haydn"):
+        require_classes(1, ["bach", "haydn"])
 
 
 def test_validation_clips_are_spread_and_limited(settings):
