@@ -130,8 +130,8 @@ def require_classes(num_classes: int, classes: list[str]) -> None:
     """Raise a ValueError if a network with classes has fewer than the dataset."""
     if 0 < num_classes < len(classes):
         raise ValueError(
-            f"num_classes={num_classes}, and the dataset has {len(classes)} classes: {', '.join(classes)}; set "
-            "it to as many, or to 0"
+            f"num_classes={num_classes}, and the dataset has {len(classes)} classes: {', '.join(classes)}; "
+            "set it to as many, or to 0"
         )
 
 
