@@ -70,6 +70,11 @@ class Settings:
     def __post_init__(self):
         network = network_config(self.network, self.unet)
         require_multiple("a spectrogram", self.spectrogram.shape, network)
+        if self.vae_run is not None and self.network != "unet":
+            raise ValueError(
+                f"network={self.network!r} is for spectrograms, and with vae_run={self.vae_run!r} diffusion "
+                "is in latents, by latent_unet; set vae_run=None"
+            )
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
         if self.guidance.method == "classifier_free" and not (

@@ -117,8 +117,10 @@ def test_named_networks_come_back_from_checkpoint_and_graph(name, tmp_path):
 
 
 def test_settings_build_the_network_they_name():
-    network = build_network(replace(SMOKE, network="conv_unet_450k"))
+    network = build_network(replace(SMOKE, vae_run=None, network="conv_unet_450k"))
     assert network.config == JOURNAL["conv_unet_450k"].config
+    with pytest.raises(ValueError, match=r"network='conv_unet_450k' is for spectrograms.*set vae_run=None"):
+        replace(SMOKE, vae_run="latest", network="conv_unet_450k")
 
 
 class OutlierBlock(nn.Module):

@@ -79,12 +79,12 @@ def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
 
 
 def test_network_is_chosen_by_name_and_must_fit():
-    assert replace(SMOKE, network="unet_v0").network == "unet_v0"
+    assert replace(SMOKE, vae_run=None, network="unet_v0").network == "unet_v0"
     with pytest.raises(ValueError, match="choose one of unet, conv_unet_450k"):
-        replace(SMOKE, network="transformer")
+        replace(SMOKE, vae_run=None, network="transformer")
     small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
     with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):
-        replace(SMOKE, spectrogram=small, network="unet_v0")
+        replace(SMOKE, vae_run=None, spectrogram=small, network="unet_v0")
 
 
 def test_every_setting_is_described():
