@@ -334,34 +334,22 @@ CPU = replace(
     latent_train=CPU_TRAIN,
     vae=VAES["residual_16"],
     vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
-    vae_train=replace(
-        BASE.vae_train,
-        num_steps=1_700,
-        batch_size=8,
-        learning_rate=2e-3,
-        warmup_steps=50,
-        ema_decay=0.99,
-        log_every=10,
-        validate_every=100,
-        save_every=100,
-        preview_every=850,
-    ),
+    vae_train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
     num_validation_clips=16,
     num_samples=48,
 )
 
 # SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
-SMOKE_TRAIN = replace(
-    CPU.train,
-    num_steps=20,
-    batch_size=4,
-    warmup_steps=2,
-    log_every=5,
-    validate_every=10,
-    save_every=10,
-    preview_every=20,
-    snapshot_every=10,  # optimiser steps
-)
+SMOKE_STEPS = {  # of every training
+    "num_steps": 20,
+    "batch_size": 4,
+    "warmup_steps": 2,
+    "log_every": 5,
+    "validate_every": 10,
+    "save_every": 10,
+    "preview_every": 20,
+    "snapshot_every": 10,
+}
 
 SMOKE = replace(
     CPU,
@@ -371,26 +359,16 @@ SMOKE = replace(
     unet=replace(
         CPU.unet, channels=(16, 32), blocks_per_level=1, attention_levels=(1,), head_dim=16, patch_size=(4, 4)
     ),
-    train=SMOKE_TRAIN,
+    train=replace(CPU.train, **SMOKE_STEPS),
     sampler=replace(CPU.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
     comparison=replace(
         CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
     ),
     latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
-    latent_train=SMOKE_TRAIN,
+    latent_train=replace(CPU.latent_train, **SMOKE_STEPS),
     vae=replace(CPU.vae, channels=(16, 32)),
-    vae_train=replace(
-        CPU.vae_train,
-        num_steps=20,
-        batch_size=4,
-        warmup_steps=2,
-        log_every=5,
-        validate_every=10,
-        save_every=10,
-        preview_every=20,
-        snapshot_every=10,
-    ),
+    vae_train=replace(CPU.vae_train, **SMOKE_STEPS),
     num_validation_clips=4,
     num_samples=8,
 )
