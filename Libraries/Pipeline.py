@@ -113,7 +113,9 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     require_classes(settings.network_config.num_classes, load_manifest(settings.dataset_dir)["classes"])
     codec = open_codec(settings)
     record = None if codec is None else codec_record(codec.run_dir)
-    parts = ("network", "unet", "train") if codec is None else ("latent_unet", "latent_train")
+    parts = (
+        ("network", "network_width", "unet", "train") if codec is None else ("latent_unet", "latent_train")
+    )
     run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "diffusion", *parts), record)
     fit(
         build_network(settings, codec),

@@ -50,6 +50,7 @@ class Settings:
     spectrogram: SpectrogramConfig
     dataset: DatasetConfig
     network: str  # unet (the settings below) | a name of Networks.JOURNAL
+    network_width: float  # factor on all widths of that network
     unet: UNetConfig
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -68,12 +69,12 @@ class Settings:
     sample_batch_size: int  # clips sampled at a time
 
     def __post_init__(self):
-        network = network_config(self.network, self.unet)
+        network = network_config(self.network, self.unet, self.network_width)
         require_multiple("a spectrogram", self.spectrogram.shape, network)
-        if self.vae_run is not None and self.network != "unet":
+        if self.vae_run is not None and (self.network, self.network_width) != ("unet", 1):
             raise ValueError(
-                f"network={self.network!r} is for spectrograms, and with vae_run={self.vae_run!r} diffusion "
-                "is in latents, by latent_unet; set vae_run=None"
+                f"network={self.network!r}, network_width={self.network_width:g} are for spectrograms, and "
+                f"diffusion with vae_run={self.vae_run!r} is in latents, by latent_unet; set vae_run=None"
             )
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
@@ -101,7 +102,9 @@ class Settings:
     @property
     def network_config(self) -> NetworkConfig:
         """The network of the diffusion: on spectrograms, or in latents."""
-        return network_config(self.network, self.unet) if self.vae_run is None else self.latent_unet
+        if self.vae_run is not None:
+            return self.latent_unet
+        return network_config(self.network, self.unet, self.network_width)
 
     @property
     def diffusion_train(self) -> TrainConfig:

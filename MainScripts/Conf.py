@@ -179,6 +179,7 @@ BASE = Settings(
     # unet: the settings above | conv_unet_450k | attention_unet | se_unet | conv_unet_17m | modulated_unet |
     # residual_unet | unet_v0: networks of the journal, which take num_classes alone from above
     network="unet",
+    network_width=1.0,  # factor on all widths of the network
     unet=BASE_UNET,
     diffusion=DiffusionConfig(
         schedule="cosine",  # linear | cosine | sigmoid | edm
