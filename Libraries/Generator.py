@@ -1,10 +1,10 @@
 """A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram.
 
-If its diffusion is in the latents of an autoencoder, that belongs to it too: clips go in and come out as
-spectrograms x0 (N, C, F, T) either way.
+If its diffusion is in the latents of an autoencoder, or of small spectrograms that an upsampler goes on from,
+those belong to it too: clips go in and come out as spectrograms x0 (N, C, F, T) either way.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from Libraries.Autoencoding import LatentCodec, load_codec
-from Libraries.Checkpoint import (
-    CheckpointError,
-    find_checkpoints,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-)
+from Libraries.Cascade import CascadeEditor, ViewCodec, open_cascade
+from Libraries.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
 from Libraries.Editing import Editor, interpolate
 from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
 from Libraries.LatentEditing import LatentEditor
-from Libraries.Networks import NetworkConfig, make_network, network_config
-from Libraries.Objective import UncertaintyWeighted
-from Libraries.PostHocEMA import reconstruct
+from Libraries.LowResolution import LowResolution, ViewConfig
+from Libraries.Networks import NetworkConfig, network_config
 from Libraries.Runs import read_conf
 from Libraries.Samplers import Callback, SamplerConfig, inference_timesteps, sample
-from Libraries.Settings import from_dict, require_multiple
+from Libraries.Settings import from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.TrainedNetwork import (
+    for_sampling,
+    in_fast_precision,
+    load_average,
+    make_diffusion_network,
+)
 from Libraries.Training import resolve_precision
 from Libraries.U_Net import UNetConfig
-from Libraries.Utils import autocast, pick_device
+from Libraries.Utils import pick_device
 
 
 class Generator:
@@ -41,7 +41,7 @@ class Generator:
 
     Attributes:
         network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
-        codec: of the latents; None where the diffusion is on spectrograms.
+        codec: of the latents or of the cascade; None where the diffusion is on spectrograms.
         weaker: the same of less trained weights, for autoguidance; None until `load_weaker`.
     """
 
@@ -51,11 +51,9 @@ class Generator:
         schedule: NoiseSchedule,
         spectrogram: Spectrogram,
         device: torch.device,
-        codec: LatentCodec | None = None,
+        codec: LatentCodec | ViewCodec | None = None,
     ):
-        if isinstance(network, UncertaintyWeighted):  # of use to the loss alone
-            network = network.network
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.network = for_sampling(network, device)
         self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
         self.codec, self.precision = codec, resolve_precision("auto")
         self.weaker: nn.Module | None = None
@@ -87,12 +85,15 @@ class Generator:
         settings = conf["settings"]
         spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
-        codec = load_codec(Path(run_dir).parent.parent / "vae", conf["vae"], device) if conf["vae"] else None
-        config = from_dict(UNetConfig, settings["latent_unet" if codec else "unet"])
-        if codec is None:
-            config = network_config(settings["network"], config, settings["network_width"])
+        models, vae = Path(run_dir).parent.parent, conf["vae"]
+        if settings.get("cascade"):  # runs from before there was one have no such setting
+            low = LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram_config)
+            codec = open_cascade(models / "upsampler", low, device)
+        else:
+            codec = load_codec(models / "vae", vae, device) if vae else None
+        config = _network_of(settings, vae is not None)
         network = make_diffusion_network(config, diffusion, (codec or spectrogram_config).shape)
-        load_weights(network, *_weights(run_dir, step, ema_length))
+        load_average(network, run_dir, step, ema_length)
         gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
         spectrogram = Spectrogram(spectrogram_config, gain)
         generator = cls(network, NoiseSchedule(diffusion), spectrogram, device, codec)
@@ -121,16 +122,21 @@ class Generator:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, F, T) of what the network makes: a spectrogram or a latent."""
+        """(C, F, T) of what the network makes: a spectrogram, small or not, or a latent."""
         return self.spectrogram.config.shape if self.codec is None else self.codec.shape
 
     def encode(self, x0: Tensor) -> Tensor:
-        """Return what the diffusion is about, on `device`: x0 (N, C, F, T) itself, or its latents."""
+        """Return what the diffusion is about, on `device`: x0 (N, C, F, T), its small spectrogram or latents."""
         x0 = x0.to(self.device)
         return x0 if self.codec is None else self.codec.encode(x0)
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU."""
+    def decode(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU.
+
+        An upsampler draws, by `seeds`, one a clip; None is seed 0 for each.
+        """
+        if isinstance(self.codec, ViewCodec):
+            return self.codec.decode(x, seeds).cpu()
         return (x if self.codec is None else self.codec.decode(x)).cpu()
 
     def labels_in_turn(self, count: int) -> Tensor | None:
@@ -191,7 +197,7 @@ class Generator:
                     batch_size=batch_size, device=self.device, callback=callback, progress=progress,
                 )
             )  # fmt: skip
-            batches[-1] = self.decode(batches[-1])
+            batches[-1] = self.decode(batches[-1], seeds[part])
         return torch.cat(batches) if batches else torch.empty(0, *self.spectrogram.config.shape)
 
     def editor(
@@ -202,9 +208,14 @@ class Generator:
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
     ) -> Editor | LatentEditor:
-        """Return an `Editor` with this network, or the same for latents; its clips have to be on `device`."""
+        """Return an `Editor` with this network, or the same for latents or a cascade.
+
+        Its clips have to be on `device`.
+        """
         model, config = self.denoiser(labels, guidance), self._unbounded(config)
         editor = Editor(model, self.schedule, config, rounds, progress=True)
+        if isinstance(self.codec, ViewCodec):
+            return CascadeEditor(editor, self.codec)
         return editor if self.codec is None else LatentEditor(editor, self.codec)
 
     def interpolate(
@@ -233,7 +244,9 @@ class Generator:
 
     def _unbounded(self, config: SamplerConfig) -> SamplerConfig:
         """The settings' clamp is that of spectrograms; latents have no bounds."""
-        return config if self.codec is None else replace(config, clip_x0=None, dynamic_threshold=None)
+        if isinstance(self.codec, LatentCodec):
+            return replace(config, clip_x0=None, dynamic_threshold=None)
+        return config
 
     def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
         if labels is None:
@@ -241,36 +254,13 @@ class Generator:
         return with_labels(network, labels, self.network.config.num_classes)
 
     def _in_fast_precision(self, network: nn.Module):
-        """Return `network` with float32 outputs, computing under autocast where this machine gains by it."""
-
-        def model(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-            with autocast(self.device, self.precision):
-                return network(x_t, t, cond).float()
-
-        return model
+        return in_fast_precision(network, self.device, self.precision)
 
 
-def make_diffusion_network(
-    config: NetworkConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int]
-) -> nn.Module:
-    """Return a new network for data of `shape` (C, F, T), with what the settings of the diffusion ask of it.
-
-    A learned variance doubles the output channels; learned weights of the loss wrap the network.
-
-    Raises:
-        ValueError: rows or frames do not fit the network.
-    """
-    require_multiple("a spectrogram or latent", shape, config)
-    channels = shape[0]
-    network = make_network(config, channels, 2 * channels if diffusion.learned_variance else channels)
-    if diffusion.loss_weighting == "uncertainty":
-        return UncertaintyWeighted(network, diffusion.num_train_timesteps)
-    return network
-
-
-def _weights(run_dir: Path, step: int | None, ema_length: float | None) -> tuple[dict[str, Tensor], Path]:
-    """Return the EMA weights asked for and where they are from."""
-    if ema_length is not None:
-        return reconstruct(run_dir, ema_length, step), Path(run_dir)
-    path = latest_checkpoint(run_dir, "ema") if step is None else Path(run_dir) / f"ema-{step:08d}.pth"
-    return load_checkpoint(path)["weights"], path
+def _network_of(settings: dict, latent: bool) -> NetworkConfig:
+    """Return what the network of a run is made of, from the settings in its conf.json."""
+    name = "view_unet" if settings.get("cascade") else "latent_unet" if latent else "unet"
+    config = from_dict(UNetConfig, settings[name])
+    return (
+        network_config(settings["network"], config, settings["network_width"]) if name == "unet" else config
+    )

@@ -31,25 +31,38 @@ class LatentEditor:
         """
         known = known.to(x0.device).expand(x0.shape)
         made = self.editor.inpaint(self.codec.encode(x0), self._known_latents(known), seeds)
-        return torch.where(known, x0, self.codec.decode(made))
+        return self._full(made, seeds, x0, known)
 
     def vary(self, x0: Tensor, strength: float, seeds: Iterable[int]) -> Tensor:
         """Return variations, as `Editor.vary`; of strength 0 they are what the decoder makes of the clips."""
-        return self.codec.decode(self.editor.vary(self.codec.encode(x0), strength, seeds))
+        made = self.editor.vary(self.codec.encode(x0), strength, seeds)
+        return self._full(made, seeds, x0, torch.zeros_like(x0, dtype=torch.bool))
 
     def extend(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
         """Continue clips to any length, as `Editor.extend`; frames are the spectrogram's."""
         made = self.editor.extend(
             self.codec.encode(x0), self._latent_frames(n_frames), self._latent_frames(overlap), seeds
         )
-        return self._beginning_with(x0, self._decode(made, overlap, circular=False)[..., :n_frames])
+        return self._longer(made, seeds, x0, overlap, circular=False)[..., :n_frames]
 
     def loop(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
         """Continue clips into a loop, as `Editor.loop`; it is up to a latent's frames longer."""
         made = self.editor.loop(
             self.codec.encode(x0), self._latent_frames(n_frames), self._latent_frames(overlap), seeds
         )
-        return self._beginning_with(x0, self._decode(made, overlap, circular=True))
+        return self._longer(made, seeds, x0, overlap, circular=True)
+
+    def _full(self, made: Tensor, seeds: Iterable[int], x0: Tensor, known: Tensor) -> Tensor:
+        """Return clips (B, C, F, T) decoded from what was made, and x0 where it is known, bool like x0."""
+        return torch.where(known, x0, self.codec.decode(made))
+
+    def _longer(
+        self, made: Tensor, seeds: Iterable[int], x0: Tensor, overlap: int, *, circular: bool
+    ) -> Tensor:
+        """Return longer clips (B, C, F, frames) decoded from what was made, that begin with x0."""
+        longer = self._decode(made, overlap, circular=circular)
+        T = min(x0.shape[-1], longer.shape[-1])
+        return torch.cat([x0[..., :T], longer[..., T:]], dim=-1)
 
     def _known_latents(self, known: Tensor) -> Tensor:
         rows, frames = self.codec.stride
@@ -69,8 +82,3 @@ class LatentEditor:
         frames = [(start + torch.arange(T, device=z.device)) % z.shape[-1] for start in starts]
         windows = torch.stack([self.codec.decode(z[..., part]) for part in frames], dim=-2)
         return blend(windows, [start * stride for start in starts], z.shape[-1] * stride)
-
-    @staticmethod
-    def _beginning_with(x0: Tensor, longer: Tensor) -> Tensor:
-        T = min(x0.shape[-1], longer.shape[-1])
-        return torch.cat([x0[..., :T], longer[..., T:]], dim=-1)

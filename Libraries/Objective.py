@@ -1,6 +1,7 @@
 """The loss of a diffusion model: which t are trained, what each counts for, what is reported."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,8 @@ from Libraries.Utils import SampleNoise, derive_seed
 
 LABEL_STREAM = 1  # tells the draws that hide labels from those of the noise
 GOLDEN = (math.sqrt(5) - 1) / 2
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]  # (x_t, t, cond)
 
 
 def stream_timesteps(positions: Tensor, num_timesteps: int) -> Tensor:
@@ -61,7 +64,7 @@ class UncertaintyWeighted(nn.Module):
 
 
 def diffusion_loss(
-    model: nn.Module,
+    model: Network,
     schedule: NoiseSchedule,
     x0: Tensor,
     t: Tensor,
@@ -165,4 +168,9 @@ class DiffusionObjective:
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
         cond = label if self.num_classes else None
         schedule = self.schedule.to(device)  # a table on the CPU is slow to reach from a GPU
-        return diffusion_loss(model, schedule, x0, t, noise, cond, weighted=weighted)
+        network = self._network_for(model, x0, seeds)
+        return diffusion_loss(network, schedule, x0, t, noise, cond, weighted=weighted)
+
+    def _network_for(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> Network:
+        """Return what is trained on x0 (B, C, F, T), whose noise has these seeds: here the model itself."""
+        return model

@@ -10,16 +10,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from Libraries.Autoencoding import LatentCodec, codec_record, train_vae
+from Libraries.Cascade import ViewCodec, open_cascade
 from Libraries.Checkpoint import CheckpointError
 from Libraries.DatasetManifest import load_manifest
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Generator import Generator, make_diffusion_network
+from Libraries.Generator import Generator
+from Libraries.LowResolution import LowResolution
 from Libraries.Objective import DiffusionObjective
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, results_of
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
+from Libraries.TrainedNetwork import make_diffusion_network
 from Libraries.Training import fit
 from Libraries.Utils import latest_run, pick_device
 
@@ -32,13 +35,16 @@ def ensure_vae(settings: Settings) -> None:
         train_vae(settings)
 
 
-def open_codec(settings: Settings) -> LatentCodec | None:
-    """Return the codec of `settings.vae_run`, or None where diffusion is to be on spectrograms.
+def open_codec(settings: Settings) -> LatentCodec | ViewCodec | None:
+    """Return the codec of `settings.vae_run`, that of a cascade, or None where diffusion is on spectrograms.
 
     Raises:
         ValueError: the autoencoder was trained on another spectrogram.
         CheckpointError: there is no such run, or its training has not ended.
     """
+    if settings.cascade:
+        low = LowResolution(settings.view, settings.spectrogram)
+        return open_cascade(settings.upsampler_dir, low)
     if settings.vae_run is None:
         return None
     run_dir = settings.vae_dir / settings.vae_run
@@ -58,10 +64,10 @@ def open_codec(settings: Settings) -> LatentCodec | None:
     return codec
 
 
-def build_network(settings: Settings, codec: LatentCodec | None = None) -> nn.Module:
+def build_network(settings: Settings, codec: LatentCodec | ViewCodec | None = None) -> nn.Module:
     """Return a freshly initialised network of these settings: the same weights for the same seed.
 
-    `codec` is that of the settings' `vae_run`, whose latents it is for.
+    `codec` is that of the settings (`open_codec`), for whose latents or small spectrograms it is.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.diffusion_train.seed)
@@ -79,9 +85,9 @@ def make_objective(settings: Settings) -> DiffusionObjective:
 
 
 class EncodedLoader:
-    """Batches of a loader with the codec's latents in the place of spectrograms, encoded as they come."""
+    """Batches of a loader with what the codec makes of them in the place of spectrograms, encoded as they come."""
 
-    def __init__(self, loader: Iterable, codec: LatentCodec):
+    def __init__(self, loader: Iterable, codec: LatentCodec | ViewCodec):
         self.loader, self.codec = loader, codec
 
     def __iter__(self):
@@ -89,8 +95,8 @@ class EncodedLoader:
             yield self.codec.encode(x0), label
 
 
-def diffusion_loaders(settings: Settings, codec: LatentCodec | None, **options) -> tuple:
-    """Return the endless training loader and the validation loader of a diffusion, in latents with a codec.
+def diffusion_loaders(settings: Settings, codec: LatentCodec | ViewCodec | None, **options) -> tuple:
+    """Return the endless training loader and the validation loader of a diffusion, encoded with a codec.
 
     `options` are those of `make_loaders`.
     """
@@ -112,11 +118,8 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     """
     require_classes(settings.network_config.num_classes, load_manifest(settings.dataset_dir)["classes"])
     codec = open_codec(settings)
-    record = None if codec is None else codec_record(codec.run_dir)
-    parts = (
-        ("network", "network_width", "unet", "train") if codec is None else ("latent_unet", "latent_train")
-    )
-    run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "diffusion", *parts), record)
+    record = codec_record(codec.run_dir) if isinstance(codec, LatentCodec) else None
+    run_dir = open_run(settings, settings.models_dir, run_dir, settings.diffusion_parts, record)
     fit(
         build_network(settings, codec),
         make_objective(settings),
@@ -159,7 +162,7 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
 
 
 def save_preview(
-    settings: Settings, codec: LatentCodec | None, run_dir: Path, step: int, network: nn.Module
+    settings: Settings, codec: LatentCodec | ViewCodec | None, run_dir: Path, step: int, network: nn.Module
 ) -> None:
     """Write the same seeds' samples and the loss curves to the run's results folder."""
     device = next(network.parameters()).device

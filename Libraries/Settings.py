@@ -14,6 +14,7 @@ from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Editing import EditConfig
 from Libraries.Guidance import GuidanceConfig
+from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
 from Libraries.Networks import NetworkConfig, network_config
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
@@ -64,6 +65,14 @@ class Settings:
     vae: VAEConfig
     vae_loss: VAELossConfig
     vae_train: TrainConfig
+    cascade: bool  # diffusion makes the small spectrogram of `view`, and an upsampler the full one
+    view: ViewConfig  # what the upsampler is trained to go on from
+    view_unet: UNetConfig  # the network of a diffusion of small spectrograms
+    view_train: TrainConfig
+    upsampler: UpsamplerConfig
+    upsampler_unet: UNetConfig
+    upsampler_train: TrainConfig
+    upsampler_sampler: SamplerConfig  # few steps: the small spectrogram says most
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
@@ -76,6 +85,7 @@ class Settings:
                 f"network={self.network!r}, network_width={self.network_width:g} are for spectrograms, and "
                 f"diffusion with vae_run={self.vae_run!r} is in latents, by latent_unet; set vae_run=None"
             )
+        self._check_cascade()
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
         if self.guidance.method == "classifier_free" and not (
@@ -86,6 +96,26 @@ class Settings:
                 "the unet and label_dropout of the diffusion, or choose autoguidance"
             )
         self._check_output()
+
+    def _check_cascade(self) -> None:
+        """Refuse a cascade of what has no small spectrogram, or two ways of diffusing at once."""
+        if self.upsampler_unet.num_classes:
+            raise ValueError(
+                f"num_classes={self.upsampler_unet.num_classes} of upsampler_unet must be 0: labels are for "
+                "the network that makes the small spectrogram"
+            )
+        if not self.cascade:
+            return
+        if self.vae_run is not None or (self.network, self.network_width) != ("unet", 1):
+            raise ValueError(
+                f"cascade=True makes small spectrograms by view_unet, not latents (vae_run={self.vae_run!r}) or "
+                f"with network={self.network!r}, network_width={self.network_width:g}; set vae_run=None, "
+                "network='unet' and network_width=1, or cascade=False"
+            )
+        require_multiple(
+            "a small spectrogram", LowResolution(self.view, self.spectrogram).shape, self.view_unet
+        )
+        require_multiple("a spectrogram", self.spectrogram.shape, self.upsampler_unet)
 
     def _check_output(self) -> None:
         """Refuse a sigmoid in front of a target that it cannot reach."""
@@ -101,15 +131,30 @@ class Settings:
 
     @property
     def network_config(self) -> NetworkConfig:
-        """The network of the diffusion: on spectrograms, or in latents."""
+        """The network of the diffusion: on spectrograms, on small ones, or in latents."""
+        if self.cascade:
+            return self.view_unet
         if self.vae_run is not None:
             return self.latent_unet
         return network_config(self.network, self.unet, self.network_width)
 
     @property
     def diffusion_train(self) -> TrainConfig:
-        """The training of the diffusion: on spectrograms, or in latents."""
+        """The training of the diffusion: on spectrograms, on small ones, or in latents."""
+        if self.cascade:
+            return self.view_train
         return self.train if self.vae_run is None else self.latent_train
+
+    @property
+    def diffusion_parts(self) -> tuple[str, ...]:
+        """The settings, by name, that a run of the diffusion is made of; one that goes on must have the same."""
+        if self.cascade:
+            own = ("cascade", "view", "view_unet", "view_train")
+        elif self.vae_run is not None:
+            own = ("latent_unet", "latent_train")
+        else:
+            own = ("network", "network_width", "unet", "train")
+        return ("spectrogram", "diffusion", *own)
 
     @property
     def demo_music_dir(self) -> Path:
@@ -128,8 +173,13 @@ class Settings:
 
     @property
     def models_dir(self) -> Path:
-        """Parent of the diffusion runs."""
-        return self.root / "Models" / "diffusion"
+        """Parent of the diffusion runs; those of small spectrograms are apart."""
+        return self.root / "Models" / ("cascade" if self.cascade else "diffusion")
+
+    @property
+    def upsampler_dir(self) -> Path:
+        """Parent of the runs of upsamplers."""
+        return self.root / "Models" / "upsampler"
 
     @property
     def vae_dir(self) -> Path:

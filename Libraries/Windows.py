@@ -6,6 +6,9 @@ the end, and no part has to fit another that is already finished. It is a denois
 guidance and edits take it.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -36,7 +39,14 @@ def window_starts(window: int, n_frames: int, overlap: int, *, circular: bool) -
 
 
 def over_windows(
-    model: Denoiser, schedule: NoiseSchedule, window: int, n_frames: int, overlap: int, *, circular: bool
+    model: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    window: int,
+    n_frames: int,
+    overlap: int,
+    *,
+    circular: bool,
+    condition: Tensor | None = None,
 ) -> tuple[Denoiser, NoiseSchedule]:
     """Return a denoiser of `n_frames` frames made of one of `window` frames, and its schedule.
 
@@ -47,13 +57,16 @@ def over_windows(
     Args:
         model: (x_t (B, C, F, window), t (B,)) -> output of the schedule's `prediction_type`.
         window, n_frames, overlap, circular: as in `window_starts`.
+        condition: (B, C', F, n_frames), of which the model gets a window's part as a third argument; None:
+            it gets none.
     """
     starts = window_starts(window, n_frames, overlap, circular=circular)
     frames = _frames_of(starts, window, n_frames)
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
         parts = frames.to(x_t.device).split(AT_ONCE)
-        windows = torch.cat([_windows_of(model, schedule, x_t, t, part) for part in parts], dim=-2)
+        windows = [_windows_of(model, schedule, x_t, t, part, condition) for part in parts]
+        windows = torch.cat(windows, dim=-2)
         return blend(windows, starts, n_frames)
 
     return denoiser, in_x0(schedule)
@@ -79,9 +92,26 @@ def _frames_of(starts: list[int], window: int, n_frames: int) -> Tensor:
     return (torch.tensor(starts)[:, None] + torch.arange(window)) % n_frames
 
 
-def _windows_of(model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, frames: Tensor) -> Tensor:
+def _windows_of(
+    model: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    t: Tensor,
+    frames: Tensor,
+    condition: Tensor | None,
+) -> Tensor:
     """Denoise the windows `frames` (W, T) of x_t (B, C, F, n_frames) as one batch: (B, C', F, W, T)."""
     B, W = len(x_t), len(frames)
-    batch = x_t[..., frames].movedim(-2, 1).flatten(0, 1)  # (B·W, C, F, T)
-    outputs = torch.cat(denoise(model, schedule, batch, t.repeat_interleave(W)), dim=1)
+    if condition is not None:
+        model = functools.partial(_told, model, _cut(condition, frames))
+    outputs = torch.cat(denoise(model, schedule, _cut(x_t, frames), t.repeat_interleave(W)), dim=1)
     return outputs.unflatten(0, (B, W)).movedim(1, -2)
+
+
+def _cut(x: Tensor, frames: Tensor) -> Tensor:
+    """Return the windows `frames` (W, T) of x (B, C, F, n_frames) as one batch (B·W, C, F, T)."""
+    return x[..., frames].movedim(-2, 1).flatten(0, 1)
+
+
+def _told(model: Callable[..., Tensor], condition: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    return model(x_t, t, condition)

@@ -23,6 +23,7 @@ from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
 from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
+from Libraries.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import ComparisonConfig, Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
@@ -249,6 +250,33 @@ BASE = Settings(
         kl_warmup_steps=1_000,
     ),
     vae_train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
+    cascade=False,  # True (and vae_run=None): diffusion of small spectrograms, then the upsampler
+    view=ViewConfig(
+        kind="smaller",  # lower_bands | smaller
+        kept_rows=56,  # lower_bands only; of 224
+        row_factor=2,  # smaller only; rows averaged to one
+        frame_factor=2,  # smaller only; frames averaged to one
+    ),
+    view_unet=replace(BASE_UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
+    view_train=BASE_TRAIN,
+    upsampler=UpsamplerConfig(
+        max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
+        strength=0.1,  # of that noise on a generated one
+        restored_share=0.5,  # of training clips: told the lower rows up to any one, to restore lost bands
+        consistent=True,  # hold x0 to the small spectrogram at every step
+    ),
+    upsampler_unet=replace(BASE_UNET, attention_levels=(3,), dropout=0.0),
+    upsampler_train=BASE_TRAIN,
+    upsampler_sampler=SamplerConfig(
+        name="ddim",
+        num_inference_steps=4,
+        spacing="trailing",
+        clip_x0=1.0,
+        dynamic_threshold=None,
+        eta=0.0,
+        variance=None,
+        churn=None,
+    ),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -336,6 +364,19 @@ CPU = replace(
     vae=VAES["residual_16"],
     vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
     vae_train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
+    view=replace(BASE.view, kept_rows=24),  # of 96
+    view_unet=replace(
+        BASE.view_unet, channels=(64, 128), attention_levels=(1,), patch_size=(2, 2), dropout=0.0
+    ),
+    view_train=CPU_TRAIN,
+    upsampler_unet=replace(
+        BASE.upsampler_unet,
+        channels=(32, 64, 128),
+        blocks_per_level=1,
+        attention_levels=(2,),
+        patch_size=(2, 2),
+    ),
+    upsampler_train=replace(CPU_TRAIN, power_ema=()),
     num_validation_clips=16,
     num_samples=48,
 )
@@ -370,6 +411,20 @@ SMOKE = replace(
     latent_train=replace(CPU.latent_train, **SMOKE_STEPS),
     vae=replace(CPU.vae, channels=(16, 32)),
     vae_train=replace(CPU.vae_train, **SMOKE_STEPS),
+    view_unet=replace(
+        CPU.view_unet,
+        channels=(16, 32),
+        attention_levels=(1,),
+        head_dim=16,
+        patch_size=(4, 4),
+        blocks_per_level=1,
+    ),
+    view_train=replace(CPU.view_train, **SMOKE_STEPS),
+    upsampler_unet=replace(
+        CPU.upsampler_unet, channels=(16, 32), attention_levels=(1,), head_dim=16, patch_size=(4, 4)
+    ),
+    upsampler_train=replace(CPU.upsampler_train, **SMOKE_STEPS),
+    upsampler_sampler=replace(CPU.upsampler_sampler, num_inference_steps=2),
     num_validation_clips=4,
     num_samples=8,
 )

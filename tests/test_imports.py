@@ -10,7 +10,7 @@ LIBRARIES = Path(__file__).parent.parent / "Libraries"
 # From the ground up; each may import those before it.
 ORDER = (
     "Utils", "Interrupt", "RunLog",
-    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics", "Seams",
+    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "LowResolution", "Metrics", "Seams",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Conditioning", "Layers", "OriginVAE", "VAE", "VAELoss", "VAEChecks",
@@ -18,8 +18,8 @@ ORDER = (
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
-    "Settings", "Plots", "Preparation", "Runs", "Autoencoding",
-    "LatentEditing", "Generator", "Pipeline",
+    "Settings", "TrainedNetwork", "Plots", "Preparation", "Runs", "Autoencoding",
+    "LatentEditing", "Upsampler", "Cascade", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation",
 )  # fmt: skip
 
