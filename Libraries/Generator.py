@@ -126,7 +126,7 @@ class Generator:
         return self.spectrogram.config.shape if self.codec is None else self.codec.shape
 
     def encode(self, x0: Tensor) -> Tensor:
-        """Return what the diffusion is about, on `device`: x0 (N, C, F, T), its small spectrogram or latents."""
+        """Return what the diffusion is about, on `device`: x0 (N, C, F, T), its view or its latents."""
         x0 = x0.to(self.device)
         return x0 if self.codec is None else self.codec.encode(x0)
 

@@ -1,8 +1,8 @@
-"""The small spectrogram of a cascade, the plain ways back to the full one, and what an upsampler is told of it.
+"""The small spectrogram of a cascade, the plain ways back to the full one, what an upsampler is told of it.
 
-Two linear maps and nothing learned. `view` makes the small one: the lower rows ("lower_bands"), or averages of
-boxes of rows and frames ("smaller"). `fill` is its right inverse, view(fill(v)) = v, and with it any x0 is moved
-to a given view by the least change there is: x0 + fill(v - view(x0)).
+Two linear maps and nothing learned. `view` makes the small one: the lower rows ("lower_bands"), or averages
+of boxes of rows and frames ("smaller"). `fill` is its right inverse, view(fill(v)) = v, and with it any x0 is
+moved to a given view by the least change there is: x0 + fill(v - view(x0)).
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 from Libraries.SpectrogramConfig import RANGES, SIGNED, SpectrogramConfig
 
 VIEWS = ("lower_bands", "smaller")
+HOLD_TURNS = 4
 LEAST_FACTOR = 4  # a small spectrogram has a quarter of the values or less
 
 
@@ -129,6 +130,16 @@ class LowResolution:
             return torch.cat([view, x0[:, :, self.config.kept_rows :]], dim=2)  # exactly, without rounding
         return x0 + self.fill(view - self.view(x0))
 
+    def hold(self, x0: Tensor, view: Tensor) -> Tensor:
+        """Return x0 (B, C, F, T) with this view that hardly leaves the range of values.
+
+        Cut to the range and moved to the view in turns (projections onto convex sets), the view last. So what
+        a sampler's own clamp then takes away from the view is little.
+        """
+        for _ in range(HOLD_TURNS):
+            x0 = self.project(x0.clamp(*RANGES[self.spectrogram.value_range]), view)
+        return x0
+
     def spread(self, view: Tensor) -> Tensor:
         """Return x0 (B, C, F, T) interpolated from its view: bilinear, or silence above the kept rows.
 
@@ -142,15 +153,15 @@ class LowResolution:
         return self.project(smooth, view)
 
     def draw(self, view: Tensor) -> Tensor:
-        """Return the view as it is at the full size, for pictures: its boxes, or its rows and silence above."""
+        """Return the view as it is at the full size, for pictures: its boxes, or its rows below silence."""
         return self.spread(view) if self.config.kind == "lower_bands" else self.fill(view)
 
     def told_of_view(self, view: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
         """Return what an upsampler is told: the view under noise, spread, and how far it can be relied on.
 
-        Conditioning augmentation (Ho et al. 2022, "Cascaded Diffusion Models", section 4.2): the noise makes the
-        upsampler forgive a first model's errors. The last channel, 1 - strength where something is known and 0
-        where not, tells it how much: a plane of the input and not an embedding, because it says where as well.
+        Conditioning augmentation (Ho et al. 2022, "Cascaded Diffusion Models", section 4): the noise makes
+        the upsampler forgive a first model's errors. The last channel, 1 - strength where something is known
+        and 0 where not, tells it how much: a plane of the input, not an embedding, because it says where too.
 
         Args:
             view: (B, C, f, t).

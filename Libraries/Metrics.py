@@ -4,6 +4,7 @@ The first three compare a waveform with its own reconstruction; the Frechet dist
 also judges generated clips against the test split. Waveforms are (B, 1, L) float32 in [-1, 1] on any device.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,16 +47,17 @@ def spectral_convergence(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def log_spectral_distance(
-    reference: Tensor, estimate: Tensor, sample_rate: int, max_frequency: float
+    reference: Tensor, estimate: Tensor, sample_rate: int, max_frequency: float, min_frequency: float = 0.0
 ) -> Tensor:
     """Return the root mean square over bins of the level error in dB, averaged over frames and windows.
 
     Args:
         reference, estimate: (B, 1, L) float32.
-        max_frequency: Hz; bins above are not compared.
+        max_frequency, min_frequency: Hz; bins above the one and below the other are not compared.
 
     Returns:
-        (B,) float32 in dB. Levels more than 80 dB below the reference's loudest bin count as equal.
+        (B,) float32 in dB. Levels more than 80 dB below the reference's loudest bin, of those up to
+        `max_frequency`, count as equal.
 
     Raises:
         ValueError: the shapes differ or are not (B, 1, L).
@@ -63,9 +65,10 @@ def log_spectral_distance(
     _check_pair(reference, estimate)
     distances = []
     for n_fft in WINDOWS:
+        first = math.ceil(min_frequency * n_fft / sample_rate)
         n_bins = int(max_frequency * n_fft / sample_rate) + 1
         spectra = (_magnitude(wave, n_fft, n_fft // 4)[:, :n_bins] ** 2 for wave in (reference, estimate))
-        true, found = _levels(*spectra)
+        true, found = (levels[:, first:] for levels in _levels(*spectra))
         distances.append((true - found).square().mean(1).sqrt().mean(1))
     return torch.stack(distances).mean(0)
 

@@ -85,7 +85,7 @@ def make_objective(settings: Settings) -> DiffusionObjective:
 
 
 class EncodedLoader:
-    """Batches of a loader with what the codec makes of them in the place of spectrograms, encoded as they come."""
+    """Batches of a loader with what the codec makes of spectrograms in their place, encoded as they come."""
 
     def __init__(self, loader: Iterable, codec: LatentCodec | ViewCodec):
         self.loader, self.codec = loader, codec

@@ -33,6 +33,7 @@ class ComparisonConfig:
     steps: tuple[int, ...]  # of every sampler
     guidance_scales: tuple[float, ...]
     ema_lengths: tuple[float, ...]  # relative to the training
+    upsampler_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class Settings:
             return
         if self.vae_run is not None or (self.network, self.network_width) != ("unet", 1):
             raise ValueError(
-                f"cascade=True makes small spectrograms by view_unet, not latents (vae_run={self.vae_run!r}) or "
-                f"with network={self.network!r}, network_width={self.network_width:g}; set vae_run=None, "
-                "network='unet' and network_width=1, or cascade=False"
+                "cascade=True makes small spectrograms by view_unet, which does not go with "
+                f"vae_run={self.vae_run!r}, network={self.network!r}, network_width={self.network_width:g}; "
+                "set vae_run=None, network='unet' and network_width=1, or cascade=False"
             )
         require_multiple(
             "a small spectrogram", LowResolution(self.view, self.spectrogram).shape, self.view_unet
@@ -147,14 +148,14 @@ class Settings:
 
     @property
     def diffusion_parts(self) -> tuple[str, ...]:
-        """The settings, by name, that a run of the diffusion is made of; one that goes on must have the same."""
+        """The settings, by name, that a run of the diffusion is made of and has to go on with."""
         if self.cascade:
-            own = ("cascade", "view", "view_unet", "view_train")
+            own = ("view", "view_unet", "view_train")
         elif self.vae_run is not None:
             own = ("latent_unet", "latent_train")
         else:
             own = ("network", "network_width", "unet", "train")
-        return ("spectrogram", "diffusion", *own)
+        return ("spectrogram", "diffusion", "cascade", *own)
 
     @property
     def demo_music_dir(self) -> Path:

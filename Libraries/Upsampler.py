@@ -30,7 +30,7 @@ from Libraries.U_Net import UNetConfig
 from Libraries.Utils import SampleNoise, derive_seed, pick_device, spread_indices
 from Libraries.Windows import over_windows
 
-TOLD_STREAM, STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM = 11, 12, 13, 14  # draws that share nothing
+SAMPLE_STREAM, TOLD_STREAM, STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM = range(11, 16)  # share no draws
 TOLD_CHANNELS = 1  # beside those of the spectrogram: how far it can be relied on, and where
 OVERLAP_SHARE = 4  # windows of music longer than a clip share a quarter unless told otherwise
 PREVIEW_CLIPS = 4
@@ -125,21 +125,19 @@ class Upsampler:
             )
         if not 0 <= strength <= 1:
             raise ValueError(f"strength={strength} must be within [0, 1]")
+        x0, known = (None, None) if kept is None else kept
         made = []
         for part in (slice(first, first + batch_size) for first in range(0, len(view), batch_size)):
             small, own = view[part].to(self.device), seeds[part]
-            noise = SampleNoise([derive_seed(seed, TOLD_STREAM) for seed in own], self.device)(
-                small.shape[1:]
-            )
-            told = self.low.told_of_view(small, torch.full((len(own),), strength), noise)
-            held = functools.partial(self.low.project, view=small)
-            made.append(
-                self._made(
-                    told, own, held if self.config.consistent and strength < 1 else None,
-                    None if kept is None else tuple(of_all[part] for of_all in kept),
-                    overlap=overlap, circular=circular, progress=progress,
-                )
-            )  # fmt: skip
+            noise = SampleNoise([derive_seed(seed, TOLD_STREAM) for seed in own], self.device)
+            told = self.low.told_of_view(small, torch.full((len(own),), strength), noise(small.shape[1:]))
+            model, schedule = self.denoiser(told, overlap=overlap, circular=circular)
+            if self.config.consistent and strength < 1:
+                hold = functools.partial(self.low.hold, view=small)
+                model, schedule = edited_x0(model, schedule, hold)
+            around = torch.zeros_like(told[:, :-TOLD_CHANNELS]) if x0 is None else x0[part].to(self.device)
+            fixed = torch.zeros(1, dtype=torch.bool) if known is None else known[part]
+            made.append(self._made(model, schedule, around, fixed, own, progress))
         return torch.cat(made).to(view.device)
 
     def complete(
@@ -171,20 +169,16 @@ class Upsampler:
                 f"rows={rows} must be {fewest} to {x0.shape[2] - 1}: fewer were not trained, and with all "
                 "there is nothing to make"
             )
-        clips, known = x0.to(self.device), torch.arange(x0.shape[2], device=self.device) < rows
-        told = self.low.told_of_rows(
-            clips,
-            torch.full((len(x0),), rows, device=self.device),
-            torch.zeros(len(x0)),
-            torch.zeros_like(clips),
-        )
-        kept = clips, known[:, None].expand_as(clips)
-        return self._made(told, seeds, None, kept, overlap=overlap, progress=progress).to(x0.device)
+        clips, every = x0.to(self.device), torch.full((len(x0),), rows, device=self.device)
+        told = self.low.told_of_rows(clips, every, torch.zeros(len(x0)), torch.zeros_like(clips))
+        known = (torch.arange(x0.shape[2], device=self.device) < rows)[:, None]
+        model, schedule = self.denoiser(told, overlap=overlap)
+        return self._made(model, schedule, clips, known, seeds, progress).to(x0.device)
 
     def denoiser(
         self, told: Tensor, *, overlap: int | None = None, circular: bool = False
     ) -> tuple[Denoiser, NoiseSchedule]:
-        """Return `model(x_t, t)` and its schedule for what it is told (B, C + 1, F, T'), T' of a clip or more.
+        """Return `model(x_t, t)` and its schedule for what it is told, (B, C + 1, F, T'): a clip or longer.
 
         Raises:
             ValueError: fewer frames than a clip has, or an overlap that does not fit.
@@ -202,23 +196,22 @@ class Upsampler:
         return network(torch.cat([x_t, told], dim=1), t, None)
 
     def _made(
-        self, told: Tensor, seeds: list[int], held, kept, *, overlap=None, circular=False, progress: bool
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        known: Tensor,
+        seeds: list[int],
+        progress: bool,
     ) -> Tensor:
-        """Sample x0 (B, C, F, T') of one batch: what is `kept` inpainted around, `held` applied to every x0."""
-        model, schedule = self.denoiser(told, overlap=overlap, circular=circular)
-        if held is not None:
-            model, schedule = edited_x0(model, schedule, held)
-        if kept is None:
-            x0, known = torch.zeros_like(told[:, :-TOLD_CHANNELS]), torch.zeros(1, dtype=torch.bool)
-        else:
-            x0, known = (part.to(self.device) for part in kept)
+        """Sample one batch, around what is known of x0 (B, C, F, T'), bool."""
         editor = Editor(model, schedule, self.sampler, progress=progress)
         # not the seeds as they are: the first model has drawn from those
-        return editor.inpaint(x0, known, [derive_seed(seed, KIND_STREAM) for seed in seeds])
+        return editor.inpaint(x0, known, [derive_seed(seed, SAMPLE_STREAM) for seed in seeds])
 
 
 class UpsamplerObjective(DiffusionObjective):
-    """What `Training.fit` minimises for an upsampler: the diffusion loss, told of every clip what it has to be.
+    """What `Training.fit` minimises for an upsampler: the diffusion loss, something told of each clip.
 
     Strength of the noise on what it is told, and whether that is the view or the lower rows up to any one,
     depend on (seed, position in the stream) alone, as timestep and noise do.
@@ -283,7 +276,7 @@ def build_upsampler(settings: Settings) -> nn.Module:
 
 
 def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network: nn.Module) -> None:
-    """Write the same validation clips, interpolated and upsampled, and the loss curves to the run's results."""
+    """Write the same validation clips, interpolated and upsampled, and the loss curves to the results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
     upsampler = Upsampler(

@@ -234,6 +234,7 @@ BASE = Settings(
         steps=(2, 5, 10, 20, 50, 250),
         guidance_scales=(1.0, 1.5, 2.0, 3.0),
         ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
+        upsampler_steps=(1, 2, 4),
     ),
     vae_run=None,  # None: diffusion on spectrograms; "latest" or a name in Models/vae: in its latents
     latent_unet=replace(
@@ -253,7 +254,7 @@ BASE = Settings(
     cascade=False,  # True (and vae_run=None): diffusion of small spectrograms, then the upsampler
     view=ViewConfig(
         kind="smaller",  # lower_bands | smaller
-        kept_rows=56,  # lower_bands only; of 224
+        kept_rows=48,  # lower_bands only; of 224
         row_factor=2,  # smaller only; rows averaged to one
         frame_factor=2,  # smaller only; frames averaged to one
     ),
@@ -405,7 +406,12 @@ SMOKE = replace(
     sampler=replace(CPU.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
     comparison=replace(
-        CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
+        CPU.comparison,
+        clips=4,
+        samplers=("ddim", "heun"),
+        steps=(2, 4),
+        guidance_scales=(1.0, 2.0),
+        upsampler_steps=(1, 2),
     ),
     latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
     latent_train=replace(CPU.latent_train, **SMOKE_STEPS),

@@ -10,7 +10,8 @@ LIBRARIES = Path(__file__).parent.parent / "Libraries"
 # From the ground up; each may import those before it.
 ORDER = (
     "Utils", "Interrupt", "RunLog",
-    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "LowResolution", "Metrics", "Seams",
+    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "LowResolution",
+    "Metrics", "Seams",
     "SoundFont", "Scores", "DemoMusic",
     "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
     "Conditioning", "Layers", "OriginVAE", "VAE", "VAELoss", "VAEChecks",
@@ -19,8 +20,8 @@ ORDER = (
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
     "Settings", "TrainedNetwork", "Plots", "Preparation", "Runs", "Autoencoding",
-    "LatentEditing", "Upsampler", "Cascade", "Generator", "Pipeline",
-    "Evaluation", "Comparison", "VAEEvaluation",
+    "LatentEditing", "Upsampler", "Restoration", "Cascade", "Generator", "Pipeline",
+    "Evaluation", "Comparison", "VAEEvaluation", "UpsamplerEvaluation",
 )  # fmt: skip
 
 

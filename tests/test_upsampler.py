@@ -1,0 +1,232 @@
+"""The upsampler and its cascade: what it is told in training, what its results hang on, edits through it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from Conf import SMOKE
+from Libraries.Cascade import CascadeEditor, ViewCodec, open_cascade
+from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
+from Libraries.Dataset import SpectrogramDataset
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.Editing import known_outside
+from Libraries.Evaluation import evaluate, spread_clips
+from Libraries.Generator import Generator
+from Libraries.Guidance import GuidanceConfig
+from Libraries.LowResolution import LowResolution
+from Libraries.Pipeline import train_diffusion
+from Libraries.Samplers import SAMPLERS, switch_sampler
+from Libraries.Upsampler import Upsampler, UpsamplerObjective, train_upsampler
+from Libraries.UpsamplerEvaluation import (
+    cascade_table,
+    compare_cascade,
+    errors_by_strength,
+    same_seeds,
+    view_error,
+)
+
+QUICK = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 4, "snapshot_every": 2}
+
+
+@pytest.fixture(scope="module", params=["smaller", "lower_bands"])
+def settings(request, chords):
+    return replace(
+        chords, cascade=True, view=replace(chords.view, kind=request.param), preset=request.param,
+        view_train=replace(SMOKE.view_train, **QUICK),
+        upsampler_train=replace(SMOKE.upsampler_train, **QUICK, mixed_precision="no"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_dir(settings):
+    return train_upsampler(settings)
+
+
+@pytest.fixture(scope="module")
+def upsampler(run_dir):
+    upsampler = Upsampler.load(run_dir)
+    upsampler.precision = "no"
+    return upsampler
+
+
+@pytest.fixture(scope="module")
+def generator(settings, upsampler):
+    generator = Generator.load(train_diffusion(settings))
+    generator.precision = generator.codec.upsampler.precision = "no"
+    return generator
+
+
+@pytest.fixture(scope="module")
+def clips(settings):
+    return spread_clips(SpectrogramDataset(settings.dataset_dir, "test"), 3)
+
+
+def test_a_seed_and_its_view_make_a_clip_in_any_batch(upsampler, clips):
+    view = upsampler.low.view(clips)
+    together = upsampler.upsample(view, [5, 6, 7])
+    assert together.shape == clips.shape
+    for batch in (upsampler.upsample(view, [5, 6, 7], batch_size=1), upsampler.upsample(view[1:2], [6])):
+        assert torch.allclose(batch[-1], together[len(batch) - 1 if len(batch) > 1 else 1], atol=1e-4)
+    assert (upsampler.upsample(view, [5, 6, 8])[2] - together[2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_with_every_sampler_the_view_of_the_result_is_the_view_given(upsampler, clips, name, monkeypatch):
+    """However little the network has learned, for x0 is held to it at every step."""
+    monkeypatch.setattr(upsampler, "sampler", switch_sampler(upsampler.sampler, name, 4))
+    monkeypatch.setattr(upsampler, "sampler", replace(upsampler.sampler, clip_x0=None))
+    view = upsampler.low.view(clips)
+    assert view_error(upsampler.low, view, upsampler.upsample(view, range(3), strength=0.0)) < 1e-4
+
+
+def test_a_view_under_noise_of_full_strength_is_ignored(upsampler, clips):
+    view = upsampler.low.view(clips)
+    made = upsampler.upsample(view, [1, 2, 3], strength=1.0)
+    assert torch.equal(made, upsampler.upsample(-view, [1, 2, 3], strength=1.0))
+    assert not torch.equal(made, upsampler.upsample(view, [1, 2, 3], strength=0.9))
+
+
+def test_errors_by_strength_are_of_a_network_that_is_not_held(upsampler, clips):
+    errors = errors_by_strength(upsampler, clips, (0.0, 1.0))
+    assert list(errors) == [0.0, 1.0] and min(errors.values()) > 0.01 and upsampler.config.consistent
+
+
+def test_training_is_told_by_position_and_not_by_batch(settings, upsampler, clips):
+    low, config = upsampler.low, replace(settings.upsampler, restored_share=0.5)
+    objective = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, config)
+    seeds = list(range(100, 140))
+    told = objective.told(clips[:1].expand(40, -1, -1, -1), seeds)
+    assert told.shape == (40, 2, *clips.shape[2:])
+    assert torch.equal(told[7:9], objective.told(clips[:1].expand(2, -1, -1, -1), seeds[7:9]))
+    trust = told[:, 1].amax((1, 2))
+    assert 0 < trust.min() < 0.3 and trust.max() > 0.95 and (trust > 0.75).float().mean() > 0.4
+    rows = (told[:, 1] > 0).all(dim=2).sum(dim=1)  # that are told
+    assert rows.min() >= low.fewest_rows and len(rows.unique()) > 10
+    views = replace(config, restored_share=0.0)
+    told = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, views).told(clips, [1, 2, 3])
+    assert len((told[:, 1] > 0).all(dim=2).sum(dim=1).unique()) == 1
+
+
+def test_run_holds_its_settings_and_goes_on_to_the_same_weights(settings, run_dir, tmp_path):
+    conf = json.loads((run_dir / "conf.json").read_text())
+    assert conf["settings"]["view"]["kind"] == settings.view.kind and conf["vae"] is None
+    results = settings.results_dir / "upsampler" / run_dir.name
+    assert sorted(path.name for path in results.iterdir()) == ["loss.png", "upsampled-00000004.png"]
+    other = replace(settings, view=replace(settings.view, frame_factor=4))
+    with pytest.raises(ValueError, match="frame_factor is 2 there and 4 here"):
+        train_upsampler(other, run_dir)
+    again = tmp_path / "00000-again"
+    again.mkdir()
+    shutil.copy(run_dir / "conf.json", again)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_validation(*_):
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
+        patch.setattr("Libraries.Upsampler.save_upsampler_preview", stop_after_validation)
+        train_upsampler(settings, again)
+    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
+    train_upsampler(settings, again)
+    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_longer_views_become_longer_music(upsampler, clips, monkeypatch):
+    monkeypatch.setattr(upsampler, "sampler", replace(upsampler.sampler, clip_x0=None))
+    view = upsampler.low.view(clips)
+    long = torch.cat([view, view], dim=-1)
+    made = upsampler.upsample(long, [0, 1, 2], strength=0.0)
+    T = clips.shape[-1]
+    assert made.shape == (*clips.shape[:3], 2 * T)
+    assert view_error(upsampler.low, long, made) < 1e-4
+    with pytest.raises(ValueError, match="n_frames=64 at least 128"):
+        upsampler.upsample(view[..., : view.shape[-1] // 2], [0, 1, 2])
+
+
+def test_samples_of_a_cascade_are_full_spectrograms_in_any_batch(settings, generator):
+    together = generator.generate([5, 6, 7], settings.sampler, 3, progress=False)
+    alone = generator.generate([6], settings.sampler, 1, progress=False)
+    assert together.shape == (3, *settings.spectrogram.shape) and generator.shape == generator.codec.shape
+    assert torch.allclose(together[1:2], alone, atol=1e-3)
+    made = same_seeds(generator, settings, [5, 6, 7])
+    view = generator.codec.low.view(made["interpolated"])
+    assert torch.allclose(made["upsampled"], together, atol=1e-3)
+    assert torch.allclose(generator.codec.low.view(made["small"]), view, atol=1e-5)
+
+
+def test_guidance_of_the_first_model_works_through_the_cascade(settings, generator):
+    auto = GuidanceConfig("autoguidance", scale=3.0, rescale=0.0, weaker_at=0.5)
+    free, guided = (
+        generator.generate([1], settings.sampler, 1, guidance=guidance, progress=False)
+        for guidance in (None, auto)
+    )
+    assert guided.shape == free.shape and (guided - free).abs().max() > 1e-3
+
+
+def test_edits_through_the_cascade_keep_what_is_known(settings, generator, clips):
+    editor = generator.editor(settings.sampler, rounds=1)
+    C, F, T = settings.spectrogram.shape
+    assert isinstance(editor, CascadeEditor)
+    for box in ({"frames": (T // 3, T // 2)}, {"rows": (5, F // 2)}, {"rows": (F // 2, F)}):
+        known = known_outside((C, F, T), **box)
+        made = editor.inpaint(clips, known, [1, 2, 3])
+        assert torch.equal(made[:, known], clips[:, known]) and (made[:, ~known] != clips[:, ~known]).any()
+    long = editor.extend(clips, 2 * T + 5, T // 2, [1, 2, 3])
+    assert long.shape == (3, C, F, 2 * T + 5) and torch.equal(long[..., :T], clips)
+    loop = editor.loop(clips, 2 * T, T // 2, [1, 2, 3])
+    assert loop.shape == (3, C, F, 2 * T) and torch.equal(loop[..., :T], clips)
+    view = generator.codec.low.view(clips)
+    varied = editor.vary(clips, 0.0, [1, 2, 3])
+    assert torch.allclose(varied, generator.codec.decode(view, [1, 2, 3]), atol=1e-5)
+    between = generator.interpolate(clips[:2], torch.tensor([0.0, 1.0]), 4, iterations=3)
+    assert between.shape == clips[:2].shape
+
+
+def test_evaluation_and_the_table_work_through_the_cascade(settings, generator, clips, tmp_path):
+    splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
+    assert evaluate(generator, *splits, settings, tmp_path)["samples_to_test"] > 0
+    few = replace(settings, comparison=replace(settings.comparison, clips=3))
+    rows = compare_cascade(generator, few, clips, direct=generator)
+    assert [row.name for row in rows] == [
+        "interpolation", "upsampler, 1 step", "upsampler, 2 steps", "directly at full size"
+    ]  # fmt: skip
+    assert rows[-1].spectral_distance is None and min(row.distance for row in rows) > 0
+    assert cascade_table(rows, "way").count("\n") == 4
+
+
+def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_its_view(settings, generator):
+    low = generator.codec.low
+    other = LowResolution(replace(low.config, row_factor=4, frame_factor=4, kept_rows=8), low.spectrogram)
+    alone = open_cascade(settings.upsampler_dir, other)
+    assert alone.upsampler is None and open_cascade(settings.root / "nothing", low).upsampler is None
+    view = torch.rand(1, *other.shape)
+    assert torch.equal(alone.decode(view), other.spread(view))
+    assert open_cascade(settings.upsampler_dir, low).upsampler.low.config == low.config
+    assert isinstance(generator.codec, ViewCodec)
+
+
+def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, generator):
+    plain = replace(settings, cascade=False)
+    with pytest.raises(ValueError, match="cascade is True there and False here"):
+        train_diffusion(plain, generator.run_dir)
+    with pytest.raises(CheckpointError, match="name a run's own folder"):
+        Upsampler.load(settings.root)
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(upsampler, clips):
+    view = upsampler.low.view(clips)
+    with pytest.raises(ValueError, match="2 seeds for 3 small spectrograms"):
+        upsampler.upsample(view, [1, 2])
+    with pytest.raises(ValueError, match=r"strength=2 must be within \[0, 1\]"):
+        upsampler.upsample(view, [1, 2, 3], strength=2)
+    with pytest.raises(ValueError, match="a view has shape"):
+        upsampler.upsample(clips[:, :, :-1], [1, 2, 3])
+    with pytest.raises(ValueError, match="rows=5 must be 24 to 95"):
+        upsampler.complete(clips, 5, [1, 2, 3])
