@@ -14,8 +14,9 @@ from Libraries.Upsampler import Upsampler
 
 PASSBAND = 0.9  # of a file's band; above, its resampler's filter has begun to cut
 CROSSOVER = 0.05  # of the cut frequency; what is kept fades out over so much below it
-HEARD = 10.0  # dB above the floor of the range: a row that hardly ever reaches this is lost
+HEARD = 20.0  # dB above the floor of the range: a row that hardly ever reaches this is lost
 RARELY = 0.01  # share of frames
+LEAKED = 5  # bins beyond the last one with sound that the window's side lobes reach so loud
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,20 @@ def restore(
 def find_cut(upsampler: Upsampler, waveform: Tensor) -> float:
     """Return the Hz above which music (1, L) at the model's rate has nothing that could be heard.
 
-    A row is lost if it comes 10 dB above the floor in less than a hundredth of the frames. Music that has
+    A row is lost if it comes 20 dB above the floor in less than a hundredth of the frames. Music that has
     no highs looks the same as music that lost them: name the cut if you know it.
     """
     config = upsampler.spectrogram.config
-    x0 = _whole(upsampler.spectrogram, waveform)[1][0]
+    reach = -(-config.win_length // (2 * config.hop_length))  # frames that see where the music begins or ends
+    end = max(reach + 1, waveform.shape[1] // config.hop_length + 1 - reach)
+    x0 = _whole(upsampler.spectrogram, waveform)[1][0, ..., reach:end]
     floor = x0.amin()
     heard = floor + HEARD / config.db_range * (x0.amax() - floor)
     present = ((x0 > heard).float().mean(dim=2) > RARELY).any(dim=0).nonzero()
-    return float(config.row_frequencies[int(present.max())]) if len(present) else 0.0
+    highest = float(config.row_frequencies[int(present.max())]) if len(present) else 0.0
+    if highest == config.kept_frequency:
+        return highest
+    return max(0.0, highest - LEAKED * config.sample_rate / config.n_fft)
 
 
 def rows_below(config: SpectrogramConfig, cut_frequency: float) -> int:

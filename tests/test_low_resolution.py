@@ -138,7 +138,7 @@ def test_what_has_no_small_spectrogram_is_refused():
 def test_settings_of_an_upsampler_that_are_impossible_are_refused():
     with pytest.raises(ValueError, match=r"strength=1.5 must be within \[0, 1\]"):
         replace(SMOKE.upsampler, strength=1.5)
-    with pytest.raises(ValueError, match="strength=0.5 is more than max_strength=0.2"):
+    with pytest.raises(ValueError, match=r"strength=0.5 is more than max_strength=0.2"):
         replace(SMOKE.upsampler, strength=0.5, max_strength=0.2)
     with pytest.raises(ValueError, match="vae_run='latest'"):
         replace(SMOKE, cascade=True)
