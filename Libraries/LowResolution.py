@@ -15,6 +15,7 @@ from Libraries.SpectrogramConfig import RANGES, SIGNED, SpectrogramConfig
 
 VIEWS = ("lower_bands", "smaller")
 HOLD_TURNS = 4
+TYPICAL_STD = 0.5  # of normalised values
 LEAST_FACTOR = 4  # a small spectrogram has a quarter of the values or less
 
 
@@ -189,6 +190,17 @@ class LowResolution:
         noisy, trust = _under_noise(x0, strength, noise)
         noisy, trust = torch.where(known, noisy, 0.0), torch.where(known, trust, 0.0)
         return torch.cat([noisy, trust.expand_as(x0[:, :1])], dim=1)
+
+    @staticmethod
+    def guess(told: Tensor) -> Tensor:
+        """Return the best guess at x0 (B, C, F, T) that is linear in what is told, value by value.
+
+        That of Wiener: E[x | y] = y·sqrt(1-s²)·d²/((1-s²)·d² + s²) of y = sqrt(1-s²)·x + s·noise with x of
+        variance d²; all of y at s = 0, nothing of it at s = 1, and nothing where nothing is known.
+        """
+        noisy, s = told[:, :-1], 1 - told[:, -1:]
+        signal = (1 - s.square()) * TYPICAL_STD**2
+        return noisy * signal / ((signal + s.square()) * (1 - s.square()).sqrt().clamp(min=1e-6))
 
     @staticmethod
     def _check(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> None:

@@ -263,7 +263,7 @@ BASE = Settings(
     upsampler=UpsamplerConfig(
         max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
         strength=0.1,  # of that noise on a generated one
-        restored_share=0.5,  # of training clips: told the lower rows up to any one, to restore lost bands
+        restored_share=0.3,  # of training clips: told the lower rows up to any one, to restore lost bands
         consistent=True,  # hold x0 to the small spectrogram at every step
     ),
     upsampler_unet=replace(BASE_UNET, attention_levels=(3,), dropout=0.0),

@@ -96,6 +96,19 @@ def test_noise_keeps_the_variance_whatever_its_strength():
     assert torch.allclose(told.flatten(1).var(dim=1), torch.ones(4), atol=0.1)
 
 
+def test_the_guess_is_the_best_linear_one_and_nothing_where_nothing_is_known():
+    each, strength = low("lower_bands"), torch.tensor([0.0, 0.4, 0.8, 1.0])
+    v, noise = 0.5 * draw(4, *each.shape), draw(4, *each.shape, seed=1)
+    guess = each.guess(each.told_of_view(v, strength, noise))
+    assert (
+        torch.allclose(guess[0, :, :24], v[0], atol=1e-6)
+        and (guess[3] == 0).all()
+        and (guess[:, :, 24:] == 0).all()
+    )
+    for part, clip in zip(guess[:, :, :24], v, strict=True):  # what is left is not in the guess any more
+        assert abs(((clip - part) * part).mean()) < 0.01
+
+
 def test_rows_above_the_known_ones_are_not_told():
     each, rows = low(), torch.tensor([24, 70])
     x0, noise, strength = draw(2, *SHAPE), draw(2, *SHAPE, seed=1), torch.tensor([0.0, 0.5])

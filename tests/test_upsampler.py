@@ -19,7 +19,8 @@ from Libraries.Guidance import GuidanceConfig
 from Libraries.LowResolution import LowResolution
 from Libraries.Pipeline import train_diffusion
 from Libraries.Samplers import SAMPLERS, switch_sampler
-from Libraries.Upsampler import Upsampler, UpsamplerObjective, train_upsampler
+from Libraries.Spectrogram import Spectrogram
+from Libraries.Upsampler import Upsampler, UpsamplerObjective, build_upsampler, train_upsampler
 from Libraries.UpsamplerEvaluation import (
     cascade_table,
     compare_cascade,
@@ -80,6 +81,22 @@ def test_with_every_sampler_the_view_of_the_result_is_the_view_given(upsampler, 
     monkeypatch.setattr(upsampler, "sampler", replace(upsampler.sampler, clip_x0=None))
     view = upsampler.low.view(clips)
     assert view_error(upsampler.low, view, upsampler.upsample(view, range(3), strength=0.0)) < 1e-4
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "edm"])
+def test_a_network_that_outputs_nothing_interpolates(settings, clips, prediction_type):
+    """Zero is what a new network outputs, so training begins at interpolation and not at noise."""
+    diffusion = replace(settings.diffusion, prediction_type=prediction_type)
+    new = replace(settings, diffusion=diffusion, upsampler=replace(settings.upsampler, consistent=False))
+    low = LowResolution(new.view, new.spectrogram)
+    upsampler = Upsampler(
+        build_upsampler(new), NoiseSchedule(diffusion), low, new.upsampler,
+        replace(new.upsampler_sampler, num_inference_steps=1, clip_x0=None), Spectrogram(new.spectrogram),
+        torch.device("cpu"),
+    )  # fmt: skip
+    view = low.view(clips)
+    plain = low.spread(view) if new.view.kind == "smaller" else low.fill(view)
+    assert torch.allclose(upsampler.upsample(view, [1, 2, 3], strength=0.0), plain, atol=0.02)
 
 
 def test_a_view_under_noise_of_full_strength_is_ignored(upsampler, clips):
