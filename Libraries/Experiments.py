@@ -74,15 +74,23 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """One variant as it is trained."""
+
+    changes: dict[str, Any]  # of the experiment, and the width or steps that make equal what is to be equal
+    seconds_a_step: float  # on this machine, all variants in turns
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of one training."""
 
     variant: str
     seed: int
     changes: dict[str, Any]
+    seconds_a_step: float
     parameters: int
     num_steps: int
-    seconds_a_step: float
     diverged: bool
     distance: float | None  # log-mel Frechet distance to the test recordings; None: diverged
     highs: float | None  # dB, share of the power in the upper half of the band, against the recordings'
@@ -134,30 +142,31 @@ def run_experiment(experiment: Experiment, settings: Settings) -> list[Outcome]:
     _ensure_dataset(base)
     reference = load_reference(base)
     todo = [
-        (variant, seed, changed(base, {**changes, "train.seed": seed}), changes)
-        for variant, changes in plan(experiment, base).items()
+        (variant, seed, planned, changed(base, {**planned.changes, "train.seed": seed}))
+        for variant, planned in plan(experiment, base).items()
         for seed in settings.experiments.seeds
     ]
     outcomes = []
-    for variant, seed, wanted, changes in tqdm(todo, desc=experiment.name, unit="training"):
+    for variant, seed, planned, wanted in tqdm(todo, desc=experiment.name, unit="training"):
         wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(base, wanted)))
         folder = _folder(wanted, seed)
         if not (folder / "outcome.json").exists():
             _train_and_measure(wanted, reference, folder)
         found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        outcomes.append(Outcome(variant=variant, seed=seed, changes=changes, **found))
+        outcomes.append(Outcome(variant=variant, seed=seed, **asdict(planned), **found))
     return outcomes
 
 
-def plan(experiment: Experiment, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return the changes of every variant, with the widths and steps that make equal what is to be equal.
+def plan(experiment: Experiment, settings: Settings) -> dict[str, Planned]:
+    """Return every variant with the widths and steps that make equal what is to be equal.
 
     Steps of equal time hang on the machine, so the first plan is kept in a file and read from then on.
     """
     key = _hash([_identity(settings), [[name, asdict(c)] for name, c in experiment.variants.items()]])
     path = settings.experiments_dir / f"plan-{experiment.name}-{key}.json"
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Planned(**values) for name, values in kept.items()}
     first, *_ = experiment.variants
     changes = {name: dict(change.settings) for name, change in experiment.variants.items()}
     goal = _parameters(changed(settings, changes[first]))
@@ -167,14 +176,14 @@ def plan(experiment: Experiment, settings: Settings) -> dict[str, dict[str, Any]
             changes[name]["network_width"] = width_for(
                 own.network_config, own.spectrogram.shape[0], goal
             ) * own.network_width  # fmt: skip
-    timed = [name for name, change in experiment.variants.items() if "time" in change.equal]
-    if timed:
-        seconds = _seconds_a_step({name: changed(settings, changes[name]) for name in (first, *timed)})
-        for name in timed:
+    seconds = _seconds_a_step({name: changed(settings, own) for name, own in changes.items()})
+    for name, change in experiment.variants.items():
+        if "time" in change.equal:
             steps = round(settings.train.num_steps * seconds[first] / seconds[name])
             changes[name]["train.num_steps"] = max(1, steps)
-    save_json(path, changes)
-    return changes
+    planned = {name: Planned(own, seconds[name]) for name, own in changes.items()}
+    save_json(path, {name: asdict(one) for name, one in planned.items()})
+    return planned
 
 
 def load_reference(settings: Settings) -> Reference:
@@ -219,11 +228,9 @@ def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -
         diverged = True
     metrics = read_metrics(run_dir / "metrics.csv")
     samples_a_step = settings.train.batch_size * settings.train.grad_accumulation
-    speeds = [row["samples_per_second"] for row in metrics if "samples_per_second" in row]
     found = {
         "parameters": _parameters(settings),
         "num_steps": settings.train.num_steps,
-        "seconds_a_step": samples_a_step / statistics.median(speeds) if speeds else float("nan"),
         "diverged": diverged,
         "losses": {
             key.removeprefix("val_loss_t"): value
