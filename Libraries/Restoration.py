@@ -122,6 +122,11 @@ def rows_below(config: SpectrogramConfig, cut_frequency: float) -> int:
     return config.n_rows if cut_frequency >= config.kept_frequency else below
 
 
+def low_pass(waveform: Tensor, frequency: float, sample_rate: int) -> Tensor:
+    """Return a waveform (1, L) without what is above a frequency in Hz: a lost band to try `restore` on."""
+    return cross_over(waveform, torch.zeros_like(waveform), frequency, sample_rate)
+
+
 def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) -> Tensor:
     """Return waveforms (1, L) joined: `low` up to a frequency in Hz, `high` above."""
     hertz = torch.fft.rfftfreq(low.shape[-1], 1 / sample_rate, dtype=torch.float64)

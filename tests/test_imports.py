@@ -22,6 +22,7 @@ ORDER = (
     "Settings", "TrainedNetwork", "Plots", "Preparation", "Runs", "Autoencoding",
     "LatentEditing", "Upsampler", "Restoration", "Cascade", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation", "UpsamplerEvaluation",
+    "Experiments", "ExperimentPlots", "ExperimentReport",
 )  # fmt: skip
 
 
