@@ -42,8 +42,10 @@ def with_codec(generator: Generator, codec: ViewCodec) -> Generator:
     return other
 
 
-def ways(upsampler: Upsampler, steps: Iterable[int]) -> dict[str, ViewCodec]:
+def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, ViewCodec]:
     """Return the ways from small spectrograms to full ones that are compared, by name."""
+    if upsampler is None:
+        raise ValueError("this cascade has no upsampler of its view yet: train one (Train Upsampler)")
     codecs = {"interpolation": ViewCodec(upsampler.low, None)}
     for count in steps:
         name = f"upsampler, {count} step{'s' * (count > 1)}"
@@ -52,20 +54,22 @@ def ways(upsampler: Upsampler, steps: Iterable[int]) -> dict[str, ViewCodec]:
 
 
 def compare_cascade(
-    generator: Generator, settings: Settings, test: Tensor, direct: Generator | None = None
+    generator: Generator, settings: Settings, test: Tensor, beside: dict[str, Generator] | None = None
 ) -> list[CascadeRow]:
     """Measure every way of `settings.comparison` on the same seeds and the same test clips.
 
     Args:
         generator: of a cascade, with its upsampler.
         test: real x0 (N, C, F, T) of the test split, at least `settings.comparison.clips`.
-        direct: a diffusion of full spectrograms, for one row more.
+        beside: generators that make full spectrograms in another way, by name, for a row each.
+
+    Raises:
+        ValueError: the cascade has no upsampler.
     """
     upsampler, count = generator.codec.upsampler, settings.comparison.clips
     codecs = ways(upsampler, settings.comparison.upsampler_steps)
     generators = {name: with_codec(generator, codec) for name, codec in codecs.items()}
-    if direct is not None:
-        generators["directly at full size"] = direct
+    generators |= beside or {}
     options = {"batch_size": settings.sample_batch_size, "progress": False}
     makers = {
         name: functools.partial(own.generate, range(count), settings.sampler, **options)

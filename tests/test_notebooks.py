@@ -18,6 +18,7 @@ IN_ORDER = (
     "Train VAE.ipynb",
     "Eval VAE.ipynb",
     "Train Diffusion.ipynb",
+    "Train Upsampler.ipynb",
     "Eval Diffusion.ipynb",
     "Experiments.ipynb",
 )
@@ -80,12 +81,12 @@ def count_outputs(outputs, kind):
 
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
-    diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
+    diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Train Upsampler": 4, "Eval Diffusion": 10}
     assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5, "Experiments": 1}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
-    diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
+    diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Train Upsampler": 6, "Eval Diffusion": 16}
     assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5, "Experiments": 2}
 
 

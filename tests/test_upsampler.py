@@ -210,7 +210,7 @@ def test_evaluation_and_the_table_work_through_the_cascade(settings, generator, 
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
     assert evaluate(generator, *splits, settings, tmp_path)["samples_to_test"] > 0
     few = replace(settings, comparison=replace(settings.comparison, clips=3))
-    rows = compare_cascade(generator, few, clips, direct=generator)
+    rows = compare_cascade(generator, few, clips, beside={"directly at full size": generator})
     assert [row.name for row in rows] == [
         "interpolation", "upsampler, 1 step", "upsampler, 2 steps", "directly at full size"
     ]  # fmt: skip
