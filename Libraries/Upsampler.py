@@ -306,8 +306,8 @@ def _corrected(
     """Return the network's output as a correction of the guess at x0 that what it is told allows.
 
     All of `prediction_type`'s outputs are linear in x0, so the guess enters as `schedule.target` of it. A
-    network that outputs 0 interpolates from the first step on (with v: x0 = a·x_t + s²·guess). Without this it
-    spends its training on copying: 448 steps of 8 clips then left it at interpolation's error.
+    network that outputs 0 then interpolates from the first step on (with v: x0 = a·x_t + s²·guess), and none
+    of its training is spent on learning to copy.
     """
     guess = LowResolution.guess(told)
     plain = schedule.target(guess, torch.zeros_like(guess), t.to(guess.device))

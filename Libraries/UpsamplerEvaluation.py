@@ -54,7 +54,12 @@ def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, ViewCod
 
 
 def compare_cascade(
-    generator: Generator, settings: Settings, test: Tensor, beside: dict[str, Generator] | None = None
+    generator: Generator,
+    settings: Settings,
+    test: Tensor,
+    beside: dict[str, Generator] | None = None,
+    *,
+    first_seed: int = 0,
 ) -> list[CascadeRow]:
     """Measure every way of `settings.comparison` on the same seeds and the same test clips.
 
@@ -62,6 +67,7 @@ def compare_cascade(
         generator: of a cascade, with its upsampler.
         test: real x0 (N, C, F, T) of the test split, at least `settings.comparison.clips`.
         beside: generators that make full spectrograms in another way, by name, for a row each.
+        first_seed: of as many as `settings.comparison.clips`.
 
     Raises:
         ValueError: the cascade has no upsampler.
@@ -70,9 +76,10 @@ def compare_cascade(
     codecs = ways(upsampler, settings.comparison.upsampler_steps)
     generators = {name: with_codec(generator, codec) for name, codec in codecs.items()}
     generators |= beside or {}
+    seeds = range(first_seed, first_seed + count)
     options = {"batch_size": settings.sample_batch_size, "progress": False}
     makers = {
-        name: functools.partial(own.generate, range(count), settings.sampler, **options)
+        name: functools.partial(own.generate, seeds, settings.sampler, **options)
         for name, own in generators.items()
     }
     sound = generator.to_audio(test[:count])

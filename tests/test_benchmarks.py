@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.common import Peer, machine_line, median_in_turns, print_table, size_of
 from Conf import SMOKE
+from Libraries.Generator import Generator
 
 CPU = torch.device("cpu")
 
@@ -46,3 +47,18 @@ def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
     assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
     journal = benchmark.variant("conv", chords, 1)
     assert (journal.vae_train.batch_size, journal.vae_train.learning_rate) == (32, 1e-4)
+
+
+def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import upsampler as benchmark
+
+    settings = replace(chords, comparison=replace(chords.comparison, clips=2, upsampler_steps=(1,)))
+    direct, again = (benchmark.train_directly(settings, 0.001) for _ in range(2))
+    assert direct == again
+    cascade = replace(settings, cascade=True)
+    first, again = (benchmark.train_cascade(cascade, 0.001) for _ in range(2))
+    assert first == again and len(list(cascade.upsampler_dir.iterdir())) == 1
+    header, lines = benchmark.table(Generator.load(first), cascade, Generator.load(direct))
+    assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
+    assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"

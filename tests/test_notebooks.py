@@ -108,7 +108,18 @@ def assert_run_is_complete(root):
     sound, rate = soundfile.read(results / "00000-eval" / "audio" / "sample-0000.wav")
     assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
     assert_vae_run_is_complete(root)
+    assert_cascade_is_complete(root)
     assert_experiment_is_complete(root)
+
+
+def assert_cascade_is_complete(root):
+    run, results = (root / folder / "upsampler" / "00000-SMOKE" for folder in ("Models", "Results"))
+    files = [run / name for name in ("conf.json", "ema-00000020.pth", "graph.pt")]
+    files += [root / "Models" / "cascade" / "00000-SMOKE" / "ema-00000020.pth"]
+    files += [results / name for name in ("loss.png", "upsampled-00000020.png")]
+    made = ("cascade.png", "restored.png", "metrics.json", "audio/restored.wav", "audio/upsampled-0000.wav")
+    files += [results / "00000-eval" / name for name in made]
+    assert all(path.stat().st_size > 0 for path in files)
 
 
 def assert_vae_run_is_complete(root):

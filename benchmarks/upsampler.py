@@ -1,0 +1,178 @@
+"""The cascade against interpolation and against generation at full size, at the same total training time.
+
+    python benchmarks/upsampler.py [--minutes 10] [--root folder] [--views smaller lower_bands] [--clips 48]
+
+On the CPU preset's dataset, which is made first if it is not there. Half of the minutes train the upsampler,
+half the first model, all of them a diffusion on spectrograms with the preset's `unet`; the number of steps of
+each is what a timed step says fits in, so that the schedule of the learning rate ends with them. Runs lie in
+`Models`: a second call goes on with those that were interrupted and trains none again.
+
+LSD: log-spectral distance of real test clips made from their small spectrograms, above the cut where there is
+one. FD: log-mel Frechet distance of generated clips to the test split, for three sets of seeds; the floor is
+real training music. Seconds: a generated clip, with all it takes but its sound.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import autocast, machine_line, median_in_turns, print_table
+from torch import nn
+
+from Conf import CPU
+from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.DemoMusic import render_demo_music
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.Evaluation import distances, spread_clips
+from Libraries.Generator import Generator
+from Libraries.LowResolution import VIEWS, LowResolution
+from Libraries.Objective import DiffusionObjective
+from Libraries.Pipeline import build_network, make_objective, open_codec, train_diffusion
+from Libraries.Runs import read_conf
+from Libraries.Settings import Settings, from_dict
+from Libraries.TrainConfig import TrainConfig
+from Libraries.Training import resolve_precision
+from Libraries.Upsampler import UpsamplerObjective, build_upsampler, train_upsampler
+from Libraries.UpsamplerEvaluation import CascadeRow, compare_cascade
+from Libraries.Utils import pick_device
+
+SETS = 3  # of seeds
+DIRECT = "directly at full size"
+
+
+def main() -> None:
+    """Parse the arguments, train what is not trained yet, print a table for each view."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training in all, each way")
+    parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
+    parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
+    args = parser.parse_args()
+    comparison = replace(CPU.comparison, clips=args.clips)
+    settings = replace(CPU, root=args.root, vae_run=None, comparison=comparison)
+    make_dataset(settings)
+    direct = Generator.load(train_directly(settings, args.minutes))
+    print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
+    for view in args.views:
+        own = replace(settings, cascade=True, view=replace(settings.view, kind=view))
+        generator = Generator.load(train_cascade(own, args.minutes))
+        print(f"\n{view}, {own.spectrogram.shape} from {generator.shape}\n")
+        print_table(*table(generator, own, direct))
+
+
+def make_dataset(settings: Settings) -> None:
+    """Render the demo corpus and build its dataset where that is missing."""
+    if (settings.dataset_dir / "manifest.json").exists():
+        return
+    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    print(
+        build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
+    )
+
+
+def train_directly(settings: Settings, minutes: float) -> Path:
+    """Return the run of a diffusion on spectrograms that was trained for the minutes."""
+    settings = replace(settings, preset=f"direct-{minutes:g}min")
+
+    def seconds() -> float:
+        return seconds_per_step(settings.train, build_network(settings), make_objective(settings), settings)
+
+    return _train_or_find(train_diffusion, settings, settings.models_dir, "train", minutes, seconds)
+
+
+def train_cascade(settings: Settings, minutes: float) -> Path:
+    """Return the run of a first model whose upsampler is trained too, for half of the minutes each."""
+    settings = replace(settings, preset=f"{settings.view.kind}-{minutes:g}min")
+    low = LowResolution(settings.view, settings.spectrogram)
+
+    def seconds_of_upsampler() -> float:
+        train, schedule = settings.upsampler_train, NoiseSchedule(settings.diffusion)
+        objective = UpsamplerObjective(schedule, train.seed, low, settings.upsampler)
+        return seconds_per_step(train, build_upsampler(settings), objective, settings)
+
+    def seconds_of_first() -> float:
+        network = build_network(settings, open_codec(settings))
+        return seconds_per_step(settings.view_train, network, make_objective(settings), low)
+
+    _train_or_find(
+        train_upsampler,
+        settings,
+        settings.upsampler_dir,
+        "upsampler_train",
+        minutes / 2,
+        seconds_of_upsampler,
+    )
+    return _train_or_find(
+        train_diffusion, settings, settings.models_dir, "view_train", minutes / 2, seconds_of_first
+    )
+
+
+def seconds_per_step(
+    train: TrainConfig, network: nn.Module, objective: DiffusionObjective, sized: Settings | LowResolution
+) -> float:
+    """Return the median seconds of a training step on random data."""
+    device, precision = pick_device(), resolve_precision(train.mixed_precision)
+    network, B = network.to(device).train(), train.batch_size
+    optimizer = torch.optim.AdamW(network.parameters())
+    shape = sized.shape if isinstance(sized, LowResolution) else sized.spectrogram.shape
+    batch = torch.rand(B, *shape, device=device) * 2 - 1, torch.zeros(B, dtype=torch.int64)
+
+    def step() -> None:
+        with autocast(device, precision):
+            loss = objective.loss(network, batch, torch.arange(B)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return median_in_turns({"step": step}, 5, device)["step"]
+
+
+def table(generator: Generator, settings: Settings, direct: Generator) -> tuple[list[str], list[list[str]]]:
+    """Return header and lines: every way, over three sets of seeds."""
+    count = settings.comparison.clips
+    splits = {name: SpectrogramDataset(settings.dataset_dir, name) for name in ("train", "test")}
+    clips = {name: spread_clips(split, count) for name, split in splits.items()}
+    sets = [
+        compare_cascade(generator, settings, clips["test"], {DIRECT: direct}, first_seed=number * count)
+        for number in range(SETS)
+    ]
+    sound = {name: generator.to_audio(x0) for name, x0 in clips.items()}
+    rate = settings.spectrogram.sample_rate
+    floor = distances({"train": sound["train"]}, sound["test"], rate)["train_to_test"]
+    header = ["way", "LSD dB", f"FD (floor {floor:.1f})", "s/clip"]
+    return header, [_line(rows) for rows in zip(*sets, strict=True)]
+
+
+def _line(rows: tuple[CascadeRow, ...]) -> list[str]:
+    first = rows[0]
+    lsd = "-" if first.spectral_distance is None else f"{first.spectral_distance:.2f}"
+    seconds = min(row.seconds for row in rows)  # the least disturbed
+    return [first.name, lsd, ", ".join(f"{row.distance:.1f}" for row in rows), f"{seconds:.2f}"]
+
+
+def _train_or_find(
+    train: Callable[..., Path],
+    settings: Settings,
+    parent: Path,
+    part: str,
+    minutes: float,
+    seconds: Callable[[], float],
+) -> Path:
+    """Return the run of this preset: one that is there, one that is gone on with, or a new one."""
+    known = sorted(parent.glob(f"*-{settings.preset}"))
+    if known:  # its steps were counted when it began; with all of them done this trains none
+        config = from_dict(TrainConfig, read_conf(known[-1])["settings"][part])
+        return train(replace(settings, **{part: config}), known[-1])
+    steps = max(10, int(minutes * 60 / seconds()))
+    tenth = max(1, steps // 10)
+    often = {"validate_every": tenth, "save_every": tenth, "snapshot_every": tenth, "preview_every": steps}
+    config = replace(getattr(settings, part), num_steps=steps, **often)
+    return train(replace(settings, **{part: config}))
+
+
+if __name__ == "__main__":
+    main()
