@@ -24,6 +24,7 @@ from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
 from Libraries.TrainedNetwork import make_diffusion_network
 from Libraries.Training import Preview, fit
+from Libraries.Upsampler import train_upsampler
 from Libraries.Utils import latest_run, pick_device
 
 PREVIEW_SEEDS = range(8)
@@ -33,6 +34,12 @@ def ensure_vae(settings: Settings) -> None:
     """Train an autoencoder if `vae_run="latest"` asks for one and there is none yet."""
     if settings.vae_run == "latest" and not any(settings.vae_dir.glob("*/latent-*.pth")):
         train_vae(settings)
+
+
+def ensure_upsampler(settings: Settings) -> None:
+    """Train an upsampler if the settings ask for a cascade and there is none of its view yet."""
+    if settings.cascade and open_codec(settings).upsampler is None:
+        train_upsampler(settings)
 
 
 def open_codec(settings: Settings) -> LatentCodec | ViewCodec | None:

@@ -16,7 +16,7 @@ from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Evaluation import evaluate, example_input
 from Libraries.Generator import Generator
-from Libraries.Pipeline import ensure_vae, train_diffusion
+from Libraries.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
 from Libraries.Runs import results_of
 from Libraries.Utils import get_logger, latest_run, new_run_dir
 
@@ -37,8 +37,11 @@ def main() -> None:
     render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
     logger.info("2/5 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
-    logger.info("3/5 training the autoencoder, if diffusion is to be in its latents")
+    logger.info(
+        "3/5 training the autoencoder of latents, or the upsampler of a cascade, if there is to be one"
+    )
     ensure_vae(conf)
+    ensure_upsampler(conf)
     logger.info("4/5 training the diffusion")
     run_dir = train_diffusion(conf, latest_run(conf.models_dir, "conf.json") if arguments.resume else None)
     logger.info("5/5 sampling and measuring")

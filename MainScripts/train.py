@@ -4,7 +4,8 @@
     accelerate launch --multi_gpu MainScripts/train.py --preset BASE
     accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
 
-The dataset is built first if it is not there, and so is the autoencoder where diffusion is in latents. N
+The dataset is built first if it is not there, and so is the autoencoder where diffusion is in latents, or the
+upsampler of a cascade. N
 processes with batches of B compute what one process computes with batches of N * B. Ctrl-C and SIGTERM
 save before they stop.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from Conf import PRESETS, choose
 from Libraries.Dataset import build_dataset
-from Libraries.Pipeline import ensure_vae, train_diffusion
+from Libraries.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
 from Libraries.Preparation import find_music
 from Libraries.Training import process_state
 
@@ -37,6 +38,7 @@ def main() -> None:
                 )
             )
     ensure_vae(settings)
+    ensure_upsampler(settings)
     run_dir = train_diffusion(settings, arguments.resume)
     if state.is_main_process:
         print("trained:", run_dir)

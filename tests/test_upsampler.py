@@ -17,7 +17,7 @@ from Libraries.Evaluation import evaluate, spread_clips
 from Libraries.Generator import Generator
 from Libraries.Guidance import GuidanceConfig
 from Libraries.LowResolution import LowResolution
-from Libraries.Pipeline import train_diffusion
+from Libraries.Pipeline import ensure_upsampler, train_diffusion
 from Libraries.Samplers import SAMPLERS, switch_sampler
 from Libraries.Spectrogram import Spectrogram
 from Libraries.Upsampler import Upsampler, UpsamplerObjective, build_upsampler, train_upsampler
@@ -227,6 +227,16 @@ def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_it
     assert torch.equal(alone.decode(view), other.spread(view))
     assert open_cascade(settings.upsampler_dir, low).upsampler.low.config == low.config
     assert isinstance(generator.codec, ViewCodec)
+
+
+def test_an_upsampler_is_trained_for_a_cascade_that_has_none_and_only_then(settings, run_dir, monkeypatch):
+    trained = []
+    monkeypatch.setattr("Libraries.Pipeline.train_upsampler", trained.append)
+    for own in (settings, replace(settings, cascade=False)):
+        ensure_upsampler(own)
+    assert not trained
+    ensure_upsampler(replace(settings, root=settings.root / "elsewhere"))
+    assert len(trained) == 1
 
 
 def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, generator):
