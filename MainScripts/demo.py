@@ -37,9 +37,7 @@ def main() -> None:
     render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
     logger.info("2/5 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
-    logger.info(
-        "3/5 training the autoencoder of latents, or the upsampler of a cascade, if there is to be one"
-    )
+    logger.info("3/5 training the autoencoder of latents or the upsampler of a cascade, if asked for")
     ensure_vae(conf)
     ensure_upsampler(conf)
     logger.info("4/5 training the diffusion")

@@ -5,9 +5,8 @@
     accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
 
 The dataset is built first if it is not there, and so is the autoencoder where diffusion is in latents, or the
-upsampler of a cascade. N
-processes with batches of B compute what one process computes with batches of N * B. Ctrl-C and SIGTERM
-save before they stop.
+upsampler of a cascade. N processes with batches of B compute what one process computes with batches of N * B.
+Ctrl-C and SIGTERM save before they stop.
 """
 
 import argparse
