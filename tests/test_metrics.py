@@ -79,6 +79,14 @@ def test_errors_above_the_compared_band_do_not_count():
         assert above.min() > 3 * below.max()
 
 
+def test_errors_below_the_compared_band_do_not_count():
+    wave = noise_bursts()
+    hum = 1e-2 * torch.sin(2 * torch.pi * 1_000 * torch.arange(16_000) / 16_000)
+    whole = log_spectral_distance(wave, wave + hum, *BAND)
+    upper = log_spectral_distance(wave, wave + hum, *BAND, min_frequency=3_000.0)
+    assert whole.min() > 3 * upper.max()
+
+
 def test_frechet_distance_of_a_set_to_itself_is_zero():
     rows = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
     assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)

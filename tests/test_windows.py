@@ -88,3 +88,18 @@ def test_long_samples_of_a_stationary_process_have_its_correlation():
 def test_windows_that_do_not_fit_say_so(overlap, n_frames):
     with pytest.raises(ValueError, match=r"overlap=\d must be 1 to 5, and n_frames=\d+ at least 6"):
         window_starts(6, n_frames, overlap, circular=False)
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_a_condition_is_cut_into_the_windows_of_what_it_belongs_to(circular):
+    schedule, (x_t, condition) = make_schedule(), SampleNoise([1, 2])((2, 2, 4, 21)).unbind(1)
+    t, seen = torch.tensor([100, 600]), []
+
+    def model(x_t, t, told):
+        seen.append(told.shape)
+        return 0.5 * x_t + told
+
+    long, in_x0 = over_windows(model, schedule, 6, 21, 2, circular=circular, condition=condition)
+    wanted, _ = denoise(lambda x_t, t: 0.5 * x_t + condition, schedule, x_t, t)
+    assert torch.allclose(denoise(long, in_x0, x_t, t)[0], wanted, atol=1e-5)
+    assert all(shape[1:] == (2, 4, 6) for shape in seen)
