@@ -12,15 +12,17 @@ ORDER = (
     "Utils", "Interrupt", "RunLog",
     "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "Metrics", "Seams",
     "SoundFont", "Scores", "DemoMusic",
-    "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Dataset",
+    "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Batches", "Dataset",
     "Conditioning", "Layers", "OriginVAE", "VAE", "VAELoss", "VAEChecks",
     "U_Net", "UNetV0", "AttentionUNet", "Networks",
     "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
     "Editing",
     "Checkpoint", "PostHocEMA", "TrainConfig", "Training",
-    "Settings", "Plots", "Preparation", "Runs", "Autoencoding",
+    "ImagesConfig", "Images", "ImageClassifier",
+    "Settings", "Plots", "ImagePlots", "Preparation", "Runs", "Autoencoding",
     "LatentEditing", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation",
+    "ImageRuns", "ImageEvaluation",
 )  # fmt: skip
 
 
