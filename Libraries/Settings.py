@@ -36,6 +36,15 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True)
+class ExperimentsConfig:
+    """How the experiments of the journal run; the values live in `Conf.py`."""
+
+    seeds: tuple[int, ...]  # trainings of every variant
+    clips: int  # that every training is measured by
+    names: tuple[str, ...]  # which run in the notebook's last cell; (): all
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of one preset; `Conf.py` holds the values.
 
@@ -59,6 +68,7 @@ class Settings:
     guidance: GuidanceConfig
     edit: EditConfig
     comparison: ComparisonConfig
+    experiments: ExperimentsConfig
     vae_run: str | None  # run of the autoencoder in whose latents diffusion trains; None: on spectrograms
     latent_unet: UNetConfig  # the network of a diffusion in latents
     latent_train: TrainConfig  # its training; a step costs less there
@@ -132,6 +142,11 @@ class Settings:
     def models_dir(self) -> Path:
         """Parent of the diffusion runs."""
         return self.root / "Models" / "diffusion"
+
+    @property
+    def experiments_dir(self) -> Path:
+        """Parent of the runs of experiments."""
+        return self.root / "Models" / "experiments"
 
     @property
     def vae_dir(self) -> Path:

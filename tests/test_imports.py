@@ -23,6 +23,7 @@ ORDER = (
     "LatentEditing", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation",
     "ImageRuns", "ImageEvaluation",
+    "Experiments", "ExperimentPlots", "ExperimentReport",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ IN_ORDER = (
     "Train Diffusion.ipynb",
     "Eval Diffusion.ipynb",
     "CIFAR10.ipynb",
+    "Experiments.ipynb",
 )
 
 
@@ -81,12 +82,14 @@ def count_outputs(outputs, kind):
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
     diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
-    assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5, "CIFAR10": 3}
+    rest = {"Train VAE": 3, "Eval VAE": 5, "Experiments": 1, "CIFAR10": 3}
+    assert pictures == {**diffusion, **rest}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
     diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
-    assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5, "CIFAR10": 0}
+    rest = {"Train VAE": 0, "Eval VAE": 5, "Experiments": 2, "CIFAR10": 0}
+    assert players == {**diffusion, **rest}
 
 
 def assert_run_is_complete(root):
@@ -107,6 +110,7 @@ def assert_run_is_complete(root):
     sound, rate = soundfile.read(results / "00000-eval" / "audio" / "sample-0000.wav")
     assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
     assert_vae_run_is_complete(root)
+    assert_experiment_is_complete(root)
     assert_image_runs_are_complete(root)
 
 
@@ -130,6 +134,12 @@ def assert_vae_run_is_complete(root):
         results / "00000-eval" / "audio" / "reconstruction-0000.wav",
     ]
     assert all(path.stat().st_size > 0 for path in files)
+
+
+def assert_experiment_is_complete(root):
+    folder = root / "Results" / "Experiments" / "SMOKE"
+    assert (folder / "06-norm.png").stat().st_size > 0
+    assert "| BatchNorm |" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
