@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from Libraries.Checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Generator import make_diffusion_network
 from Libraries.Guidance import classifier_free_guidance, with_labels
 from Libraries.ImageClassifier import ClassifierObjective, ImageClassifier
 from Libraries.Images import ImageSplits, image_loaders
@@ -20,6 +19,7 @@ from Libraries.Runs import claim_run, read_conf, require_same
 from Libraries.Samplers import sample
 from Libraries.Settings import Settings, from_dict, provenance, to_dict
 from Libraries.TrainConfig import TrainConfig
+from Libraries.TrainedNetwork import make_diffusion_network
 from Libraries.Training import fit, resolve_precision
 from Libraries.U_Net import count_parameters
 from Libraries.Utils import autocast, pick_device
