@@ -15,6 +15,7 @@ from Libraries.Diffusion import DiffusionConfig
 from Libraries.Editing import EditConfig
 from Libraries.Guidance import GuidanceConfig
 from Libraries.Networks import NetworkConfig, network_config
+from Libraries.Phase import PhaseConfig
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainConfig import TrainConfig
@@ -63,6 +64,9 @@ class Settings:
     vae: VAEConfig
     vae_loss: VAELossConfig
     vae_train: TrainConfig
+    phase_run: str  # "latest" or a name in Models/phase: the network of phase="learned"
+    phase_net: PhaseConfig
+    phase_train: TrainConfig
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
@@ -132,6 +136,11 @@ class Settings:
     def vae_dir(self) -> Path:
         """Parent of the runs of autoencoders."""
         return self.root / "Models" / "vae"
+
+    @property
+    def phase_dir(self) -> Path:
+        """Parent of the runs of learned phase."""
+        return self.root / "Models" / "phase"
 
     @property
     def results_dir(self) -> Path:

@@ -23,6 +23,7 @@ from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
 from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
+from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import ComparisonConfig, Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
@@ -161,7 +162,7 @@ BASE = Settings(
         compression=0.4,  # power, of complex (0.4) and mdct (0.5)
         normalisation="per_sample",  # per_sample | dataset
         value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
-        phase="pghi",  # pghi | griffin_lim
+        phase="pghi",  # pghi | griffin_lim | learned (after Train Phase)
         band_inverse="nnls",  # nnls | pinv (faster)
         griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
     ),
@@ -248,6 +249,28 @@ BASE = Settings(
         kl_warmup_steps=1_000,
     ),
     vae_train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
+    phase_run="latest",  # with phase="learned": "latest" or a name in Models/phase
+    phase_net=PhaseConfig(
+        channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
+        blocks_per_level=1,
+        fold_bins=4,
+        frequency_features=8,  # channels
+        norm_groups=8,
+        activation="silu",  # silu | gelu
+        weight_power=0.25,  # of each of a difference's two magnitudes in the loss
+        crop_frames=96,
+        mix=0.3,  # share of clips to which another is added
+    ),
+    phase_train=replace(
+        BASE_TRAIN,
+        num_steps=20_000,
+        learning_rate=1e-3,
+        batch_size=32,  # crops
+        warmup_steps=100,
+        dataset_on_device=False,  # clips are read from the music
+        num_workers=4,
+        power_ema=(),
+    ),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -335,6 +358,18 @@ CPU = replace(
     vae=VAES["residual_16"],
     vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
     vae_train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
+    phase_train=replace(
+        BASE.phase_train,
+        num_steps=2_000,
+        batch_size=4,
+        warmup_steps=50,
+        ema_decay=0.998,
+        num_workers=0,
+        log_every=10,
+        validate_every=250,
+        save_every=250,
+        preview_every=500,
+    ),
     num_validation_clips=16,
     num_samples=48,
 )
@@ -369,6 +404,8 @@ SMOKE = replace(
     latent_train=replace(CPU.latent_train, **SMOKE_STEPS),
     vae=replace(CPU.vae, channels=(16, 32)),
     vae_train=replace(CPU.vae_train, **SMOKE_STEPS),
+    phase_net=replace(CPU.phase_net, channels=(16, 32), crop_frames=32),
+    phase_train=replace(CPU.phase_train, **SMOKE_STEPS),
     num_validation_clips=4,
     num_samples=8,
 )

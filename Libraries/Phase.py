@@ -1,0 +1,270 @@
+"""A network that hears from magnitudes how the phase goes on: the differences between neighbouring bins.
+
+Absolute phase is not local: the same sound a millisecond later has another one everywhere. Its differences
+along time and along frequency are, so a convolutional network can learn them, and a heap sums them up
+(`PhaseRetrieval.integrate_differences`). After Masuyama et al. 2020 (phase reconstruction based on recurrent
+phase unwrapping with deep neural networks), who sum them frame by frame.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from Libraries.Conditioning import ACTIVATIONS, FrequencyFeatures
+from Libraries.Layers import Downsample, ResBlock, fold, unfold
+from Libraries.PhaseRetrieval import integrate_differences
+from Libraries.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
+from Libraries.Utils import autocast
+
+LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
+CLIPS_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """The network of the phase and what it is trained on; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: a setting is impossible; the sentence names it, its value and what is allowed.
+    """
+
+    channels: tuple[int, ...]  # width of each level, finest first; every level halves bins and frames
+    blocks_per_level: int  # on the way down, again on the way up, and twice at the coarsest
+    fold_bins: int  # neighbouring bins that are folded into channels first
+    frequency_features: int  # channels that tell a bin its frequency
+    norm_groups: int
+    activation: str  # silu | gelu
+    weight_power: float  # an error counts by the magnitude to this power
+    crop_frames: int  # of a training clip
+    mix: float  # share of training clips to which another clip is added
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation={self.activation!r} is unknown; choose one of {known}")
+        rules = {
+            "channels": (bool(self.channels) and min(self.channels) > 0, "one or more widths above 0"),
+            "blocks_per_level": (self.blocks_per_level >= 1, "1 or more"),
+            "fold_bins": (self.fold_bins >= 1, "1 or more"),
+            "frequency_features": (self.frequency_features >= 0, "0 or more"),
+            "norm_groups": (
+                self.norm_groups >= 1 and not any(width % self.norm_groups for width in self.channels),
+                f"1 or more and a divisor of channels={self.channels}",
+            ),
+            "weight_power": (self.weight_power >= 0, "0 or more"),
+            "crop_frames": (self.crop_frames >= 2, "2 or more"),
+            "mix": (0 <= self.mix <= 1, "within [0, 1]"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)} must be {rule}")
+
+
+def relative_level(magnitude: Tensor) -> Tensor:
+    """Return the level below each clip's loudest bin: (B, F, T) linear -> dB within [-80, 0], float32.
+
+    So nothing that follows depends on how loud a clip is. Silence is at the floor.
+    """
+    loudest = magnitude.amax((1, 2), keepdim=True)
+    share = magnitude / loudest.clamp(min=torch.finfo(torch.float32).tiny)
+    return (20 * torch.log10(share.clamp(min=10 ** (-LEVEL_RANGE / 20)))).float()
+
+
+class PhaseNet(nn.Module):
+    """A small U-Net from levels to the phase's differences, as vectors on the unit circle.
+
+    What is known beforehand is left out of what it predicts: along time the advance of a bin's own frequency
+    over a hop, along frequency the half turn that `stft` gives by counting from a frame's first sample.
+
+    Args:
+        config: the settings.
+        spectrogram: whose bins it is for.
+
+    Raises:
+        ValueError: the representation carries its phase.
+    """
+
+    def __init__(self, config: PhaseConfig, spectrogram: SpectrogramConfig):
+        super().__init__()
+        if spectrogram.representation in SIGNED:
+            raise ValueError(
+                f"representation={spectrogram.representation!r} carries its own phase, so there is none to "
+                "learn: choose magnitude, bands or mel"
+            )
+        self.config, self.n_bins, self.n_freqs = config, spectrogram.n_bins, spectrogram.n_freqs
+        self.advance = 2 * math.pi * spectrogram.hop_length / spectrogram.n_fft  # radians a hop, of bin 1
+        self._build()
+
+    def _build(self) -> None:
+        config, widths = self.config, self.config.channels
+        self.frequency_features = FrequencyFeatures(config.frequency_features)
+        stem_channels = config.fold_bins + config.frequency_features
+        self.stem = nn.Conv2d(stem_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(self._blocks(width) for width in widths[:-1])
+        pairs = list(pairwise(widths))
+        self.coarser = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
+        self.middle = nn.Sequential(self._blocks(widths[-1]), self._blocks(widths[-1]))
+        self.finer = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairs)
+        self.up = nn.ModuleList(self._blocks(width) for width in widths[:-1])
+        self.out = nn.Sequential(
+            ACTIVATIONS[config.activation](), nn.Conv2d(widths[0], 4 * config.fold_bins, 3, padding=1)
+        )
+
+    def _blocks(self, width: int) -> nn.Sequential:
+        config = self.config
+        return nn.Sequential(
+            *(
+                ResBlock(width, width, 0, config.norm_groups, config.activation, 0.0)
+                for _ in range(config.blocks_per_level)
+            )
+        )
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Return the residual differences of levels (B, n_freqs, T) in dB from `relative_level`.
+
+        Returns:
+            (B, 4, n_bins, T) float32: cosine and sine along time, then along frequency, each from a bin to
+            the next (the last frame's and the last bin's are of no use). The vectors have length 1.
+        """
+        T = level.shape[2]
+        halvings = 2 ** (len(self.config.channels) - 1)
+        x = level[:, None, : self.n_bins] * (2 / LEVEL_RANGE) + 1  # [-1, 1]
+        x = F.pad(x, (0, -T % halvings, 0, -self.n_bins % (self.config.fold_bins * halvings)), value=-1.0)
+        x = self.stem(self.frequency_features(fold(x, (self.config.fold_bins, 1))))
+        skips = []
+        for blocks, coarser in zip(self.down, self.coarser, strict=True):
+            skips.append(blocks(x))
+            x = coarser(skips[-1])
+        x = self.middle(x)
+        for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
+            x = blocks(skips.pop() + F.interpolate(finer(x), scale_factor=(2.0, 2.0), mode="nearest"))
+        x = unfold(self.out(x), (self.config.fold_bins, 1))[:, :, : self.n_bins, :T].float()
+        return torch.cat([F.normalize(part, dim=1) for part in x.chunk(2, dim=1)], dim=1)
+
+    def residuals(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` should find, in radians, of phases (B, n_freqs, T).
+
+        Returns:
+            (B, n_bins, T - 1) along time and (B, n_bins - 1, T) along frequency.
+        """
+        phase = phase[:, : self.n_bins]
+        return phase.diff(dim=2) - self._carrier(phase), phase.diff(dim=1) + math.pi
+
+    def differences(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `integrate_differences` takes, of an output (B, 4, n_bins, T) of `forward`.
+
+        Returns:
+            (B, n_freqs, T - 1) and (B, n_freqs - 1, T) in radians; bins that are always silent have 0.
+        """
+        d_time = torch.atan2(output[:, 1], output[:, 0])[:, :, :-1] + self._carrier(output)
+        d_freq = torch.atan2(output[:, 3], output[:, 2])[:, :-1] - math.pi
+        silent = self.n_freqs - self.n_bins
+        return F.pad(d_time, (0, 0, 0, silent)), F.pad(d_freq, (0, 0, 0, silent))
+
+    def _carrier(self, like: Tensor) -> Tensor:
+        """(n_bins, 1), radians a hop."""
+        return self.advance * torch.arange(self.n_bins, device=like.device)[:, None]
+
+
+class PhaseObjective:
+    """What `Training.fit` minimises and reports for the phase: 1 - cos(error), weighted by magnitude.
+
+    0 is exact, 1 as good as chance. The weight of a difference is the product of its two magnitudes to the
+    power `weight_power`, in shares of a clip's sum: a heap that goes from loud to quiet carries an error at a
+    loud place everywhere, and what is quiet is not heard.
+    """
+
+    metric_names = ("val_loss", "val_time", "val_frequency")
+
+    def __init__(self, config: PhaseConfig):
+        self.config = config
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
+        """Return the loss of each clip, (B,).
+
+        Args:
+            batch: level in dB (B, n_freqs, T) and phase in radians (B, n_freqs, T).
+        """
+        return torch.stack(self._errors(model, *batch)).mean(0)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches) -> dict[str, float]:
+        """Return the mean loss, and that along time and along frequency."""
+        device = next(model.parameters()).device
+        errors = [
+            torch.stack(self._errors(model, level.to(device), phase.to(device))) for level, phase in batches
+        ]
+        along_time, along_freq = torch.cat(errors, dim=1).double().mean(1).tolist()
+        return dict(
+            zip(self.metric_names, ((along_time + along_freq) / 2, along_time, along_freq), strict=True)
+        )
+
+    def _errors(self, model: nn.Module, level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the errors along time and along frequency, (B,) each."""
+        network = getattr(model, "module", model)  # of DistributedDataParallel
+        output = model(level)
+        d_time, d_freq = network.residuals(phase)
+        weight = 10 ** (level[:, : network.n_bins] * (self.config.weight_power / 20))
+        along_time = _weighted_error(output[:, :2, :, :-1], d_time, weight[..., 1:] * weight[..., :-1])
+        along_freq = _weighted_error(output[:, 2:, :-1], d_freq, weight[:, 1:] * weight[:, :-1])
+        return along_time, along_freq
+
+
+def _weighted_error(vector: Tensor, angle: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean of 1 - cos(error), (B,), of unit vectors (B, 2, F, T) and angles (B, F, T)."""
+    error = 1 - vector[:, 0] * angle.cos() - vector[:, 1] * angle.sin()
+    return (weight * error).sum((1, 2)) / weight.sum((1, 2))
+
+
+class LearnedPhase:
+    """A trained network as `Spectrogram` takes it: magnitudes (B, n_freqs, T) -> phases in radians.
+
+    Neither the level of a clip nor the batch it stands in changes its phase.
+
+    Args:
+        network: on the device where it shall run.
+        precision: no | bf16 | fp16, of its convolutions.
+    """
+
+    def __init__(self, network: PhaseNet, precision: str):
+        self.network, self.precision = network.eval(), precision
+
+    @torch.no_grad()
+    def __call__(self, magnitude: Tensor) -> Tensor:
+        """Return the phase (B, n_freqs, T) float32 of magnitudes on any device, of any number of frames.
+
+        Raises:
+            ValueError: the magnitudes have another number of bins.
+        """
+        n_freqs = self.network.n_freqs
+        if magnitude.ndim != 3 or magnitude.shape[1] != n_freqs or magnitude.shape[2] < 2:
+            raise ValueError(
+                f"magnitude has shape {tuple(magnitude.shape)}; this model of the phase is for "
+                f"(B, {n_freqs}, T) with 2 frames or more"
+            )
+        return torch.cat([self._phase(part) for part in magnitude.split(CLIPS_AT_A_TIME)])
+
+    def _phase(self, magnitude: Tensor) -> Tensor:
+        device = next(self.network.parameters()).device
+        with autocast(device, self.precision):
+            output = self.network(relative_level(magnitude).to(device))
+        d_time, d_freq = self.network.differences(output)
+        return integrate_differences(magnitude, d_time, d_freq)
+
+
+FITTING = ("representation", "sample_rate", "n_fft", "win_length", "hop_length", "n_bins")
+FITTING_BANDS = ("n_bands", "narrow_frequency", "max_frequency", "band_inverse")
+
+
+def misfits(theirs: SpectrogramConfig, ours: SpectrogramConfig) -> list[str]:
+    """Return in which settings the spectrogram of a network is another, one phrase each; none if it fits."""
+    names = FITTING + (FITTING_BANDS if ours.representation in BANKED else ())
+    return [
+        f"{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here"
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
