@@ -1,4 +1,4 @@
-"""The learned phase as a whole: the music of a dataset -> trained run -> `Spectrogram` that decodes with it."""
+"""The learned phase as a whole: music of a dataset -> trained run -> `Spectrogram` that decodes with it."""
 
 import functools
 from dataclasses import replace
