@@ -110,8 +110,9 @@ def integrate_differences(
     """Return the phase that has these differences between neighbouring bins, summed from loud to quiet.
 
     The heap of `pghi` decides the order: every bin is reached over the loudest way. Where the differences
-    are those of a signal the phase is the signal's, up to a constant for each region that quiet bins
-    surround. Runs on the CPU, as `pghi`.
+    are those of a signal the phase is the signal's, but for a constant, another for each region that quiet
+    bins surround. One constant a clip is known, up to the sign: a real signal is real at 0 Hz and at half the
+    sample rate. Runs on the CPU, as `pghi`.
 
     Args:
         magnitude: (B, F, T) float32 on any device, all n_fft // 2 + 1 bins.
@@ -133,7 +134,9 @@ def integrate_differences(
             "frequency"
         )
     along_time, along_freq = (part.cpu().numpy().astype(np.float64) for part in (d_time, d_freq))
-    return _per_clip(magnitude, generator, lambda _, i: (along_time[i], along_freq[i]))
+    phase = _per_clip(magnitude, generator, lambda _, i: (along_time[i], along_freq[i]))
+    ends = torch.polar(magnitude[:, [0, -1]].square(), 2 * phase[:, [0, -1]]).sum((1, 2))
+    return phase - ends.angle()[:, None, None] / 2
 
 
 def _per_clip(

@@ -284,6 +284,11 @@ def compare_inverses(
     """Return waveforms (B, 1, clip_samples) cut to what is kept, and decoded with PGHI and learned phase."""
     sound = {"original": waveforms[..., : config.kept_samples]}
     for name, phase in (("PGHI", "pghi"), ("learned", "learned")):
-        spectrogram = Spectrogram(replace(config, phase=phase), phase_model=learned)
+        spectrogram = inverse_by(config, phase, learned)
         sound[name] = spectrogram.decode(*spectrogram.encode_with_gain(waveforms))
     return sound
+
+
+def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | None) -> Spectrogram:
+    """Return the `Spectrogram` of these settings but for `phase`."""
+    return Spectrogram(replace(config, phase=phase), phase_model=learned)

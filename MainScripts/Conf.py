@@ -253,13 +253,13 @@ BASE = Settings(
     phase_net=PhaseConfig(
         channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
         blocks_per_level=1,
-        fold_bins=4,
+        fold_bins=8,
         frequency_features=8,  # channels
         norm_groups=8,
         activation="silu",  # silu | gelu
-        weight_power=0.25,  # of each of a difference's two magnitudes in the loss
+        weight_power=0.5,  # of each of a difference's two magnitudes in the loss
         crop_frames=96,
-        mix=0.3,  # share of clips to which another is added
+        mix=0.25,  # share of clips to which another is added
     ),
     phase_train=replace(
         BASE_TRAIN,
@@ -305,6 +305,7 @@ ORIGIN = replace(
     vae=VAES["conv_v2"],
     vae_loss=ORIGIN_VAE_LOSS,
     vae_train=replace(BASE.vae_train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+    phase_net=replace(BASE.phase_net, fold_bins=4),  # there are half as many as in BASE
 )
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
