@@ -139,6 +139,26 @@ def integrate_differences(
     return phase - ends.angle()[:, None, None] / 2
 
 
+def heap_edges(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which differences `integrate_differences` uses: each bin but a region's loudest has one.
+
+    Args:
+        magnitude: (B, F, T) float32 on any device.
+
+    Returns:
+        (B, F, T - 1) along time and (B, F - 1, T) along frequency, bool on the magnitude's device.
+    """
+    B, F, T = magnitude.shape
+    along_time, along_freq = np.zeros((B, F, T - 1), bool), np.zeros((B, F - 1, T), bool)
+    for i, clip in enumerate(magnitude.cpu().numpy().astype(np.float64)):
+        order, parent = _grow(clip, PGHI_TOLERANCE * clip.max(), np.argsort(-clip, axis=None))
+        first = np.minimum(order, parent)  # of the two bins, the lower or earlier
+        timewise = order // T == parent // T
+        along_time[i, first[timewise] // T, first[timewise] % T] = True
+        along_freq[i, first[~timewise] // T, first[~timewise] % T] = True
+    return tuple(torch.from_numpy(edges).to(magnitude.device) for edges in (along_time, along_freq))
+
+
 def _per_clip(
     magnitude: Tensor,
     generator: torch.Generator | None,
@@ -168,8 +188,8 @@ def _integrate_one(
     if threshold == 0:
         return phase
     along_time, along_freq = differences(np.maximum(magnitude, threshold))
-    loudest_first = np.argsort(-magnitude, axis=None)
-    _integrate(magnitude, threshold, loudest_first, along_time, along_freq, phase)
+    order, parent = _grow(magnitude, threshold, np.argsort(-magnitude, axis=None))
+    _sum_up(order, parent, along_time, along_freq, phase)
     return np.angle(np.exp(1j * phase))
 
 
@@ -197,10 +217,11 @@ def _phase_gradients(
 
 
 @numba.njit(nogil=True, cache=True)
-def _integrate(magnitude, threshold, loudest_first, along_time, along_freq, phase):
-    """Overwrite `phase` where magnitude > threshold, from each region's loudest bin outward."""
+def _grow(magnitude, threshold, loudest_first):
+    """Return the bins above threshold as the heap reaches them, but for seeds, and from which neighbour."""
     n_freqs, n_frames = magnitude.shape
     done = magnitude <= threshold
+    order, parent, count = np.empty(magnitude.size, np.int64), np.empty(magnitude.size, np.int64), 0
     for seed in loudest_first:
         if done[seed // n_frames, seed % n_frames]:
             continue
@@ -213,9 +234,21 @@ def _integrate(magnitude, threshold, loudest_first, along_time, along_freq, phas
                 g, u = f + df, t + dt
                 if g < 0 or u < 0 or g >= n_freqs or u >= n_frames or done[g, u]:
                     continue
-                if dt:
-                    phase[g, u] = phase[f, t] + dt * along_time[f, min(t, u)]
-                else:
-                    phase[g, u] = phase[f, t] + df * along_freq[min(f, g), t]
                 done[g, u] = True
+                order[count], parent[count] = g * n_frames + u, index
+                count += 1
                 heapq.heappush(heap, (-magnitude[g, u], g * n_frames + u))
+    return order[:count], parent[:count]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_up(order, parent, along_time, along_freq, phase):
+    """Overwrite the phase of every bin of `order` with its parent's and the difference between them."""
+    n_frames = phase.shape[1]
+    for i in range(len(order)):
+        f, t = parent[i] // n_frames, parent[i] % n_frames
+        g, u = order[i] // n_frames, order[i] % n_frames
+        if f == g:
+            phase[g, u] = phase[f, t] + (u - t) * along_time[f, min(t, u)]
+        else:
+            phase[g, u] = phase[f, t] + (g - f) * along_freq[min(f, g), t]

@@ -14,8 +14,16 @@ from Libraries.Audio import AudioError, load_audio
 from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
 from Libraries.Dataset import StepSampler
 from Libraries.DatasetManifest import INVERSE_ONLY, DatasetError, load_manifest
-from Libraries.Phase import LearnedPhase, PhaseConfig, PhaseNet, PhaseObjective, misfits, relative_level
-from Libraries.PhaseRetrieval import stft
+from Libraries.Phase import (
+    LEVEL_RANGE,
+    LearnedPhase,
+    PhaseConfig,
+    PhaseNet,
+    PhaseObjective,
+    misfits,
+    relative_level,
+)
+from Libraries.PhaseRetrieval import heap_edges, stft
 from Libraries.Plots import plot_inverses, plot_phase_metrics, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import open_run, read_conf, results_of
@@ -35,7 +43,8 @@ class PhaseDataset(TorchDataset):
     The dataset on disk keeps no phase, so its clips are read again from their files, and pass through the
     representation as they would before decoding: that is what the network will see.
 
-    `dataset[i]` is the whole clip: level in dB and phase in radians, float32 (n_freqs, T) each. An item may
+    `dataset[i]` is the whole clip: level in dB and phase in radians, float32 (n_freqs, T) each, and which of
+    its differences the heap will use, bool (n_freqs, T - 1) and (n_freqs - 1, T). An item may
     also be a pair (i, seed), as `StepSampler` yields them: then the clip begins at any sample (it goes
     round), another may be added, and `crop_frames` of it are taken, all as the seed decides.
 
@@ -66,16 +75,15 @@ class PhaseDataset(TorchDataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        level, phase = self.__getitems__([item])
-        return level[0], phase[0]
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.__getitems__([item]))
 
-    def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return level and phase of some items, (B, n_freqs, T) each."""
+    def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return level, phase and the edges of some items, each with the batch in front."""
         if not isinstance(items[0], tuple):
-            return self._analyse(torch.stack([self.waveform(i) for i in items]))
+            return _with_edges(*self._analyse(torch.stack([self.waveform(i) for i in items])))
         parts = [self._varied(i, np.random.default_rng(seed)) for i, seed in items]
-        return tuple(torch.stack(part) for part in zip(*parts, strict=True))
+        return _with_edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def waveform(self, i: int) -> Tensor:
         """Return clip i as the dataset was given it: (1, clip_samples) float32.
@@ -96,17 +104,17 @@ class PhaseDataset(TorchDataset):
         return waveform
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return a crop of clip i, moved in time and perhaps mixed with another."""
+        """Return a crop of clip i, moved in time and perhaps mixed with another; a batch of one."""
         waveform = self._moved(i, rng)
         if rng.random() < self.config.mix:
             other = self._moved(int(rng.integers(len(self))), rng)
             level = waveform.square().mean() / other.square().mean().clamp(min=1e-12)
             waveform = waveform + other * level.sqrt() * 10 ** (rng.uniform(*MIX_DB) / 20)
             waveform = waveform / waveform.abs().max().clamp(min=1)
-        level, phase = (part[0] for part in self._analyse(waveform[None]))
-        first = int(rng.integers(max(1, level.shape[1] - self.config.crop_frames + 1)))
+        level, phase = self._analyse(waveform[None])
+        first = int(rng.integers(max(1, level.shape[2] - self.config.crop_frames + 1)))
         crop = slice(first, first + self.config.crop_frames)
-        return level[:, crop], phase[:, crop]
+        return level[:, :, crop], phase[:, :, crop]
 
     def _moved(self, i: int, rng: np.random.Generator) -> Tensor:
         """Return clip i from another sample on, its beginning behind its end: frames fall elsewhere."""
@@ -135,8 +143,8 @@ def phase_loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Return the endless training loader and `num_validation_clips` whole clips of the validation split.
 
-    Both give level in dB and phase in radians, float32 (B, n_freqs, T). Arguments as of
-    `Dataset.make_loaders`; `device` is of no use here, since clips are read from the music.
+    Both give what `PhaseDataset` does. Arguments as of `Dataset.make_loaders`; `device` is of no use here,
+    since clips are read from the music.
     """
     train, validation = (
         PhaseDataset(settings.dataset_dir, music_dir, split, settings.phase_net)
@@ -151,7 +159,11 @@ def phase_loaders(
     )
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _with_edges(level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return level, phase, *heap_edges(torch.where(level > -LEVEL_RANGE, 10 ** (level / 20), 0))
+
+
+def _as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return batch  # `__getitems__` has collated it
 
 

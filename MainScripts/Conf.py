@@ -258,7 +258,7 @@ BASE = Settings(
         norm_groups=8,
         activation="silu",  # silu | gelu
         weight_power=0.5,  # of each of a difference's two magnitudes in the loss
-        crop_frames=96,
+        crop_frames=64,
         mix=0.25,  # share of clips to which another is added
     ),
     phase_train=replace(

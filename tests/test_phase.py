@@ -226,7 +226,7 @@ def test_loaders_give_the_batches_of_a_run_that_was_never_stopped(settings):
 
 def test_run_records_what_it_was_made_of(settings, run_dir):
     conf = json.loads((run_dir / "conf.json").read_text())
-    assert run_dir.parent == settings.phase_dir and conf["settings"]["phase_net"]["fold_bins"] == 4
+    assert run_dir.parent == settings.phase_dir and conf["settings"]["phase_net"]["fold_bins"] == 8
     results = settings.results_dir / "phase" / run_dir.name
     assert sorted(path.name for path in results.iterdir()) == ["inverses-00000004.png", "loss.png"]
     assert {"loss", "val_loss", "val_time", "val_frequency"} <= set().union(
