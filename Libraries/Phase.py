@@ -24,6 +24,7 @@ LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
 NEPER = math.log(10) / 20  # a dB
 CLIPS_AT_A_TIME = 8
 SILENT = 1e-6  # weight of a clip in which there is nothing to learn
+GUESS = 0.25  # length of PGHI's vectors beside the network's own, which soon has to overrule them
 SEEN = 5  # channels that the network sees of a bin: its level, and two angles as vectors
 
 
@@ -150,7 +151,7 @@ class PhaseNet(nn.Module):
         for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
             x = blocks(skips.pop() + F.interpolate(finer(x), scale_factor=(2.0, 2.0), mode="nearest"))
         x = unfold(self.out(x), (self.config.fold_bins, 1))[:, :, : self.n_bins, :T].float()
-        x = x + seen[:, 1:]
+        x = x + GUESS * seen[:, 1:]
         return torch.cat([F.normalize(part, dim=1) for part in x.chunk(2, dim=1)], dim=1)
 
     def _seen(self, level: Tensor) -> Tensor:

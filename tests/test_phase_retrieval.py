@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from Libraries.Metrics import spectral_convergence
-from Libraries.PhaseRetrieval import griffin_lim, integrate_differences, istft, pghi, random_phase, stft
+from Libraries.PhaseRetrieval import (
+    griffin_lim,
+    heap_edges,
+    integrate_differences,
+    istft,
+    pghi,
+    random_phase,
+    stft,
+)
 
 N_FFT, HOP = 512, 128
 WINDOW = torch.hann_window(N_FFT)
@@ -122,6 +130,25 @@ def test_differences_of_pghi_are_integrated_to_the_phase_of_pghi():
     )
     turned = torch.polar(magnitude.square(), phase - pghi(magnitude, N_FFT, HOP)).sum()  # one constant
     assert turned.abs() > 0.9999 * magnitude.square().sum()
+
+
+def test_the_heap_reaches_every_bin_of_a_connected_clip_over_one_difference():
+    magnitude = stft(noise(), WINDOW, N_FFT, HOP).abs()
+    along_time, along_freq = heap_edges(magnitude)
+    assert along_time.sum() + along_freq.sum() == magnitude.numel() - 1
+    apart = magnitude.clone()
+    apart[:, :, 20] = 0  # two regions, each with a first bin of its own, and silence between them
+    assert sum(edges.sum() for edges in heap_edges(apart)) == (apart > 0).sum() - 2
+
+
+def test_differences_that_the_heap_does_not_use_do_not_matter():
+    spectrum = stft(noise(), WINDOW, N_FFT, HOP)
+    true = spectrum.angle().diff(dim=2), spectrum.angle().diff(dim=1)
+    edges = heap_edges(spectrum.abs())
+    wrong = [torch.where(used, part, 1.0) for part, used in zip(true, edges, strict=True)]
+    assert torch.equal(
+        integrate_differences(spectrum.abs(), *wrong), integrate_differences(spectrum.abs(), *true)
+    )
 
 
 def test_differences_that_do_not_belong_to_the_magnitude_are_refused():
