@@ -93,7 +93,8 @@ class Generator:
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
         codec = load_codec(Path(run_dir).parent.parent / "vae", conf["vae"], device) if conf["vae"] else None
         config = from_dict(UNetConfig, settings["latent_unet" if codec else "unet"])
-        config = config if codec else network_config(settings["network"], config)
+        if codec is None:
+            config = network_config(settings["network"], config, settings["network_width"])
         network = make_diffusion_network(config, diffusion, (codec or spectrogram_config).shape)
         load_weights(network, *_weights(run_dir, step, ema_length))
         spectrogram = open_run_spectrogram(run_dir, inverse, device)

@@ -4,11 +4,15 @@ The first three compare a waveform with its own reconstruction; the Frechet dist
 also judges generated clips against the test split. Waveforms are (B, 1, L) float32 in [-1, 1] on any device.
 """
 
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from Libraries.FilterBanks import mel_matrix
@@ -19,6 +23,7 @@ WINDOWS = (512, 1024, 2048)  # samples; one window alone does not hear what is w
 MEL_N_FFT, MEL_HOP = 2048, 512  # samples
 ERROR_MELS, STATISTICS_MELS = 80, 32
 RANGE_DB = 80.0  # quieter than this below a clip's loudest bin is silence to the ear
+SMALLEST = 1e-12  # of power (-120 dB): keeps the logarithm finite
 COMPARED_HZ = 12_000.0  # every representation keeps this much; what it cuts is said by its band, once
 
 
@@ -148,6 +153,30 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     root = torch.linalg.svdvals(_symmetric_root(cov_a) @ _symmetric_root(cov_b)).sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
     return max(distance.item(), 0.0)
+
+
+def power_share_above(waveforms: Tensor, sample_rate: int, frequency: float) -> float:
+    """Return the share of the power of all clips together above a frequency, in dB.
+
+    Every clip counts alike, whatever its level.
+
+    Args:
+        waveforms: (B, 1, L) float32.
+        frequency: Hz.
+    """
+    _check_waveform(waveforms)
+    power = torch.fft.rfft(waveforms[:, 0]).abs().square()
+    above = torch.fft.rfftfreq(waveforms.shape[-1], 1 / sample_rate) > frequency
+    share = power[:, above].sum(1) / power.sum(1).clamp(min=SMALLEST)
+    return 10 * math.log10(max(share.mean().item(), SMALLEST))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the mean and half the width of its interval by Student's t; infinite for a single value."""
+    if len(values) < 2:
+        return statistics.fmean(values), math.inf
+    quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
+    return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)

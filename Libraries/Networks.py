@@ -1,11 +1,13 @@
 """Networks by name: the one that `Conf.py` describes, and those of the journal, each at its own size."""
 
+import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from Libraries.AttentionUNet import AttentionUNet, AttentionUNetConfig
-from Libraries.U_Net import UNet, UNetConfig
+from Libraries.U_Net import UNet, UNetConfig, count_parameters
 from Libraries.UNetV0 import UNetV0, UNetV0Config
 
 NetworkConfig = UNetConfig | AttentionUNetConfig | UNetV0Config
@@ -98,21 +100,71 @@ JOURNAL = {
 CLASSES = {UNetConfig: UNet, AttentionUNetConfig: AttentionUNet, UNetV0Config: UNetV0}
 
 
-def network_config(name: str, unet: UNetConfig) -> NetworkConfig:
+def network_config(name: str, unet: UNetConfig, width: float = 1.0) -> NetworkConfig:
     """Return what the named network is made of.
 
     Args:
         name: "unet" for `unet` itself, or one of the journal's.
-        unet: the settings of `Conf.py`; a network of the journal takes `num_classes` from them alone.
+        unet: the settings of `Conf.py`; a network of the journal takes `num_classes` alone from them.
+        width: factor on its widths (`scale_widths`).
 
     Raises:
         ValueError: there is no network of that name; the known are listed.
     """
     if name == "unet":
-        return unet
+        return scale_widths(unet, width)
     if name not in JOURNAL:
         raise ValueError(f"network={name!r} is unknown; choose one of unet, {', '.join(JOURNAL)}")
-    return replace(JOURNAL[name].config, num_classes=unet.num_classes)
+    return scale_widths(replace(JOURNAL[name].config, num_classes=unet.num_classes), width)
+
+
+def scale_widths(config: NetworkConfig, factor: float) -> NetworkConfig:
+    """Return the network with its channels, its embedding and UNetV0's heads times `factor`.
+
+    Each is rounded to what normalisation and attention need, and is at least that.
+
+    Raises:
+        ValueError: the factor is not positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"network_width={factor} must be greater than 0")
+    if factor == 1:
+        return config
+    embedding_dim = _rounded(config.embedding_dim * factor, 8)
+    if isinstance(config, AttentionUNetConfig):
+        width = _rounded(config.width * factor, config.num_heads)
+        return replace(config, width=width, embedding_dim=embedding_dim)
+    if isinstance(config, UNetV0Config):
+        widths = tuple(_rounded(width * factor, config.norm_groups) for width in config.channels)
+        heads = _rounded(config.num_heads * factor, 1)
+        return replace(config, channels=widths, embedding_dim=embedding_dim, num_heads=heads)
+    groups = config.norm_groups if config.norm == "group" else 1
+    units = [
+        math.lcm(groups, config.head_dim) if config.attention_at(level) else groups
+        for level in range(len(config.channels))
+    ]
+    widths = tuple(_rounded(width * factor, unit) for width, unit in zip(config.channels, units, strict=True))
+    return replace(config, channels=widths, embedding_dim=embedding_dim)
+
+
+def width_for(config: NetworkConfig, in_channels: int, parameters: int) -> float:
+    """Return the factor for `scale_widths` at which a network has most nearly so many parameters."""
+
+    def size(factor: float) -> int:
+        with torch.device("meta"):
+            return count_parameters(make_network(scale_widths(config, factor), in_channels))
+
+    factors = [2 ** (step / 32) for step in range(-160, 97)]  # a 32nd to eight times as wide
+    low, high = 0, len(factors) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(factors[middle]) <= parameters else (low, middle)
+    return min((factors[low], factors[high]), key=lambda factor: abs(size(factor) - parameters))
+
+
+def _rounded(width: float, unit: int) -> int:
+    """Return the multiple of `unit` nearest to `width`, at least one of it."""
+    return max(unit, round(width / unit) * unit)
 
 
 def make_network(config: NetworkConfig, in_channels: int, out_channels: int | None = None) -> nn.Module:

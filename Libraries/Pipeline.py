@@ -21,7 +21,7 @@ from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, results_of
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
-from Libraries.Training import fit
+from Libraries.Training import Preview, fit
 from Libraries.Utils import latest_run, pick_device
 
 PREVIEW_SEEDS = range(8)
@@ -114,17 +114,26 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     require_classes(settings.network_config.num_classes, load_manifest(settings.dataset_dir)["classes"])
     codec = open_codec(settings)
     record = None if codec is None else codec_record(codec.run_dir)
-    parts = ("network", "unet", "train") if codec is None else ("latent_unet", "latent_train")
+    parts = (
+        ("network", "network_width", "unet", "train") if codec is None else ("latent_unet", "latent_train")
+    )
     run_dir = open_run(settings, settings.models_dir, run_dir, ("spectrogram", "diffusion", *parts), record)
+    fit_diffusion(settings, codec, run_dir, functools.partial(save_preview, settings, codec, run_dir))
+    return run_dir
+
+
+def fit_diffusion(
+    settings: Settings, codec: LatentCodec | None, run_dir: Path, preview: Preview | None = None
+) -> None:
+    """Train in a run folder that is open, from its newest state if there is one."""
     fit(
         build_network(settings, codec),
         make_objective(settings),
         functools.partial(diffusion_loaders, settings, codec),
         settings.diffusion_train,
         run_dir,
-        preview=functools.partial(save_preview, settings, codec, run_dir),
+        preview=preview,
     )
-    return run_dir
 
 
 def require_classes(num_classes: int, classes: list[str]) -> None:

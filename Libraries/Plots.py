@@ -53,6 +53,18 @@ def plot_waveform_spectrograms(
     return figure
 
 
+def draw_waveform(axis, waveform: Tensor, sample_rate: int):
+    """Draw a waveform (L,) as a spectrogram in dB below its own loudest; return the image."""
+    level = _level_in_db(waveform)
+    seconds = len(waveform) / sample_rate
+    image = axis.imshow(
+        (level - level.max()).numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=-VIEW_RANGE, vmax=0,
+        extent=(0, seconds, 0, sample_rate / 2000),
+    )  # fmt: skip
+    axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    return image
+
+
 def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
     """Draw `count` generated waveforms (N, 1, L) above as many real ones, in the same colours."""
     count = min(count, len(generated), len(real))

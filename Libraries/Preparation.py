@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nnf
 
 from Libraries.Audio import AudioError, audio_info, load_audio
+from Libraries.DatasetManifest import load_manifest
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Metrics import RoundTrip, round_trip
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import get_logger
+from Libraries.Utils import get_logger, spread_indices
 
 logger = get_logger("Preparation")
 
@@ -61,6 +63,26 @@ def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int)
             files[0].parent, f"has no readable file of {config.clip_seconds:g} s among the {len(files)} tried"
         )
     return torch.stack(clips)
+
+
+def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
+    """Return `count` recordings spread evenly over a split of the dataset (all where there are fewer).
+
+    Returns:
+        (N, 1, clip_samples) float32, read anew from the music that the dataset was made of.
+
+    Raises:
+        AudioError: the music is no longer there.
+    """
+    manifest, folder, config = load_manifest(settings.dataset_dir), find_music(settings), settings.spectrogram
+    clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+    chosen = [clips[i] for i in spread_indices(len(clips), count)]
+    paths = [folder / clip["source"] for clip in chosen]
+    waveforms = [
+        load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+        for path, clip in zip(paths, chosen, strict=True)
+    ]
+    return torch.stack([nnf.pad(wave, (0, config.clip_samples - wave.shape[1])) for wave in waveforms])
 
 
 def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:

@@ -36,6 +36,15 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True)
+class ExperimentsConfig:
+    """How the experiments of the journal run; the values live in `Conf.py`."""
+
+    seeds: tuple[int, ...]  # trainings of every variant
+    clips: int  # that every training is measured by
+    names: tuple[str, ...]  # which run in the notebook's last cell; (): all
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of one preset; `Conf.py` holds the values.
 
@@ -51,6 +60,7 @@ class Settings:
     spectrogram: SpectrogramConfig
     dataset: DatasetConfig
     network: str  # unet (the settings below) | a name of Networks.JOURNAL
+    network_width: float  # factor on all widths of that network
     unet: UNetConfig
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -58,6 +68,7 @@ class Settings:
     guidance: GuidanceConfig
     edit: EditConfig
     comparison: ComparisonConfig
+    experiments: ExperimentsConfig
     vae_run: str | None  # run of the autoencoder in whose latents diffusion trains; None: on spectrograms
     latent_unet: UNetConfig  # the network of a diffusion in latents
     latent_train: TrainConfig  # its training; a step costs less there
@@ -72,12 +83,12 @@ class Settings:
     sample_batch_size: int  # clips sampled at a time
 
     def __post_init__(self):
-        network = network_config(self.network, self.unet)
+        network = network_config(self.network, self.unet, self.network_width)
         require_multiple("a spectrogram", self.spectrogram.shape, network)
-        if self.vae_run is not None and self.network != "unet":
+        if self.vae_run is not None and (self.network, self.network_width) != ("unet", 1):
             raise ValueError(
-                f"network={self.network!r} is for spectrograms, and with vae_run={self.vae_run!r} diffusion "
-                "is in latents, by latent_unet; set vae_run=None"
+                f"network={self.network!r}, network_width={self.network_width:g} are for spectrograms, and "
+                f"diffusion with vae_run={self.vae_run!r} is in latents, by latent_unet; set vae_run=None"
             )
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
             raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
@@ -105,7 +116,9 @@ class Settings:
     @property
     def network_config(self) -> NetworkConfig:
         """The network of the diffusion: on spectrograms, or in latents."""
-        return network_config(self.network, self.unet) if self.vae_run is None else self.latent_unet
+        if self.vae_run is not None:
+            return self.latent_unet
+        return network_config(self.network, self.unet, self.network_width)
 
     @property
     def diffusion_train(self) -> TrainConfig:
@@ -131,6 +144,11 @@ class Settings:
     def models_dir(self) -> Path:
         """Parent of the diffusion runs."""
         return self.root / "Models" / "diffusion"
+
+    @property
+    def experiments_dir(self) -> Path:
+        """Parent of the runs of experiments."""
+        return self.root / "Models" / "experiments"
 
     @property
     def vae_dir(self) -> Path:

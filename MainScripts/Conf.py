@@ -2,8 +2,8 @@
 
     from Conf import conf          # puts the repository on the path; everything else follows
 
-Choose a preset with the environment variable CONF_PRESET (ORIGIN, BASE, CPU, SMOKE), name the folder of
-your music with CONF_MUSIC, move Data, Models and Results elsewhere with CONF_ROOT. Change a setting here,
+Choose a preset with the environment variable CONF_PRESET (ORIGIN, BASE, CPU, TRIAL, SMOKE), name the folder
+of your music with CONF_MUSIC, move Data, Models and Results elsewhere with CONF_ROOT. Change a setting here,
 or in one visible cell of a notebook:
 
     conf = replace(conf, train=replace(conf.train, batch_size=8))
@@ -25,7 +25,7 @@ from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
-from Libraries.Settings import ComparisonConfig, Settings  # noqa: E402
+from Libraries.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
 from Libraries.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
@@ -180,6 +180,7 @@ BASE = Settings(
     # unet: the settings above | conv_unet_450k | attention_unet | se_unet | conv_unet_17m | modulated_unet |
     # residual_unet | unet_v0: networks of the journal, which take num_classes alone from above
     network="unet",
+    network_width=1.0,  # factor on all widths of the network
     unet=BASE_UNET,
     diffusion=DiffusionConfig(
         schedule="cosine",  # linear | cosine | sigmoid | edm
@@ -233,6 +234,11 @@ BASE = Settings(
         steps=(2, 5, 10, 20, 50, 250),
         guidance_scales=(1.0, 1.5, 2.0, 3.0),
         ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
+    ),
+    experiments=ExperimentsConfig(
+        seeds=(0, 1, 2),  # trainings of every variant
+        clips=256,  # that every training is measured by
+        names=(),  # which run in the notebook's last cell; (): all
     ),
     vae_run=None,  # None: diffusion on spectrograms; "latest" or a name in Models/vae: in its latents
     latent_unet=replace(
@@ -375,6 +381,31 @@ CPU = replace(
     num_samples=48,
 )
 
+# TRIAL: the journal's experiments, each in minutes on two cores: one second at 8 kHz, 45 s a training.
+TRIAL = replace(
+    CPU,
+    preset="TRIAL",
+    demo_music=replace(CPU.demo_music, sample_rate=8_000),
+    spectrogram=replace(
+        CPU.spectrogram,
+        sample_rate=8_000,  # Hz
+        clip_seconds=1.024,  # s = 64 hops
+        n_fft=512,  # samples = 64 ms
+        win_length=512,
+        hop_length=128,  # samples = 16 ms
+        n_bands=64,
+        narrow_frequency=750.0,  # Hz
+        max_frequency=4_000.0,  # Hz
+    ),
+    dataset=replace(CPU.dataset, name="trial"),
+    unet=replace(CPU.unet, channels=(16, 32, 64), head_dim=16, embedding_dim=128),
+    vae_run=None,
+    train=replace(CPU_TRAIN, num_steps=600, validate_every=200, save_every=300, power_ema=()),
+    experiments=replace(CPU.experiments, clips=96),
+    num_validation_clips=32,
+    num_samples=96,
+)
+
 # SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
 SMOKE_STEPS = {  # of every training
     "num_steps": 20,
@@ -401,6 +432,7 @@ SMOKE = replace(
     comparison=replace(
         CPU.comparison, clips=4, samplers=("ddim", "heun"), steps=(2, 4), guidance_scales=(1.0, 2.0)
     ),
+    experiments=replace(CPU.experiments, seeds=(0, 1), clips=4, names=("06-norm",)),
     latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
     latent_train=replace(CPU.latent_train, **SMOKE_STEPS),
     vae=replace(CPU.vae, channels=(16, 32)),
@@ -411,7 +443,7 @@ SMOKE = replace(
     num_samples=8,
 )
 
-PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, SMOKE)}
+PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, TRIAL, SMOKE)}
 
 
 def choose(name: str) -> Settings:

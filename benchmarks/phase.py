@@ -107,9 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "recordings", type=Path, nargs="?", help="a folder of music that it shall be tried on"
-    )
+    parser.add_argument("recordings", type=Path, nargs="?", help="a folder of music to try it on")
     parser.add_argument("--root", type=Path, default=BASE.root, help="where Data and Models lie")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=tuple(STEPS))
     parser.add_argument("--clips", type=int, default=40, help="of each set, at most (default 40)")

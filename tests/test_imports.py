@@ -21,6 +21,7 @@ ORDER = (
     "Settings", "Plots", "Preparation", "Runs", "PhaseTraining", "Autoencoding",
     "LatentEditing", "Generator", "Pipeline",
     "Evaluation", "Comparison", "VAEEvaluation",
+    "Experiments", "ExperimentPlots", "ExperimentReport",
 )  # fmt: skip
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from Conf import SMOKE
+from Conf import CPU, SMOKE
 from Libraries.AttentionUNet import AttentionUNet, AttentionUNetConfig
 from Libraries.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
-from Libraries.Networks import JOURNAL, make_network, network_config
+from Libraries.Networks import JOURNAL, make_network, network_config, scale_widths, width_for
 from Libraries.Pipeline import build_network
 from Libraries.U_Net import UNet, UNetConfig, count_parameters
 from Libraries.UNetV0 import UNetV0
@@ -63,6 +63,23 @@ def test_unet_is_the_settings_and_the_others_take_the_labels_alone_from_them():
     assert network_config("unet", unet) is unet
     for name, known in JOURNAL.items():
         assert network_config(name, unet) == replace(known.config, num_classes=5)
+
+
+@pytest.mark.parametrize("name", ("unet", *JOURNAL))
+def test_width_scales_a_network_to_any_number_of_parameters(name):
+    config = network_config(name, CPU.unet)
+    with torch.device("meta"):
+        full = count_parameters(make_network(config, 1))
+        for share in (0.25, 0.5, 2):
+            width = width_for(config, 1, round(share * full))
+            scaled = make_network(network_config(name, CPU.unet, width), 1)
+            assert count_parameters(scaled) == pytest.approx(share * full, rel=0.15)
+    assert scale_widths(config, width_for(config, 1, full)) == config
+
+
+def test_a_width_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="network_width=0 must be greater than 0"):
+        network_config("unet", SMOKE.unet, 0)
 
 
 @pytest.mark.parametrize("name", JOURNAL)
@@ -119,7 +136,9 @@ def test_named_networks_come_back_from_checkpoint_and_graph(name, tmp_path):
 def test_settings_build_the_network_they_name():
     network = build_network(replace(SMOKE, vae_run=None, network="conv_unet_450k"))
     assert network.config == JOURNAL["conv_unet_450k"].config
-    with pytest.raises(ValueError, match=r"network='conv_unet_450k' is for spectrograms.*set vae_run=None"):
+    with pytest.raises(
+        ValueError, match=r"network='conv_unet_450k', network_width=1 are for.*set vae_run=None"
+    ):
         replace(SMOKE, vae_run="latest", network="conv_unet_450k")
 
 

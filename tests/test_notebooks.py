@@ -17,8 +17,10 @@ IN_ORDER = (
     "Preprocessing.ipynb",
     "Train VAE.ipynb",
     "Eval VAE.ipynb",
+    "Train Phase.ipynb",
     "Train Diffusion.ipynb",
     "Eval Diffusion.ipynb",
+    "Experiments.ipynb",
 )
 
 
@@ -80,12 +82,12 @@ def count_outputs(outputs, kind):
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
     diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
-    assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5}
+    assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5, "Train Phase": 2, "Experiments": 1}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
     diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
-    assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5}
+    assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5, "Train Phase": 3, "Experiments": 2}
 
 
 def assert_run_is_complete(root):
@@ -106,6 +108,15 @@ def assert_run_is_complete(root):
     sound, rate = soundfile.read(results / "00000-eval" / "audio" / "sample-0000.wav")
     assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
     assert_vae_run_is_complete(root)
+    assert_phase_run_is_complete(root)
+    assert_experiment_is_complete(root)
+
+
+def assert_phase_run_is_complete(root):
+    run, results = (root / folder / "phase" / "00000-SMOKE" for folder in ("Models", "Results"))
+    files = [run / name for name in ("conf.json", "metrics.csv", "ema-00000020.pth", "graph.pt")]
+    files += [results / name for name in ("loss.png", "inverses-00000020.png", "inverses.png")]
+    assert all(path.stat().st_size > 0 for path in files)
 
 
 def assert_vae_run_is_complete(root):
@@ -118,6 +129,12 @@ def assert_vae_run_is_complete(root):
         results / "00000-eval" / "audio" / "reconstruction-0000.wav",
     ]
     assert all(path.stat().st_size > 0 for path in files)
+
+
+def assert_experiment_is_complete(root):
+    folder = root / "Results" / "Experiments" / "SMOKE"
+    assert (folder / "06-norm.png").stat().st_size > 0
+    assert "| BatchNorm |" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

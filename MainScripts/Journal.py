@@ -1,0 +1,205 @@
+"""The journal this repository grew from, as experiments: what it tried, and the setting that tries it here.
+
+    for experiment in journal_experiments(conf).values(): ...
+
+The first variant of each is the preset itself; the others name what they change, as in `Conf.py`.
+"""
+
+import math
+
+from Libraries.Experiments import Change, Experiment
+from Libraries.Settings import Settings
+
+PRESET = Change({})
+
+
+def journal_experiments(conf: Settings) -> dict[str, Experiment]:
+    """Return the experiments by name, for any preset with the networks and data of BASE."""
+    experiments = (
+        *_data_and_process(),
+        *_network(conf),
+        *_training(conf),
+        *_representations(conf),
+        *_costs(conf),
+    )
+    return {experiment.name: experiment for experiment in sorted(experiments, key=lambda e: e.name)}
+
+
+def _data_and_process() -> tuple[Experiment, ...]:
+    return (
+        Experiment(
+            "01-output",
+            "Sigmoid or linear output",
+            "a sigmoid as last layer made the first outputs noise (03.03.2025).",
+            {"linear": PRESET, "sigmoid": Change({"unet.output": "sigmoid_experiment"})},
+        ),
+        Experiment(
+            "02-range",
+            "Data in [0, 1] or [-1, 1]",
+            "the data had to be in [-1, 1], as the noise is N(0, I) (03.03.2025).",
+            {"[-1, 1]": PRESET, "[0, 1]": Change({"spectrogram.value_range": "zero_to_one"})},
+        ),
+        Experiment(
+            "03-normalisation",
+            "Min-max over the whole set or over each sample",
+            "the range of the whole set lets samples differ a lot: a bad output range (09.03.2025).",
+            {"each sample": PRESET, "whole set": Change({"spectrogram.normalisation": "dataset"})},
+        ),
+        Experiment(
+            "04-schedule",
+            "Linear or cosine schedule, predicting v or the noise",
+            "the cosine schedule is not working somehow, so it is linear now (06.03.2025).",
+            {
+                "cosine, v": PRESET,
+                "linear, v": Change({"diffusion.schedule": "linear"}),
+                "cosine, noise": Change({"diffusion.prediction_type": "epsilon"}),
+                "linear, noise": Change(
+                    {"diffusion.schedule": "linear", "diffusion.prediction_type": "epsilon"}
+                ),
+            },
+        ),
+    )
+
+
+def _network(conf: Settings) -> tuple[Experiment, ...]:
+    levels = tuple(range(len(conf.unet.channels)))
+    full = conf.unet.attention_levels
+    everywhere = {
+        "unet.head_dim": math.gcd(*conf.unet.channels),  # so that it fits every level
+        "unet.attention_levels": full,
+        "unet.linear_attention_levels": tuple(level for level in levels if level not in full),
+    }
+    without = {"unet.attention_levels": ()}
+    same_size = ("parameters",)
+    return (
+        Experiment(
+            "05-blocks",
+            "Attention, squeeze-and-excitation or double convolutions, at equal parameters",
+            "attention cost too much, squeeze-and-excitation gave no meaningful data, so double convolutions "
+            "(06.03.2025).",
+            {
+                "double conv": Change({"unet.block": "double_conv", **without}),
+                "double conv, SE": Change({"unet.block": "double_conv_se", **without}, same_size),
+                "double conv, attention": Change({"unet.block": "double_conv", **everywhere}, same_size),
+                "the preset": Change({}, same_size),
+            },
+        ),
+        Experiment(
+            "06-norm",
+            "BatchNorm or GroupNorm",
+            "BatchNorm seemed to make inference numerically unstable; back to GroupNorm(8) (15.03.2025).",
+            {"GroupNorm(8)": PRESET, "BatchNorm": Change({"unet.norm": "batch"})},
+        ),
+        Experiment(
+            "07-activation",
+            "GELU or SiLU",
+            "from GELU to SiLU, to see whether it makes a difference (15.03.2025).",
+            {"SiLU": PRESET, "GELU": Change({"unet.activation": "gelu"})},
+        ),
+        Experiment(
+            "08-time",
+            "The time by modulation or by addition",
+            "modulation gave the lowest loss (17.03.2025), and was taken out again (20.03.2025).",
+            {"modulation": PRESET, "addition": Change({"unet.time_injection": "add"})},
+        ),
+        Experiment(
+            "09-skips",
+            "Skips: of every layer, a block, a level, none, and the extra one",
+            "the extra skip gave results again, not stable and with the highs removed (24.03.2025).",
+            {
+                "every layer": PRESET,
+                "a block": Change({"unet.skips": "block"}),
+                "a level": Change({"unet.skips": "level"}),
+                "a level, extra": Change({"unet.skips": "level", "unet.first_skip": True}),
+                "none": Change({"unet.skips": "none"}),
+            },
+        ),
+    )
+
+
+def _training(conf: Settings) -> tuple[Experiment, ...]:
+    rate, batch = conf.train.learning_rate, conf.train.batch_size
+    return (
+        Experiment(
+            "10-learning-rate",
+            "Learning rates and their schedules",
+            "a higher learning rate seemed beneficial (15.03.2025), then a schedule of its own (17.03.2025); "
+            "early on the loss spiked at epoch 50 and stayed.",
+            {
+                f"cosine, {rate:g}": PRESET,
+                f"cosine, {rate * 10:g}": Change({"train.learning_rate": rate * 10}),
+                f"cosine, {rate / 10:g}": Change({"train.learning_rate": rate / 10}),
+                f"constant, {rate:g}": Change({"train.lr_schedule": "constant"}),
+                f"step, {rate:g}": Change({"train.lr_schedule": "step"}),
+            },
+        ),
+        Experiment(
+            "11-accumulation",
+            "Gradient accumulation or the larger batch",
+            "accumulation lets a small GPU train as if with a larger batch (03.03.2025); it must be equal.",
+            {
+                f"batch {batch}": Change({"train.mixed_precision": "no"}),
+                f"batch {batch // 2}, accumulation 2": Change(
+                    {
+                        "train.mixed_precision": "no",
+                        "train.batch_size": batch // 2,
+                        "train.grad_accumulation": 2,
+                    }
+                ),
+            },
+        ),
+    )
+
+
+def _representations(conf: Settings) -> tuple[Experiment, ...]:
+    n_fft = 2 * round(conf.spectrogram.hop_length * 5 / 6)  # the origin's window of 5/3 hops, as 480/288
+    short = {
+        "spectrogram.n_fft": n_fft,
+        "spectrogram.win_length": n_fft,
+        "spectrogram.max_frequency": conf.spectrogram.sample_rate / 2,
+    }
+    mdct = {
+        "spectrogram.compression": 0.5,
+        "spectrogram.max_frequency": conf.spectrogram.sample_rate / 2,
+    }
+    return (
+        Experiment(
+            "12-representation",
+            "Magnitudes, mel, complex values and MDCT, with the same network and steps",
+            "mel reconstructs badly and compresses no better, so magnitudes of 480/288 (05.03.2025).",
+            {
+                "bands": PRESET,
+                "magnitude": Change({"spectrogram.representation": "magnitude", **short}),
+                "mel": Change({"spectrogram.representation": "mel"}),
+                "complex": Change({"spectrogram.representation": "complex", **short}),
+                "MDCT": Change({"spectrogram.representation": "mdct", **mdct}),
+            },
+        ),
+    )
+
+
+def _costs(conf: Settings) -> tuple[Experiment, ...]:
+    patches = {
+        f"{size}x{size}": Change({"unet.patch_size": (size, size)}, ("time",))
+        for size in (1, 2, 4)
+        if (size, size) != conf.unet.patch_size
+    }
+    rows, frames = conf.unet.patch_size
+    return (
+        Experiment(
+            "13-patches",
+            "Patches of the stem at equal time",
+            "the model is too large for the memory, and a sample took 47 minutes (03.03.2025).",
+            {f"{rows}x{frames}": PRESET, **patches},
+        ),
+        Experiment(
+            "14-unet-v0",
+            "UNetV0 against this repository's network",
+            "a new network after Flavio Schneider's had issues of size and memory (23.04.2025).",
+            {
+                "the preset": PRESET,
+                "UNetV0, equal parameters": Change({"network": "unet_v0"}, ("parameters",)),
+                "UNetV0, equal parameters and time": Change({"network": "unet_v0"}, ("parameters", "time")),
+            },
+        ),
+    )

@@ -1,0 +1,38 @@
+"""Run the journal's experiments from a terminal; `Experiments.ipynb` does the same cell by cell.
+
+    python MainScripts/experiments.py                         # all, at the small scale of TRIAL
+    python MainScripts/experiments.py --only 06-norm 07-activation
+    python MainScripts/experiments.py --preset BASE           # at full scale, on a GPU
+
+Interrupt it at will: what is trained is kept, and the next call goes on.
+"""
+
+import argparse
+
+from Conf import PRESETS, choose
+from Journal import journal_experiments
+from Libraries.ExperimentReport import write_index, write_report
+from Libraries.Experiments import run_experiment
+
+
+def main() -> None:
+    """Read the arguments, run the experiments, write their pages to Results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="TRIAL")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of experiments (default: all)")
+    arguments = parser.parse_args()
+    settings = choose(arguments.preset)
+    experiments = journal_experiments(settings)
+    if unknown := set(arguments.only or ()) - experiments.keys():
+        parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(experiments)}")
+    for name in arguments.only or experiments:
+        outcomes = run_experiment(experiments[name], settings)
+        text, _ = write_report(experiments[name], outcomes, settings)
+        print(text)
+    write_index(experiments.values(), settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Experiments: settings changed by name, equal budgets, what is done is kept, and what the figures say."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+
+from Conf import BASE, PRESETS, SMOKE, TRIAL
+from Journal import journal_experiments
+from Libraries import Experiments
+from Libraries.ExperimentReport import (
+    conclusion,
+    differences,
+    report_folder,
+    table,
+    verdict,
+    write_index,
+    write_report,
+)
+from Libraries.Experiments import Change, Experiment, Outcome, changed, plan, run_experiment
+from Libraries.Metrics import mean_interval, power_share_above
+from Libraries.Networks import make_network
+from Libraries.Training import TrainingDiverged
+from Libraries.U_Net import count_parameters
+
+
+def outcome(variant, seed, distance):
+    return Outcome(
+        variant, seed, {}, 0.1, 1000, 20, distance is None, distance, 0.0, {"0-9": 0.5}, [(8, 1.0)], None
+    )
+
+
+def parameters(settings):
+    with torch.device("meta"):
+        return count_parameters(make_network(settings.network_config, settings.spectrogram.shape[0]))
+
+
+def test_settings_change_by_name_together():
+    wanted = changed(TRIAL, {"unet.norm": "batch", "unet.dropout": 0.5, "network_width": 2.0})
+    assert wanted == replace(TRIAL, unet=replace(TRIAL.unet, norm="batch", dropout=0.5), network_width=2.0)
+    assert changed(TRIAL, {}) == TRIAL
+
+
+@pytest.mark.parametrize("name", ("unet.colour", "colour", "colour.unet"))
+def test_an_unknown_setting_is_refused_with_the_known(name):
+    with pytest.raises(ValueError, match=f"no setting '{name}'; choose one of"):
+        changed(TRIAL, {name: 1})
+
+
+@pytest.mark.parametrize("preset", ("TRIAL", "BASE", "SMOKE"))
+def test_every_variant_of_the_journal_is_possible_in_every_preset_for_it(preset):
+    settings = replace(PRESETS[preset], vae_run=None)
+    experiments = journal_experiments(settings)
+    assert len(experiments) == 14
+    for experiment in experiments.values():
+        for change in experiment.variants.values():
+            assert changed(settings, change.settings).network_config.multiple
+
+
+def test_variants_differ_and_the_first_changes_nothing_or_what_all_change():
+    for experiment in journal_experiments(TRIAL).values():
+        made = [(changed(TRIAL, change.settings), change.equal) for change in experiment.variants.values()]
+        assert all(made.count(one) == 1 for one in made)
+
+
+def test_all_networks_of_equal_parameters_have_about_as_many(tmp_path, monkeypatch):
+    settings = replace(TRIAL, root=tmp_path)
+    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: dict.fromkeys(variants, 1.0))
+    for name in ("05-blocks", "14-unet-v0"):
+        experiment = journal_experiments(settings)[name]
+        sizes = [
+            parameters(changed(settings, planned.changes)) for planned in plan(experiment, settings).values()
+        ]
+        assert max(sizes) / min(sizes) < 1.15
+
+
+def test_equal_time_gives_the_slower_variant_fewer_steps_once_and_for_all(tmp_path, monkeypatch):
+    settings = replace(TRIAL, root=tmp_path)
+    experiment = Experiment("x", "X", "x.", {"a": Change({}), "b": Change({"unet.dropout": 0.5}, ("time",))})
+    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 3.0})
+    assert plan(experiment, settings)["b"].changes["train.num_steps"] == TRIAL.train.num_steps // 3
+    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 1.0})
+    assert plan(experiment, settings)["b"].changes["train.num_steps"] == TRIAL.train.num_steps // 3
+
+
+def test_measured_steps_are_slower_for_a_network_with_more_to_do():
+    settings = replace(SMOKE, vae_run=None)
+    wide = changed(settings, {"network_width": 6.0})
+    seconds = Experiments._seconds_a_step({"narrow": settings, "wide": wide})
+    assert seconds["wide"] > seconds["narrow"] > 0
+
+
+def test_what_can_not_be_made_equal_is_refused():
+    with pytest.raises(ValueError, match="choose of parameters, time"):
+        Change({}, ("memory",))
+
+
+def test_difference_is_a_finding_only_where_the_t_test_says_so():
+    better = [outcome("a", s, d) for s, d in enumerate((10.0, 11.0, 12.0))]
+    better += [outcome("b", s, d) for s, d in enumerate((8.0, 9.2, 9.9))]
+    found = differences(better, "b")
+    mean, half = mean_interval(found)
+    test = ttest_1samp(found, 0)
+    assert test.confidence_interval().low == pytest.approx(mean - half)
+    assert test.pvalue < 0.05 and verdict(better, "b").startswith("better (-2.0")
+    chance = better[:3] + [outcome("b", s, d) for s, d in enumerate((8.0, 13.0, 12.0))]
+    assert ttest_1samp(differences(chance, "b"), 0).pvalue > 0.05
+    assert verdict(chance, "b").startswith("no difference shown")
+    assert "which shows nothing" in verdict([better[0], better[3]], "b")
+
+
+def test_a_training_that_diverged_is_said_and_not_averaged():
+    outcomes = [outcome("a", s, 10.0 + s) for s in range(3)]
+    outcomes += [outcome("b", 0, None), outcome("b", 1, 21.0), outcome("b", 2, 22.0)]
+    assert differences(outcomes, "b") == [10.0, 10.0]
+    assert verdict(outcomes, "b").startswith("diverged with 1 of 3 seeds, worse")
+    lost = [outcome("b", s, None) for s in range(3)]
+    assert verdict(outcomes[:3] + lost, "b") == "diverged with 3 of 3 seeds"
+    assert "| - |" in table(outcomes[:3] + lost)
+    experiment = Experiment("x", "X", "it would.", {"a": Change({}), "b": Change({"unet.dropout": 0.5})})
+    assert "The journal: it would. Measured with 3 seeds" in conclusion(experiment, outcomes)
+
+
+def test_one_value_has_no_interval():
+    assert mean_interval([3.0]) == (3.0, math.inf)
+
+
+def test_power_share_is_that_of_the_sines():
+    seconds = torch.arange(8000) / 8000
+    low, high = (torch.sin(2 * torch.pi * f * seconds) for f in (500, 3000))
+    share = power_share_above((low + 0.1 * high)[None, None], 8000, 2000.0)
+    assert share == pytest.approx(10 * math.log10(0.01 / 1.01), abs=0.01)
+    assert power_share_above(0.001 * (low + 0.1 * high)[None, None], 8000, 2000.0) == pytest.approx(share)
+
+
+@pytest.fixture
+def tiny(chords):
+    """An experiment of seconds on made-up chords."""
+    settings = replace(chords, preset="TINY", experiments=replace(chords.experiments, seeds=(0, 1), clips=4))
+    variants = {"group": Change({}), "batch": Change({"unet.norm": "batch"})}
+    return Experiment("tiny", "Batch or group", "it differs.", variants), settings
+
+
+def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
+    experiment, settings = tiny
+    outcomes = run_experiment(experiment, settings)
+    assert [(o.variant, o.seed) for o in outcomes] == [("group", 0), ("group", 1), ("batch", 0), ("batch", 1)]
+    assert len({o.distance for o in outcomes}) == 4 and all(o.losses and o.curve for o in outcomes)
+    text, figure = write_report(experiment, outcomes, settings)
+    folder = report_folder(settings)
+    saved = json.loads((folder / "tiny.json").read_text())
+    assert [o["distance"] for o in saved["outcomes"]] == [o.distance for o in outcomes]
+    assert (folder / "tiny.png").stat().st_size > 10_000 and text.strip() in (folder / "tiny.md").read_text()
+    titles = {axis.get_title() for sub in figure.subfigs for axis in sub.axes}
+    assert {"group, training 0: noise 0", "recordings", "Validation loss"} <= titles
+    index = write_index([experiment, replace(experiment, name="not-run")], settings)
+    assert "[Batch or group](tiny.md)" in index and "not-run" not in index
+
+    monkeypatch.setattr(Experiments, "fit_diffusion", None)  # nothing is trained again
+    assert run_experiment(experiment, settings) == outcomes
+
+
+def test_another_setting_or_seed_is_another_training(tiny):
+    _, settings = tiny
+    folders = {
+        Experiments._folder(changed(settings, changes), 0)
+        for changes in ({}, {"train.num_steps": 21}, {"sampler.num_inference_steps": 3}, {"train.seed": 5})
+    }
+    assert len(folders) == 4
+
+
+def test_another_representation_is_another_dataset(tiny):
+    _, settings = tiny
+    linear = changed(settings, {"spectrogram.scale": "linear"})
+    assert Experiments._dataset_name(settings, linear) != settings.dataset.name
+    inverse = changed(settings, {"spectrogram.phase": "griffin_lim"})
+    assert Experiments._dataset_name(settings, inverse) == settings.dataset.name
+
+
+def test_a_divergence_is_an_outcome(tiny, monkeypatch):
+    experiment, settings = tiny
+
+    def diverge(settings, codec, run_dir):
+        (run_dir / "metrics.csv").write_text("step,loss,lr,grad_norm,samples_per_second,val_loss\n")
+        raise TrainingDiverged("the loss is nan")
+
+    monkeypatch.setattr(Experiments, "fit_diffusion", diverge)
+    settings = changed(settings, {"train.num_steps": 7})
+    outcomes = run_experiment(experiment, settings)
+    assert all(o.diverged and o.distance is None for o in outcomes)
+    text, _ = write_report(experiment, outcomes, settings)
+    assert "diverged with 2 of 2 seeds" in text
+
+
+def test_an_interrupted_experiment_goes_on(tiny, monkeypatch):
+    experiment, settings = tiny
+    settings = changed(settings, {"train.num_steps": 9})
+    real, calls = Experiments.fit_diffusion, []
+
+    def stop_at_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(Experiments, "fit_diffusion", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, settings)
+    assert len(run_experiment(experiment, settings)) == 4
+    assert len(calls) == 5  # two at first, three more
+
+
+def test_full_scale_is_the_same_experiments_with_another_preset():
+    assert journal_experiments(BASE).keys() == journal_experiments(TRIAL).keys()
