@@ -24,7 +24,7 @@ LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
 NEPER = math.log(10) / 20  # a dB
 CLIPS_AT_A_TIME = 8
 SILENT = 1e-6  # weight of a clip in which there is nothing to learn
-GUESS = 0.25  # length of PGHI's vectors beside the network's own, which soon has to overrule them
+GUESS = 0.5  # length of PGHI's vectors beside the network's own, which soon has to overrule them
 SEEN = 5  # channels that the network sees of a bin: its level, and two angles as vectors
 
 
