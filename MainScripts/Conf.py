@@ -368,8 +368,7 @@ CPU = replace(
     phase_train=replace(
         BASE.phase_train,
         num_steps=2_000,
-        batch_size=4,
-        warmup_steps=50,
+        batch_size=4,  # small: at this length steps count more than crops
         ema_decay=0.998,
         num_workers=0,
         log_every=10,

@@ -1,6 +1,6 @@
 """What learned phase brings, on music like that it was trained on and on music that it was not.
 
-    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands]
+    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 2000]
 
 For `magnitude` and for `bands` a network is trained on demo music of twelve ensembles; music, datasets and
 runs lie below --root, and a second call goes on with a run that was interrupted and trains none again. Then
@@ -47,19 +47,19 @@ DEMO = DemoMusicConfig(
     sample_rate=32_000,
     seed=0,
 )
-STEPS = {"magnitude": 1_000, "bands": 850}  # of 4 crops
+BASES = {"magnitude": ORIGIN, "bands": BASE}
 
 
-def settings_of(kind: str, root: Path) -> Settings:
+def settings_of(kind: str, root: Path, steps: int) -> Settings:
     """Return the settings of one training; the preset's name names its runs."""
-    base = {"magnitude": ORIGIN, "bands": BASE}[kind]
+    base = BASES[kind]
     return replace(
         base,
         preset=kind,
         root=root,
         spectrogram=replace(base.spectrogram, clip_seconds=DEMO.clip_seconds, band_inverse="pinv"),
         dataset=replace(base.dataset, name=kind, split=(0.8, 0.06, 0.14), overlap=0.0),
-        phase_train=replace(CPU.phase_train, num_steps=STEPS[kind]),
+        phase_train=replace(CPU.phase_train, num_steps=steps),
     )
 
 
@@ -109,11 +109,12 @@ def main() -> None:
     )
     parser.add_argument("recordings", type=Path, nargs="?", help="a folder of music to try it on")
     parser.add_argument("--root", type=Path, default=BASE.root, help="where Data and Models lie")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=tuple(STEPS))
+    parser.add_argument("--only", nargs="+", choices=BASES, default=tuple(BASES))
+    parser.add_argument("--steps", type=int, default=CPU.phase_train.num_steps, help="of each training")
     parser.add_argument("--clips", type=int, default=40, help="of each set, at most (default 40)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings = {kind: settings_of(kind, args.root) for kind in args.only}
+    settings = {kind: settings_of(kind, args.root, args.steps) for kind in args.only}
     first = settings[args.only[0]]
     music_dir = args.root / "Data" / "demo_music-phase"
     render_demo_music(music_dir, DEMO, first.score_cache_dir)
