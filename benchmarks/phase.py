@@ -74,7 +74,7 @@ def train_or_find(settings: Settings, music_dir: Path) -> Path:
     return runs[-1] if finished else train_phase(settings, music_dir, runs[-1])
 
 
-def test_sets(settings: Settings, music_dir: Path, recordings: Path | None, count: int) -> dict:
+def sets_of_clips(settings: Settings, music_dir: Path, recordings: Path | None, count: int) -> dict:
     """Return up to `count` clips (N, 1, clip_samples) of each set by name."""
     held_out = PhaseDataset(settings.dataset_dir, music_dir, "test", settings.phase_net)
     folders = {"other instruments": settings.root / "Data" / "demo_music-phase-others"}
@@ -120,7 +120,7 @@ def main() -> None:
     render_demo_music(music_dir, DEMO, first.score_cache_dir)
     trained = {kind: (s, train_or_find(s, music_dir)) for kind, s in settings.items()}
     print(machine_line(torch.device("cpu")))
-    for name, table in rows_of(test_sets(first, music_dir, args.recordings, args.clips), trained):
+    for name, table in rows_of(sets_of_clips(first, music_dir, args.recordings, args.clips), trained):
         print(f"\n{name}\n\n{table}", flush=True)
 
 
