@@ -64,12 +64,12 @@ class FrequencyFeatures(nn.Module):
 class LabelEmbedding(nn.Embedding):
     """Turn class labels into vectors; one row more than there are classes: the last is "no label".
 
-    Input cond (B,) int64 or None, t (B,) for size and device; output (B, dim).
+    Input cond (B,) int64 or None, t (B,) for size and device; output (B, dim). The vectors start as
+    N(0, 1), as those of Dhariwal and Nichol 2021: much smaller ones are long not heard beside the time's.
     """
 
     def __init__(self, num_classes: int, dim: int):
         super().__init__(num_classes + 1, dim)
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, cond: Tensor | None, t: Tensor) -> Tensor:
         no_label = self.num_embeddings - 1

@@ -1,20 +1,23 @@
 """Dataset on disk -> batches; the batch of a step is a function of (seed, step), resumed or not.
 
 `build_dataset` makes the dataset, see DatasetBuild.py; all that a caller needs can be imported from here.
+CIFAR-10, on which networks are compared, is read here and made into batches in Images.py.
 """
 
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
-from itertools import count
-from pathlib import Path
+import tarfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Augmentation import Augmentation
+from Libraries.Batches import StepSampler, loaders_of
 from Libraries.DatasetBuild import BuildReport, build_dataset
 from Libraries.DatasetManifest import (
     SPECTROGRAMS,
@@ -26,21 +29,29 @@ from Libraries.DatasetManifest import (
 )
 from Libraries.Spectrogram import Gain
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import get_logger
 
 __all__ = [
     "BuildReport",
     "DatasetConfig",
     "DatasetError",
+    "LabelledImages",
     "SpectrogramDataset",
     "StepSampler",
     "build_dataset",
     "load_manifest",
     "make_loaders",
     "manifest_hash",
+    "read_cifar10",
+    "read_cifar10_batch",
 ]
 
-log = get_logger("Dataset")
+CIFAR10_SHAPE = (3, 32, 32)  # channels, rows, columns
+CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue plane
+CIFAR10_MEMBERS = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+CIFAR10_NAMES = "batches.meta.txt"  # a class a line
 
 
 class SpectrogramDataset(TorchDataset):
@@ -158,51 +169,6 @@ class SpectrogramDataset(TorchDataset):
         return Gain(*(values[positions] for values in self._gains))
 
 
-class StepSampler(Sampler):
-    """An endless batch sampler whose batches are a function of (seed, step) alone.
-
-    All epochs make one stream, each epoch a fresh permutation by (seed, epoch), and step s takes the next
-    `batch_size * world_size` places of it, whether or not an epoch ends there. Process `rank` takes its
-    slice, so P processes with batches of B see together what one sees with batches of P * B.
-
-    Yields lists of (index, seed): the seed, of this place in the stream, decides the augmentation.
-
-    Args:
-        size: clips in the dataset; it may be smaller than a batch.
-        batch_size: clips a process takes a step.
-        start_step: the first step to yield, counted in batches.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
-    ):
-        if size < 1 or batch_size < 1 or seed < 0 or start_step < 0:
-            raise ValueError(
-                f"size={size} and batch_size={batch_size} must be at least 1, "
-                f"seed={seed} and start_step={start_step} at least 0"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.start_step, self.rank, self.world_size = start_step, rank, world_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (self.batch(step) for step in count(self.start_step))
-
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """Return the (index, seed) pairs of one step."""
-        first = (step * self.world_size + self.rank) * self.batch_size
-        return [self._item(place) for place in range(first, first + self.batch_size)]
-
-    def _item(self, place: int) -> tuple[int, int]:
-        epoch, within = divmod(place, self.size)
-        index = _epoch_order(self.size, self.seed, epoch)[within]
-        return int(index), int(np.random.SeedSequence((self.seed, place)).generate_state(1, np.uint64)[0])
-
-
 def make_loaders(
     folder: Path,
     batch_size: int,
@@ -230,40 +196,75 @@ def make_loaders(
         DatasetError: there is no finished dataset in `folder`.
         ValueError: an argument is out of range.
     """
-    train = SpectrogramDataset(folder, "train", augment)
-    validation = SpectrogramDataset(folder, "validation")
-    sampler = StepSampler(len(train), batch_size, seed, start_step, rank, world_size)
-    resident = device is not None and _fits(train.num_bytes + validation.num_bytes, torch.device(device))
-    if resident:
-        train, validation = train.to(device), validation.to(device)
-    common = {
-        "collate_fn": _as_it_is,
-        "generator": torch.Generator().manual_seed(seed),  # else each epoch draws from the global one
-        "pin_memory": torch.cuda.is_available() and not resident,
-    }
-    workers = 0 if resident else num_workers
-    train_loader = DataLoader(train, batch_sampler=sampler, num_workers=workers, **common)
-    return train_loader, DataLoader(validation, batch_size=batch_size, **common)
+    splits = SpectrogramDataset(folder, "train", augment), SpectrogramDataset(folder, "validation")
+    return loaders_of(*splits, batch_size, seed, start_step, rank, world_size, num_workers, device)
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch  # `__getitems__` has collated it
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 (N, C, rows, columns), labels int64 (N,), and what the labels mean."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
 
 
-def _fits(num_bytes: int, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    if num_bytes > free / 2:
-        log.warning(
-            "%.1f GB of data are read from disk: %s has %.1f GB free", num_bytes / 1e9, device, free / 1e9
+def read_cifar10_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
+    """Return the images uint8 (N, 3, 32, 32) and labels int64 (N,) of one file of the binary version.
+
+    A record is a byte of label and 3072 of pixels: the red plane row by row from the top, green, blue
+    (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+
+    Args:
+        content: of the file; name: for messages.
+
+    Raises:
+        DatasetError: it is no whole number of records, or a label is none of 0 to 9.
+    """
+    if not content or len(content) % CIFAR10_RECORD:
+        raise DatasetError(
+            f"{name} has {len(content)} bytes, which is no whole number of records of {CIFAR10_RECORD}: "
+            "it is cut short or not CIFAR-10's binary version"
         )
-    return num_bytes <= free / 2
+    records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, CIFAR10_RECORD).copy())
+    labels = records[:, 0].long()
+    if labels.max() > 9:
+        row = int((labels > 9).nonzero()[0])
+        raise DatasetError(f"record {row} of {name} has the label {int(labels[row])}; labels are 0 to 9")
+    return records[:, 1:].reshape(-1, *CIFAR10_SHAPE), labels
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size)
+def read_cifar10(path: Path) -> dict[str, LabelledImages]:
+    """Return the training and the test images ("train", "test") of cifar-10-binary.tar.gz.
+
+    Its files are read in memory, by name and wherever they lie in the archive; nothing is unpacked to disk.
+
+    Raises:
+        DatasetError: the archive is missing, broken, incomplete, or holds what is no CIFAR-10.
+    """
+    wanted, found = {CIFAR10_NAMES, *sum(CIFAR10_MEMBERS.values(), ())}, {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if member.isfile() and name in wanted:
+                    found[name] = archive.extractfile(member).read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        reason = f"{path} cannot be read as cifar-10-binary.tar.gz ({error}): delete it or copy it again"
+        raise DatasetError(reason) from None
+    if missing := sorted(wanted - found.keys()):
+        raise DatasetError(f"{path} lacks {', '.join(missing)}: it is not CIFAR-10's binary version")
+    classes = tuple(found[CIFAR10_NAMES].decode("utf-8", "replace").split())
+    if len(classes) != 10:
+        raise DatasetError(f"{CIFAR10_NAMES} in {path} names {len(classes)} classes; CIFAR-10 has 10")
+    splits = {
+        split: [read_cifar10_batch(found[name], f"{name} in {path}") for name in names]
+        for split, names in CIFAR10_MEMBERS.items()
+    }
+    return {
+        split: LabelledImages(*map(torch.cat, zip(*batches, strict=True)), classes)
+        for split, batches in splits.items()
+    }
 
 
 def _carries_on(clips: list[dict], stride: int, config: SpectrogramConfig) -> np.ndarray:

@@ -42,11 +42,11 @@ def open_run(
         "classes": manifest["classes"],
         "provenance": provenance(),
     }
-    _require_same(
+    require_same(
         "the dataset", manifest["settings"]["spectrogram"], to_dict(settings.spectrogram), INVERSE_ONLY
     )
     if run_dir is None:
-        return _claim_run(parent, settings.preset, conf)
+        return claim_run(parent, settings.preset, conf)
     _require_same_run(run_dir, conf, parts)
     return run_dir
 
@@ -79,7 +79,7 @@ def clip_loaders(settings: Settings, **options) -> tuple[DataLoader, DataLoader]
     return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
 
 
-def _claim_run(parent: Path, name: str, conf: dict) -> Path:
+def claim_run(parent: Path, name: str, conf: dict) -> Path:
     """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
     state, run_dir = process_state(), [None]
     if state.is_main_process:
@@ -102,14 +102,14 @@ def _require_same_run(run_dir: Path, conf: dict, parts: tuple[str, ...]) -> None
     for part in parts:
         theirs, ours = known["settings"].get(part), conf["settings"][part]
         both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
-        _require_same(f"the run {run_dir.name}", *both)
+        require_same(f"the run {run_dir.name}", *both)
     if known["dataset"]["hash"] != conf["dataset"]["hash"]:
         raise ValueError(
             f"{run_dir.name} was trained on another dataset than {conf['dataset']['folder']} is now"
         )
 
 
-def _require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
+def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
     """Raise a ValueError that names the settings in which two parts differ."""
     theirs, ours = (json.loads(json.dumps(part)) for part in (theirs, ours))  # tuples are lists in JSON
     names = (theirs.keys() | ours.keys()) - set(ignored)

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -14,6 +14,7 @@ from Libraries.DemoMusic import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Editing import EditConfig
 from Libraries.Guidance import GuidanceConfig
+from Libraries.ImagesConfig import ImagesConfig
 from Libraries.Networks import NetworkConfig, network_config
 from Libraries.Phase import PhaseConfig
 from Libraries.Samplers import SamplerConfig
@@ -81,6 +82,7 @@ class Settings:
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
+    images: ImagesConfig  # the comparison of networks on CIFAR-10, apart from everything above
 
     def __post_init__(self):
         network = network_config(self.network, self.unet, self.network_width)
@@ -161,17 +163,19 @@ class Settings:
         return self.root / "Models" / "phase"
 
     @property
+    def images_dir(self) -> Path:
+        """Parent of the runs on images."""
+        return self.root / "Models" / "images"
+
+    @property
     def results_dir(self) -> Path:
         """Parent of every run's results."""
         return self.root / "Results"
 
     def describe(self) -> str:
-        """Return every setting, one a line, as `part.name = value`."""
-        lines = []
-        for name, value in to_dict(self).items():
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            lines += [f"{name}{'.' * bool(key)}{key} = {item}" for key, item in parts]
-        return "\n".join(lines)
+        """Return every setting of the music, one a line; those of the images are `describe(self.images)`."""
+        values = to_dict(self)
+        return "\n".join(_lines({name: value for name, value in values.items() if name != "images"}, ""))
 
 
 def require_multiple(what: str, shape: tuple[int, int, int], network: NetworkConfig) -> None:
@@ -198,8 +202,13 @@ def to_dict(config: Any) -> dict:
     }
 
 
+def describe(config: Any) -> str:
+    """Return every setting of a (nested) config dataclass, one a line, as `part.name = value`."""
+    return "\n".join(_lines(to_dict(config), ""))
+
+
 def from_dict(cls: type, values: dict) -> Any:
-    """Build the config dataclass `cls` from `to_dict`'s values (lists become tuples again).
+    """Build the (nested) config dataclass `cls` from `to_dict`'s values (lists become tuples again).
 
     Raises:
         ValueError: a setting is missing or unknown: the run is from another version of the code.
@@ -209,7 +218,25 @@ def from_dict(cls: type, values: dict) -> Any:
     wrong += [f"{name} is unknown" for name in sorted(values.keys() - names)]
     if wrong:
         raise ValueError(f"these settings do not make a {cls.__name__}: {', '.join(wrong)}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    types = get_type_hints(cls)
+    return cls(**{name: _from_plain(types[name], value) for name, value in values.items()})
+
+
+def _from_plain(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _lines(values: dict, prefix: str) -> list[str]:
+    """Return nested settings as `part.name = value`, one a line."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{name}.")
+        else:
+            lines.append(f"{prefix}{name} = {value}")
+    return lines
 
 
 def provenance() -> dict[str, str]:

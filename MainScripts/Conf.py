@@ -23,6 +23,7 @@ from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
 from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
+from Libraries.ImagesConfig import ImagesConfig  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
@@ -132,6 +133,64 @@ BASE_TRAIN = TrainConfig(
     snapshot_every=2_000,  # optimiser steps
 )
 
+BASE_DIFFUSION = DiffusionConfig(
+    schedule="cosine",  # linear | cosine | sigmoid | edm
+    num_train_timesteps=1000,
+    beta_start=1e-4,  # linear only
+    beta_end=0.02,  # linear only
+    sigma_min=0.002,  # edm only; of the noise beside data as they are
+    sigma_max=80.0,  # edm only
+    log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
+    zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
+    prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
+    sigma_data=0.5,  # edm prediction only; standard deviation of the data
+    learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
+    vlb_weight=0.001,  # learned_variance only; share of the variational bound in the loss
+    timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
+    log_normal_mean=-1.2,  # log_normal only; of ln σ
+    log_normal_std=1.2,  # log_normal only; of ln σ
+    loss_weighting="uniform",  # uniform | min_snr | uncertainty (learned for every t, EDM2)
+    min_snr_gamma=5.0,  # min_snr only
+    label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
+)
+
+# The networks on CIFAR-10 (CIFAR10.ipynb), apart from the music.
+BASE_IMAGES = ImagesConfig(
+    source="auto",  # auto (CIFAR-10, or the digits where it cannot be downloaded) | cifar10 | digits
+    validation_share=0.1,  # of the training images
+    test_share=0.2,  # of the digits
+    split_seed=0,
+    num_validation_images=1_000,
+    networks=("unet", "unet_v0"),  # the second as wide as it takes to have the parameters of the first
+    unet=replace(
+        BASE_UNET,
+        channels=(128, 256, 256),
+        attention_levels=(1,),  # 16x16
+        patch_size=(1, 1),
+        frequency_features=0,  # a picture has no frequencies
+        num_classes=10,
+    ),
+    diffusion=BASE_DIFFUSION,
+    train=replace(BASE_TRAIN, num_steps=50_000, batch_size=128, learning_rate=2e-4, power_ema=()),
+    classifier_train=replace(
+        BASE_TRAIN, num_steps=5_000, batch_size=128, learning_rate=2e-3, warmup_steps=200, power_ema=()
+    ),
+    sampler=SamplerConfig(
+        name="dpmpp_2m_sde",
+        num_inference_steps=50,
+        spacing="karras",
+        clip_x0=1.0,
+        dynamic_threshold=None,
+        eta=None,
+        variance=None,
+        churn=None,
+    ),
+    guidance=GuidanceConfig(method="none", scale=1.5, rescale=0.0, weaker_at=0.3),  # or classifier_free
+    num_samples=10_000,  # images of every network, classes in turn
+    sample_batch_size=256,
+    inception_file=None,  # path of inception-2015-12-05.pt, TorchScript: an Inception FID as well
+)
+
 # BASE: the best this repository knows, for one GPU.
 BASE = Settings(
     preset="BASE",
@@ -182,26 +241,7 @@ BASE = Settings(
     network="unet",
     network_width=1.0,  # factor on all widths of the network
     unet=BASE_UNET,
-    diffusion=DiffusionConfig(
-        schedule="cosine",  # linear | cosine | sigmoid | edm
-        num_train_timesteps=1000,
-        beta_start=1e-4,  # linear only
-        beta_end=0.02,  # linear only
-        sigma_min=0.002,  # edm only; of the noise beside data as they are
-        sigma_max=80.0,  # edm only
-        log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
-        zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
-        prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
-        sigma_data=0.5,  # edm prediction only; standard deviation of the data
-        learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
-        vlb_weight=0.001,  # learned_variance only; share of the variational bound in the loss
-        timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
-        log_normal_mean=-1.2,  # log_normal only; of ln σ
-        log_normal_std=1.2,  # log_normal only; of ln σ
-        loss_weighting="uniform",  # uniform | min_snr | uncertainty (learned for every t, EDM2)
-        min_snr_gamma=5.0,  # min_snr only
-        label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
-    ),
+    diffusion=BASE_DIFFUSION,
     train=BASE_TRAIN,
     sampler=SamplerConfig(
         name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
@@ -280,6 +320,7 @@ BASE = Settings(
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
+    images=BASE_IMAGES,
 )
 
 # ORIGIN: the settings of the journal this repository grew from, exactly.
@@ -327,6 +368,18 @@ CPU_TRAIN = replace(
     save_every=100,
     preview_every=500,
     snapshot_every=100,  # optimiser steps
+)
+CPU_IMAGES = replace(
+    BASE_IMAGES,
+    num_validation_images=128,
+    unet=replace(
+        BASE_IMAGES.unet, channels=(32, 64, 128), blocks_per_level=1, attention_levels=(2,), dropout=0.0
+    ),
+    train=replace(CPU_TRAIN, batch_size=16, power_ema=()),
+    classifier_train=replace(CPU_TRAIN, num_steps=600, batch_size=64, learning_rate=2e-3, power_ema=()),
+    sampler=replace(BASE_IMAGES.sampler, num_inference_steps=20),
+    num_samples=320,
+    sample_batch_size=32,
 )
 
 CPU = replace(
@@ -378,6 +431,7 @@ CPU = replace(
     ),
     num_validation_clips=16,
     num_samples=48,
+    images=CPU_IMAGES,
 )
 
 # TRIAL: the journal's experiments, each in minutes on two cores: one second at 8 kHz, 45 s a training.
@@ -440,6 +494,16 @@ SMOKE = replace(
     phase_train=replace(CPU.phase_train, **SMOKE_STEPS),
     num_validation_clips=4,
     num_samples=8,
+    images=replace(
+        CPU_IMAGES,
+        source="digits",  # the tests need no network
+        num_validation_images=16,
+        unet=replace(CPU_IMAGES.unet, channels=(16, 32), attention_levels=(1,), head_dim=16),
+        train=replace(CPU_IMAGES.train, **SMOKE_STEPS),
+        classifier_train=replace(CPU_IMAGES.classifier_train, **SMOKE_STEPS),
+        sampler=replace(CPU_IMAGES.sampler, num_inference_steps=4),
+        num_samples=40,
+    ),
 )
 
 PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, TRIAL, SMOKE)}

@@ -108,7 +108,7 @@ def _network(conf: Settings) -> tuple[Experiment, ...]:
             "the extra skip gave results again, not stable and with the highs removed (24.03.2025).",
             {
                 "every layer": PRESET,
-                "a block": Change({"unet.skips": "block"}),
+                **({"a block": Change({"unet.skips": "block"})} if conf.unet.blocks_per_level > 1 else {}),
                 "a level": Change({"unet.skips": "level"}),
                 "a level, extra": Change({"unet.skips": "level", "unet.first_skip": True}),
                 "none": Change({"unet.skips": "none"}),

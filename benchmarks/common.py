@@ -22,6 +22,9 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
+from Libraries.Dataset import build_dataset  # noqa: E402
+from Libraries.DemoMusic import render_demo_music  # noqa: E402
+from Libraries.Settings import Settings  # noqa: E402
 from Libraries.Training import resolve_precision  # noqa: E402
 from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
 from Libraries.Utils import pick_device  # noqa: E402
@@ -54,6 +57,16 @@ class Peer(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.unet(x, t, return_dict=False)[0]
+
+
+def make_dataset(settings: Settings) -> None:
+    """Render the demo corpus of a preset and build its dataset where that is missing."""
+    if (settings.dataset_dir / "manifest.json").exists():
+        return
+    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    print(
+        build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
+    )
 
 
 def size_of(build: Callable[[], nn.Module]) -> tuple[float, float]:
@@ -139,8 +152,13 @@ def peak_memory(network: nn.Module, args: argparse.Namespace) -> float:
     step = training_step(network, args)
     for _ in range(2):
         step()
-    if args.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(args.device) / 1e9
+    return peak_gigabytes(args.device)
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Return the most memory this process has taken so far: on a GPU of its tensors, else of all of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

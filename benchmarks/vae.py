@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import autocast, machine_line, median_in_turns, print_table
+from common import autocast, machine_line, make_dataset, median_in_turns, print_table
 
 from Conf import CPU, ORIGIN, VAES
 from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, train_vae
-from Libraries.Dataset import SpectrogramDataset, build_dataset
-from Libraries.DemoMusic import render_demo_music
+from Libraries.Dataset import SpectrogramDataset
 from Libraries.Runs import read_conf, results_of
 from Libraries.Settings import Settings, from_dict
 from Libraries.Training import TrainConfig, resolve_precision
@@ -49,16 +48,6 @@ def main() -> None:
     rows = [measure(name, train_or_find(name, settings, args.minutes), settings) for name in args.only]
     print(f"\n{line}\n{args.minutes:g} minutes each, {settings.spectrogram.shape}\n")
     print_table(HEADER, rows)
-
-
-def make_dataset(settings: Settings) -> None:
-    """Render the demo corpus and build its dataset where that is missing."""
-    if (settings.dataset_dir / "manifest.json").exists():
-        return
-    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
-    print(
-        build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
-    )
 
 
 def variant(name: str, settings: Settings, minutes: float) -> Settings:

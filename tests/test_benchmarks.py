@@ -1,5 +1,7 @@
-"""The benchmarks of the networks: the peer is the one they name, and models are timed in turns."""
+"""The benchmarks: peers are the ones named, exact networks make them exact, models are timed in turns."""
 
+import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,3 +48,106 @@ def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
     assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
     journal = benchmark.variant("conv", chords, 1)
     assert (journal.vae_train.batch_size, journal.vae_train.learning_rate) == (32, 1e-4)
+
+
+SHAPE, CONSTANT = (1, 32, 64), 0.3  # of data that are the same everywhere, whose best network is known
+
+
+@pytest.fixture
+def peer_systems():
+    pytest.importorskip("a_unet")
+    return pytest.importorskip("benchmarks.peer_systems")
+
+
+@pytest.mark.parametrize("parameters", [1_800_000, 2_845_636, 7_100_000])
+def test_peers_are_about_the_size_they_are_asked_for(peer_systems, parameters):
+    for make in peer_systems.PEERS.values():
+        size = peer_systems.count_parameters(make((1, 96, 128), parameters, 100, 1e-4, "cpu").network)
+        assert 0.6 * parameters < size < 1.4 * parameters
+
+
+def test_v_diffusion_is_exact_with_an_exact_network(peer_systems):
+    peer = peer_systems.UNetV0Peer(SHAPE, 100_000, 10, 1e-4, "cpu")
+
+    def exact(x, sigma):
+        angle = sigma[:, None, None, None] * torch.pi / 2
+        noise = (x - angle.cos() * CONSTANT) / angle.sin()
+        return angle.cos() * noise - angle.sin() * CONSTANT
+
+    del peer.network, peer.ema
+    peer.network = peer.ema = exact
+    generator = torch.Generator().manual_seed(0)
+    assert peer.loss(torch.full((16, *SHAPE), CONSTANT), generator) < 1e-4
+    for steps in (1, 7):
+        samples = peer.sample(torch.randn(2, *SHAPE, generator=generator), steps)
+        assert torch.allclose(samples, torch.full_like(samples, CONSTANT), atol=1e-4)
+
+
+def test_ddpm_of_diffusers_is_exact_with_an_exact_network(peer_systems, monkeypatch):
+    peer = peer_systems.UNet2DPeer(SHAPE, 100_000, 10, 1e-4, "cpu")
+    abar = peer.noising.alphas_cumprod
+
+    def exact(self, x, t):
+        signal = abar[t].sqrt().reshape(-1, 1, 1, 1)
+        return argparse.Namespace(sample=(x - signal * CONSTANT) / (1 - signal**2).sqrt())
+
+    monkeypatch.setattr(type(peer.network), "forward", exact)
+    generator = torch.Generator().manual_seed(0)
+    assert peer.loss(torch.full((16, *SHAPE), CONSTANT), generator) < 1e-4
+    samples = peer.sample(torch.randn(2, *SHAPE, generator=generator), 7)
+    assert torch.allclose(samples, torch.full_like(samples, CONSTANT), atol=1e-3)
+
+
+def test_the_average_of_unet_v0_follows_its_authors(peer_systems):
+    peer = peer_systems.UNetV0Peer(SHAPE, 100_000, 200, 1e-4, "cpu")
+    weight, averaged = next(peer.network.parameters()), next(peer.ema.parameters())
+    expected = averaged[0].item() if averaged.ndim == 1 else averaged.flatten()[0].item()
+    for step in range(1, 131):
+        with torch.no_grad():
+            weight.fill_(step)
+        peer.average(step)
+        if step % 10 == 0:
+            kept = 0.0 if step <= 100 else 1 - (step - 99) ** -0.7
+            expected = kept * expected + (1 - kept) * step
+        assert averaged.flatten()[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("system", ["ours", "ours, in latents", "UNetV0", "UNet2DModel"])
+def test_a_peer_is_trained_sampled_and_judged_once(
+    chords, peer_systems, monkeypatch, tmp_path, capsys, system
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import peers
+
+    monkeypatch.setattr(peers, "TIMED_STEPS", 4)
+    args = argparse.Namespace(
+        measure=system, seeds=[1], minutes=1e-4, clips=3, steps=2, root=tmp_path, peer_learning_rate=1e-4
+    )
+    found = peers.measure(replace(chords, vae_run="latest"), args)
+    assert (found["system"], found["seed"], found["train_steps"], found["clips"]) == (system, 1, 10, 3)
+    positive = ("parameters", "train_seconds", "seconds_per_step", "seconds_per_clip", "peak_gigabytes")
+    assert all(found[name] > 0 for name in (*positive, "samples_to_test", "train_to_test"))
+    peers.save_json(peers.result_path(args, system, 1), found)
+    monkeypatch.setattr(peers, "make_dataset", lambda settings: None)
+    monkeypatch.setattr(peers, "run_in_fresh_process", lambda *_: pytest.fail("it was measured already"))
+    options = ["--seeds", "1", "--minutes", "1e-4", "--clips", "3", "--steps", "2", "--only", system]
+    monkeypatch.setattr("sys.argv", ["peers.py", "--root", str(tmp_path), *options])
+    peers.main()
+    table = capsys.readouterr().out.splitlines()
+    assert f"{found['samples_to_test']:.1f}" in next(line for line in table if line.startswith(f"| {system}"))
+    assert table[-1].endswith(f"{found['train_to_test']:.2f}")
+    assert json.loads(peers.result_path(args, system, 1).read_text()) == found
+
+
+def test_other_options_of_the_peers_are_other_files(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import peers
+
+    usual = argparse.Namespace(minutes=5, clips=48, steps=50, root=tmp_path, peer_learning_rate=1e-4)
+    others = [{"minutes": 3}, {"clips": 8}, {"steps": 20}, {"peer_learning_rate": 1e-3}]
+    namespaces = [usual, *(argparse.Namespace(**(vars(usual) | other)) for other in others)]
+    paths = {
+        peers.result_path(args, system, seed)
+        for args in namespaces for system in peers.SYSTEMS for seed in (0, 1)
+    }  # fmt: skip
+    assert len(paths) == len(namespaces) * len(peers.SYSTEMS) * 2

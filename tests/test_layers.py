@@ -11,6 +11,7 @@ from Libraries.Conditioning import (
     LabelEmbedding,
     ModulatedSkip,
     Modulation,
+    TimestepEmbedding,
     check_input,
     norm_with_time,
     sinusoids,
@@ -158,6 +159,13 @@ def test_sinusoids_have_length_one_a_pair_and_tell_timesteps_apart():
 def test_no_label_has_a_vector_of_its_own():
     layer, t = LabelEmbedding(3, 12), torch.zeros(2)
     assert torch.equal(layer(None, t), layer(torch.tensor([3, 3]), t))
+
+
+def test_labels_are_as_far_apart_as_timesteps_from_the_start():
+    torch.manual_seed(0)
+    labels = LabelEmbedding(10, 64)(torch.arange(10), torch.zeros(10))
+    times = TimestepEmbedding(64, "silu")(torch.linspace(0, 999, 10).long())
+    assert torch.pdist(labels).min() > torch.pdist(times).median()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 6, 8), (2, 2, 8, 8), (2, 1, 8), (2, 1, 8, 8, 8)])

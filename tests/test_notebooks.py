@@ -20,6 +20,7 @@ IN_ORDER = (
     "Train Phase.ipynb",
     "Train Diffusion.ipynb",
     "Eval Diffusion.ipynb",
+    "CIFAR10.ipynb",
     "Experiments.ipynb",
 )
 
@@ -82,12 +83,14 @@ def count_outputs(outputs, kind):
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
     diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Eval Diffusion": 9}
-    assert pictures == {**diffusion, "Train VAE": 3, "Eval VAE": 5, "Train Phase": 2, "Experiments": 1}
+    rest = {"Train VAE": 3, "Eval VAE": 5, "Train Phase": 2, "Experiments": 1, "CIFAR10": 3}
+    assert pictures == {**diffusion, **rest}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
     diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Eval Diffusion": 16}
-    assert players == {**diffusion, "Train VAE": 0, "Eval VAE": 5, "Train Phase": 3, "Experiments": 2}
+    rest = {"Train VAE": 0, "Eval VAE": 5, "Train Phase": 3, "Experiments": 2, "CIFAR10": 0}
+    assert players == {**diffusion, **rest}
 
 
 def assert_run_is_complete(root):
@@ -110,6 +113,17 @@ def assert_run_is_complete(root):
     assert_vae_run_is_complete(root)
     assert_phase_run_is_complete(root)
     assert_experiment_is_complete(root)
+    assert_image_runs_are_complete(root)
+
+
+def assert_image_runs_are_complete(root):
+    for number, name in enumerate(("classifier", "unet", "unet_v0")):
+        run = root / "Models" / "images" / f"{number:05d}-{name}"
+        assert all(
+            (run / file).stat().st_size > 0 for file in ("conf.json", "metrics.csv", "ema-00000020.pth")
+        )
+    metrics = json.loads((root / "Results" / "images" / "00000-SMOKE" / "metrics.json").read_text())
+    assert metrics["images"] == "digits, not CIFAR-10" and len(metrics["scores"]) == 4
 
 
 def assert_phase_run_is_complete(root):

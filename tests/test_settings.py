@@ -48,7 +48,7 @@ def test_presets_use_the_representation_that_sounds():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, SMOKE"):
+    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, TRIAL, SMOKE"):
         choose("LARGE")
 
 

@@ -13,42 +13,8 @@ from Libraries.UNetV0 import UNetV0, UNetV0Config
 
 def reference_v0(config, in_channels):
     """UNetV0 as audio-diffusion-pytorch puts it together from the parts of a-unet."""
-    apex = pytest.importorskip("a_unet.apex")
-    from a_unet import TimeConditioningPlugin
-
-    levels = zip(
-        config.channels,
-        config.factors,
-        config.items,
-        config.attentions,
-        config.linear_attentions,
-        strict=True,
-    )
-    blocks = [
-        apex.XBlock(
-            channels=channels,
-            factor=factor,
-            context_channels=0,
-            items=(
-                [apex.ResnetItem, apex.ModulationItem]
-                + [apex.AttentionItem] * attends
-                + [apex.LinearAttentionItem] * attends_linearly
-            )
-            * items,
-        )
-        for channels, factor, items, attends, attends_linearly in levels
-    ]
-    return TimeConditioningPlugin(apex.XUNet)(
-        dim=config.dim,
-        in_channels=in_channels,
-        blocks=blocks,
-        skip_t=apex.SkipModulate,
-        attention_features=config.head_dim,
-        attention_heads=config.num_heads,
-        embedding_features=None,
-        modulation_features=config.embedding_dim,
-        resnet_groups=config.norm_groups,
-    )
+    pytest.importorskip("a_unet")
+    return pytest.importorskip("benchmarks.peer_systems").a_unet_v0(config, in_channels)
 
 
 def weight_names(config, in_channels):

@@ -1,0 +1,109 @@
+"""Batches of any dataset: endless ones to train on, each a function of (seed, step), and finite ones."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from Libraries.Utils import get_logger
+
+log = get_logger("Batches")
+
+
+class StepSampler(Sampler):
+    """An endless batch sampler whose batches are a function of (seed, step) alone.
+
+    All epochs make one stream, each epoch a fresh permutation by (seed, epoch), and step s takes the next
+    `batch_size * world_size` places of it, whether or not an epoch ends there. Process `rank` takes its
+    slice, so P processes with batches of B see together what one sees with batches of P * B.
+
+    Yields lists of (index, seed): the seed, of this place in the stream, decides the augmentation.
+
+    Args:
+        size: clips in the dataset; it may be smaller than a batch.
+        batch_size: clips a process takes a step.
+        start_step: the first step to yield, counted in batches.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1
+    ):
+        if size < 1 or batch_size < 1 or seed < 0 or start_step < 0:
+            raise ValueError(
+                f"size={size} and batch_size={batch_size} must be at least 1, "
+                f"seed={seed} and start_step={start_step} at least 0"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.start_step, self.rank, self.world_size = start_step, rank, world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (self.batch(step) for step in count(self.start_step))
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """Return the (index, seed) pairs of one step."""
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return [self._item(place) for place in range(first, first + self.batch_size)]
+
+    def _item(self, place: int) -> tuple[int, int]:
+        epoch, within = divmod(place, self.size)
+        index = _epoch_order(self.size, self.seed, epoch)[within]
+        return int(index), int(np.random.SeedSequence((self.seed, place)).generate_state(1, np.uint64)[0])
+
+
+def loaders_of(
+    train: TorchDataset,
+    validation: TorchDataset,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+) -> tuple[DataLoader, DataLoader]:
+    """Return the two loaders of `make_loaders` for any two datasets that `SpectrogramDataset` is like.
+
+    They have `num_bytes`, `to(device)`, and `__getitems__` of (index, seed) pairs or indices.
+    """
+    sampler = StepSampler(len(train), batch_size, seed, start_step, rank, world_size)
+    resident = device is not None and _fits(train.num_bytes + validation.num_bytes, torch.device(device))
+    if resident:
+        train, validation = train.to(device), validation.to(device)
+    common = {
+        "collate_fn": _as_it_is,
+        "generator": torch.Generator().manual_seed(seed),  # else each epoch draws from the global one
+        "pin_memory": torch.cuda.is_available() and not resident,
+    }
+    workers = 0 if resident else num_workers
+    train_loader = DataLoader(train, batch_sampler=sampler, num_workers=workers, **common)
+    return train_loader, DataLoader(validation, batch_size=batch_size, **common)
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch  # `__getitems__` has collated it
+
+
+def _fits(num_bytes: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    if num_bytes > free / 2:
+        log.warning(
+            "%.1f GB of data are read from disk: %s has %.1f GB free", num_bytes / 1e9, device, free / 1e9
+        )
+    return num_bytes <= free / 2
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
