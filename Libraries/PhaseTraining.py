@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Audio import AudioError, load_audio
+from Libraries.Batches import loaders_of
 from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
-from Libraries.Dataset import StepSampler
 from Libraries.DatasetManifest import INVERSE_ONLY, DatasetError, load_manifest
 from Libraries.Phase import (
     LEVEL_RANGE,
@@ -131,40 +131,23 @@ class PhaseDataset(TorchDataset):
 
 
 def phase_loaders(
-    settings: Settings,
-    music_dir: Path,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    device: torch.device | None = None,
+    settings: Settings, music_dir: Path, device: torch.device | None = None, **options
 ) -> tuple[DataLoader, DataLoader]:
     """Return the endless training loader and `num_validation_clips` whole clips of the validation split.
 
-    Both give what `PhaseDataset` does. Arguments as of `Dataset.make_loaders`; `device` is of no use here,
-    since clips are read from the music.
+    Both give what `PhaseDataset` does. `options` are those of `Batches.loaders_of` but for `device`: clips
+    are read from the music, so there is nothing to keep there.
     """
     train, validation = (
         PhaseDataset(settings.dataset_dir, music_dir, split, settings.phase_net)
         for split in ("train", "validation")
     )
-    sampler = StepSampler(len(train), batch_size, seed, start_step, rank, world_size)
-    common = {"collate_fn": _as_it_is, "generator": torch.Generator().manual_seed(seed)}
-    subset = Subset(validation, spread_indices(len(validation), settings.num_validation_clips))
-    return (
-        DataLoader(train, batch_sampler=sampler, num_workers=num_workers, **common),
-        DataLoader(subset, batch_size=batch_size, **common),
-    )
+    spread = spread_indices(len(validation), settings.num_validation_clips)
+    return loaders_of(train, Subset(validation, spread), **options)
 
 
 def _with_edges(level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return level, phase, *heap_edges(torch.where(level > -LEVEL_RANGE, 10 ** (level / 20), 0))
-
-
-def _as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return batch  # `__getitems__` has collated it
 
 
 def build_phase_net(settings: Settings) -> PhaseNet:
