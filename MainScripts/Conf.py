@@ -420,7 +420,7 @@ CPU = replace(
     vae_train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
     phase_train=replace(
         BASE.phase_train,
-        num_steps=2_000,
+        num_steps=3_000,  # about 20 minutes of one core
         batch_size=4,  # small: at this length steps count more than crops
         ema_decay=0.998,
         num_workers=0,

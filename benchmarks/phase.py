@@ -1,6 +1,6 @@
 """What learned phase brings, on music like that it was trained on and on music that it was not.
 
-    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 2000]
+    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 3000]
 
 For `magnitude` and for `bands` a network is trained on demo music of twelve ensembles; music, datasets and
 runs lie below --root, and a second call goes on with a run that was interrupted and trains none again. Then
