@@ -16,11 +16,12 @@ from Libraries.Checkpoint import (
     save_checkpoint,
 )
 from Libraries.Dataset import SpectrogramDataset
+from Libraries.PhaseTraining import open_run_spectrogram
 from Libraries.Plots import plot_reconstructions, plot_vae_metrics, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
 from Libraries.Settings import Settings, from_dict
-from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.Spectrogram import Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training import fit, process_state, resolve_precision
 from Libraries.Utils import autocast, pick_device, spread_indices
@@ -68,8 +69,8 @@ class LatentCodec:
         own = {name.removeprefix("vae."): w for name, w in weights.items() if name.startswith("vae.")}
         load_weights(vae, own, path)
         statistics = _read_statistics(run_dir, path)
-        gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
-        codec = cls(vae, statistics["mean"], statistics["std"], Spectrogram(config, gain), device)
+        spectrogram = open_run_spectrogram(run_dir, None, device)
+        codec = cls(vae, statistics["mean"], statistics["std"], spectrogram, device)
         codec.run_dir = run_dir
         return codec
 

@@ -20,10 +20,11 @@ from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_gui
 from Libraries.LatentEditing import LatentEditor
 from Libraries.LowResolution import LowResolution, ViewConfig
 from Libraries.Networks import NetworkConfig, network_config
+from Libraries.PhaseTraining import open_run_spectrogram
 from Libraries.Runs import read_conf
 from Libraries.Samplers import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Settings import from_dict
-from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.Spectrogram import Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainedNetwork import (
     for_sampling,
@@ -67,6 +68,7 @@ class Generator:
         *,
         step: int | None = None,
         ema_length: float | None = None,
+        inverse: SpectrogramConfig | None = None,
     ) -> "Generator":
         """Load the EMA weights of a run, into the network of the run's own conf.json.
 
@@ -76,10 +78,12 @@ class Generator:
             step: of the optimiser; None is the last one saved.
             ema_length: relative length of the average, put together after the training from its snapshots
                 (`PostHocEMA.reconstruct`); None takes the average that training kept.
+            inverse: settings by whose phase, band_inverse and griffin_lim_iterations it shall decode; None:
+                the run's own.
 
         Raises:
-            CheckpointError: the folder is no run, has no such weights, they do not fit its settings, or the
-                autoencoder it belongs to is missing or another one now.
+            CheckpointError: the folder is no run, has no such weights, they do not fit its settings, the
+                autoencoder it belongs to is missing or another one now, or so is its learned phase.
         """
         conf, device = read_conf(run_dir), device or pick_device()
         settings = conf["settings"]
@@ -94,8 +98,7 @@ class Generator:
         config = _network_of(settings, vae is not None)
         network = make_diffusion_network(config, diffusion, (codec or spectrogram_config).shape)
         load_average(network, run_dir, step, ema_length)
-        gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
-        spectrogram = Spectrogram(spectrogram_config, gain)
+        spectrogram = open_run_spectrogram(run_dir, inverse, device)
         generator = cls(network, NoiseSchedule(diffusion), spectrogram, device, codec)
         generator.run_dir = Path(run_dir)
         return generator

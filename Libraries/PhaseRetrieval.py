@@ -1,6 +1,7 @@
-"""STFT, its inverse, and the two ways to find the phase that a magnitude spectrogram lacks."""
+"""STFT, its inverse, and the ways to find the phase that a magnitude spectrogram lacks."""
 
 import heapq
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -99,24 +100,105 @@ def pghi(
     Returns:
         (B, F, T) float32 in radians on the magnitude's device, in the convention of `stft`.
     """
-    _, F, T = magnitude.shape
+    return _per_clip(magnitude, generator, lambda clip, _: _pghi_differences(clip, win_length, hop_length))
+
+
+@torch.no_grad()
+def integrate_differences(
+    magnitude: Tensor, d_time: Tensor, d_freq: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the phase that has these differences between neighbouring bins, summed from loud to quiet.
+
+    The heap of `pghi` decides the order: every bin is reached over the loudest way. Where the differences
+    are those of a signal the phase is the signal's, but for a constant, another for each region that quiet
+    bins surround. One constant a clip is known, up to the sign: a real signal is real at 0 Hz and at half the
+    sample rate. Runs on the CPU, as `pghi`.
+
+    Args:
+        magnitude: (B, F, T) float32 on any device, all n_fft // 2 + 1 bins.
+        d_time: (B, F, T - 1) radians, phase[f, t + 1] - phase[f, t], any multiple of 2·pi more or less.
+        d_freq: (B, F - 1, T) radians, phase[f + 1, t] - phase[f, t], likewise.
+        generator: as in `pghi`.
+
+    Returns:
+        (B, F, T) float32 in radians on the magnitude's device, in the convention of `stft`.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    B, F, T = magnitude.shape
+    if d_time.shape != (B, F, T - 1) or d_freq.shape != (B, F - 1, T):
+        raise ValueError(
+            f"differences of shapes {tuple(d_time.shape)} and {tuple(d_freq.shape)} do not fit a magnitude "
+            f"of {tuple(magnitude.shape)}; expected {(B, F, T - 1)} along time and {(B, F - 1, T)} along "
+            "frequency"
+        )
+    along_time, along_freq = (part.cpu().numpy().astype(np.float64) for part in (d_time, d_freq))
+    phase = _per_clip(magnitude, generator, lambda _, i: (along_time[i], along_freq[i]))
+    ends = torch.polar(magnitude[:, [0, -1]].square(), 2 * phase[:, [0, -1]]).sum((1, 2))
+    return phase - ends.angle()[:, None, None] / 2
+
+
+def heap_edges(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which differences `integrate_differences` uses: each bin but a region's loudest has one.
+
+    Args:
+        magnitude: (B, F, T) float32 on any device.
+
+    Returns:
+        (B, F, T - 1) along time and (B, F - 1, T) along frequency, bool on the magnitude's device.
+    """
+    B, F, T = magnitude.shape
+    along_time, along_freq = np.zeros((B, F, T - 1), bool), np.zeros((B, F - 1, T), bool)
+    for i, clip in enumerate(magnitude.cpu().numpy().astype(np.float64)):
+        order, parent = _grow(clip, PGHI_TOLERANCE * clip.max(), np.argsort(-clip, axis=None))
+        first = np.minimum(order, parent)  # of the two bins, the lower or earlier
+        timewise = order // T == parent // T
+        along_time[i, first[timewise] // T, first[timewise] % T] = True
+        along_freq[i, first[~timewise] // T, first[~timewise] % T] = True
+    return tuple(torch.from_numpy(edges).to(magnitude.device) for edges in (along_time, along_freq))
+
+
+def _per_clip(
+    magnitude: Tensor,
+    generator: torch.Generator | None,
+    differences: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+) -> Tensor:
+    """Integrate every clip's differences, which a call with its magnitude (F, T) and its number returns."""
+    B, F, T = magnitude.shape
     start = random_phase(F, T, generator).numpy().astype(np.float64)
     clips = magnitude.cpu().numpy().astype(np.float64)
+
+    def one(i: int) -> np.ndarray:
+        return _integrate_one(clips[i], lambda clip: differences(clip, i), start)
+
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        phases = list(pool.map(lambda clip: _pghi_one(clip, win_length, hop_length, start), clips))
+        phases = list(pool.map(one, range(B)))
     return torch.from_numpy(np.stack(phases)).to(magnitude)
 
 
-def _pghi_one(magnitude: np.ndarray, win_length: int, hop_length: int, start: np.ndarray) -> np.ndarray:
+def _integrate_one(
+    magnitude: np.ndarray,
+    differences: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    start: np.ndarray,
+) -> np.ndarray:
     """Return the phase (F, T) of one clip; float64 throughout, since it is summed over hundreds of frames."""
     phase = start.copy()
     threshold = PGHI_TOLERANCE * magnitude.max()
     if threshold == 0:
         return phase
-    d_time, d_freq = _phase_gradients(np.maximum(magnitude, threshold), win_length, hop_length)
-    loudest_first = np.argsort(-magnitude, axis=None)
-    _integrate(magnitude, threshold, loudest_first, d_time, d_freq, phase)
+    along_time, along_freq = differences(np.maximum(magnitude, threshold))
+    order, parent = _grow(magnitude, threshold, np.argsort(-magnitude, axis=None))
+    _sum_up(order, parent, along_time, along_freq, phase)
     return np.angle(np.exp(1j * phase))
+
+
+def _pghi_differences(
+    magnitude: np.ndarray, win_length: int, hop_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the phase's differences between neighbours, (F, T - 1) and (F - 1, T), as trapezoids."""
+    d_time, d_freq = _phase_gradients(magnitude, win_length, hop_length)
+    return (d_time[:, :-1] + d_time[:, 1:]) / 2, (d_freq[:-1] + d_freq[1:]) / 2
 
 
 def _phase_gradients(
@@ -135,10 +217,11 @@ def _phase_gradients(
 
 
 @numba.njit(nogil=True, cache=True)
-def _integrate(magnitude, threshold, loudest_first, d_time, d_freq, phase):
-    """Overwrite `phase` where magnitude > threshold, by trapezoids from each region's loudest bin outward."""
+def _grow(magnitude, threshold, loudest_first):
+    """Return the bins above threshold as the heap reaches them, but for seeds, and from which neighbour."""
     n_freqs, n_frames = magnitude.shape
     done = magnitude <= threshold
+    order, parent, count = np.empty(magnitude.size, np.int64), np.empty(magnitude.size, np.int64), 0
     for seed in loudest_first:
         if done[seed // n_frames, seed % n_frames]:
             continue
@@ -151,8 +234,21 @@ def _integrate(magnitude, threshold, loudest_first, d_time, d_freq, phase):
                 g, u = f + df, t + dt
                 if g < 0 or u < 0 or g >= n_freqs or u >= n_frames or done[g, u]:
                     continue
-                along_time = dt * (d_time[f, t] + d_time[g, u]) / 2
-                along_freq = df * (d_freq[f, t] + d_freq[g, u]) / 2
-                phase[g, u] = phase[f, t] + along_time + along_freq
                 done[g, u] = True
+                order[count], parent[count] = g * n_frames + u, index
+                count += 1
                 heapq.heappush(heap, (-magnitude[g, u], g * n_frames + u))
+    return order[:count], parent[:count]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_up(order, parent, along_time, along_freq, phase):
+    """Overwrite the phase of every bin of `order` with its parent's and the difference between them."""
+    n_frames = phase.shape[1]
+    for i in range(len(order)):
+        f, t = parent[i] // n_frames, parent[i] % n_frames
+        g, u = order[i] // n_frames, order[i] % n_frames
+        if f == g:
+            phase[g, u] = phase[f, t] + (u - t) * along_time[f, min(t, u)]
+        else:
+            phase[g, u] = phase[f, t] + (g - f) * along_freq[min(f, g), t]

@@ -17,6 +17,7 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator
 from Libraries.LowResolution import LowResolution
 from Libraries.Objective import DiffusionObjective
+from Libraries.PhaseTraining import with_inverse_of
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, results_of
@@ -63,7 +64,7 @@ def open_codec(settings: Settings) -> LatentCodec | ViewCodec | None:
             )
         run_dir = latest_run(settings.vae_dir, containing="latent-*.pth")
     codec = LatentCodec.load(run_dir)
-    if codec.spectrogram.config != settings.spectrogram:
+    if with_inverse_of(codec.spectrogram.config, settings.spectrogram) != settings.spectrogram:
         raise ValueError(
             f"the autoencoder {run_dir.name} was trained on another spectrogram than these settings'; train "
             "one on this (Train VAE), or name another in vae_run"

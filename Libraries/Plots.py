@@ -14,6 +14,7 @@ from Libraries.Utils import spread_indices, write_then_rename
 
 VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
 VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
+ERROR_RANGE = 20.0  # dB of an error that is still told from a larger one
 CMAP = "magma"
 
 
@@ -223,6 +224,58 @@ def plot_vae_metrics(rows: list[dict[str, float]], title: str) -> Figure:
             axis.legend(fontsize=8)
     kl.set_ylim(bottom=0)  # what it falls to tells collapse
     figure.suptitle(title)
+    return figure
+
+
+def plot_phase_metrics(rows: list[dict[str, float]], title: str) -> Figure:
+    """Draw the metrics.csv of a learned phase: the loss, and what is left along time and along frequency."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    losses, parts = figure.subplots(1, 2)
+    _curve(losses, rows, "loss", "training")
+    _curve(losses, rows, "val_loss", "validation, EMA weights")
+    _curve(parts, rows, "val_time", "along time")
+    _curve(parts, rows, "val_frequency", "along frequency")
+    losses.set(title="Loss")
+    parts.set(title="Validation")
+    for axis in (losses, parts):
+        axis.set(xlabel="optimiser step", ylabel="1 - cos(error), 1 is chance", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_inverses(sound: dict[str, Tensor], sample_rate: int, title: str) -> Figure:
+    """Draw clips and what inverses made of them, then each inverse's error, in the same colours.
+
+    Args:
+        sound: waveforms (B, 1, L) by name, the first of them the original; a row of pictures a clip.
+        sample_rate: Hz.
+    """
+    names, count = list(sound), len(next(iter(sound.values())))
+    columns = 2 * len(names) - 1
+    figure, axes = _grid(count * columns, columns, title)
+    for row in range(count):
+        levels = [_level_in_db(sound[name][row, 0]) for name in names]
+        true = levels[0]
+        floor = float(true.max()) - VIEW_RANGE
+        errors = [level.clamp(min=floor) - true.clamp(min=floor) for level in levels[1:]]
+        extent = (0, true.shape[1] * (VIEW_N_FFT // 4) / sample_rate, 0, sample_rate / 2000)
+        shared = {"origin": "lower", "aspect": "auto", "extent": extent}
+        ours = axes[row * columns : (row + 1) * columns]
+        for axis, name, level in zip(ours, names, levels, strict=False):
+            limits = {"vmin": -VIEW_RANGE, "vmax": 0, "cmap": CMAP}
+            image = axis.imshow((level - true.max()).numpy(), **shared, **limits)
+            axis.set(title=name)
+        figure.colorbar(image, ax=ours[: len(names)].tolist(), label="dB below the loudest", shrink=0.8)
+        for axis, name, error in zip(ours[len(names) :], names[1:], errors, strict=True):
+            limits = {"vmin": -ERROR_RANGE, "vmax": ERROR_RANGE, "cmap": "coolwarm"}
+            image = axis.imshow(error.numpy(), **shared, **limits)
+            axis.set(title=f"{name} - {names[0]}")
+        figure.colorbar(image, ax=ours[len(names) :].tolist(), label="error (dB)", shrink=0.8)
+        for axis in ours:
+            axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
     return figure
 
 

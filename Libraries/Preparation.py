@@ -85,11 +85,14 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
     return torch.stack([nnf.pad(wave, (0, config.clip_samples - wave.shape[1])) for wave in waveforms])
 
 
-def compare_representations(chosen: SpectrogramConfig, clips: Tensor) -> dict[str, RoundTrip]:
+def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:
     """Return what is lost on these clips by the chosen representation (first) and by the others.
 
-    The others use the chosen one's transform, or its nearest with about as many values a clip.
+    The others use the chosen one's transform, or its nearest with about as many values a clip, and PGHI where
+    the chosen one's phase is learned, which it is for its own magnitudes alone.
     """
+    config = spectrogram.config
+    chosen = replace(config, phase="pghi") if config.phase == "learned" else config
     others = {
         "bands, PGHI": replace(chosen, representation="bands"),
         "magnitude, PGHI": _short_windows(chosen, representation="magnitude", griffin_lim_iterations=0),
@@ -100,9 +103,9 @@ def compare_representations(chosen: SpectrogramConfig, clips: Tensor) -> dict[st
         "complex": _short_windows(chosen, representation="complex"),
         "mdct": replace(chosen, representation="mdct", compression=0.5),
     }
-    configs = {f"chosen: {chosen.representation}": chosen}
-    configs |= {name: config for name, config in others.items() if config != chosen}
-    return {name: round_trip(Spectrogram(config), clips) for name, config in configs.items()}
+    rows = {f"chosen: {config.representation}": round_trip(spectrogram, clips)}
+    others = {name: other for name, other in others.items() if other != config}
+    return rows | {name: round_trip(Spectrogram(other), clips) for name, other in others.items()}
 
 
 def _short_windows(chosen: SpectrogramConfig, **changes) -> SpectrogramConfig:

@@ -147,6 +147,7 @@ def _whole(spectrogram: Spectrogram, waveform: Tensor) -> tuple[Spectrogram, Ten
     frames = -(-frames // config.size_multiple) * config.size_multiple
     samples = (frames - 1) * config.hop_length
     longer = replace(config, clip_seconds=samples / config.sample_rate)
-    whole = Spectrogram(longer, Gain(spectrogram.gain_offset, spectrogram.gain_scale))
+    gain = Gain(spectrogram.gain_offset, spectrogram.gain_scale)
+    whole = Spectrogram(longer, gain, spectrogram.phase_model)
     x0, own = whole.encode_with_gain(nnf.pad(waveform, (0, samples - waveform.shape[1]))[None])
     return whole, x0, own

@@ -17,6 +17,7 @@ from Libraries.Guidance import GuidanceConfig
 from Libraries.ImagesConfig import ImagesConfig
 from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
 from Libraries.Networks import NetworkConfig, network_config
+from Libraries.Phase import PhaseConfig
 from Libraries.Samplers import SamplerConfig
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainConfig import TrainConfig
@@ -85,6 +86,9 @@ class Settings:
     upsampler_unet: UNetConfig
     upsampler_train: TrainConfig
     upsampler_sampler: SamplerConfig  # few steps: the small spectrogram says most
+    phase_run: str  # "latest" or a name in Models/phase: the network of phase="learned"
+    phase_net: PhaseConfig
+    phase_train: TrainConfig
     num_validation_clips: int  # clips of the validation split that are scored during training
     num_samples: int  # clips that Eval makes for its figures
     sample_batch_size: int  # clips sampled at a time
@@ -203,6 +207,11 @@ class Settings:
     def vae_dir(self) -> Path:
         """Parent of the runs of autoencoders."""
         return self.root / "Models" / "vae"
+
+    @property
+    def phase_dir(self) -> Path:
+        """Parent of the runs of learned phase."""
+        return self.root / "Models" / "phase"
 
     @property
     def images_dir(self) -> Path:

@@ -1,7 +1,7 @@
 """Waveform <-> model tensor: the transform, its representation, its normalisation and its inverse."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ SMALLEST = 1e-10  # of full scale (-200 dB): keeps the logarithm finite
 QUIETEST = 1e-5  # of full scale (-100 dB): a clip without a louder bin is silence and is not amplified
 FLOOR_TOLERANCE = 0.05  # dB above the floor that still invert to zero; float16 storage rounds by less
 NNLS_ITERATIONS = 20  # from the pseudo-inverse; twice as many change the mel error by less than .03 dB
+
+
+PhaseModel = Callable[[Tensor], Tensor]
 
 
 class Gain(NamedTuple):
@@ -33,11 +36,15 @@ class Spectrogram(nn.Module):
         gain: of the dataset, (1,) each. With normalisation='dataset' nothing is encoded or decoded without
             it (`dataset_gain`); with 'per_sample' it is the typical one (`typical_gain`), with which
             `decode` sets the level of a tensor that came without its own, such as a generated one.
+        phase_model: of phase='learned', from magnitudes (B, n_freqs, T) to phases in radians; `Phase.
+            open_spectrogram` gives the trained one.
     """
 
-    def __init__(self, config: SpectrogramConfig, gain: Gain | None = None):
+    def __init__(
+        self, config: SpectrogramConfig, gain: Gain | None = None, phase_model: PhaseModel | None = None
+    ):
         super().__init__()
-        self.config = config
+        self.config, self.phase_model = config, phase_model
         self.register_buffer("gain_offset", None if gain is None else gain.offset.float().reshape(1))
         self.register_buffer("gain_scale", None if gain is None else gain.scale.float().reshape(1))
         window = torch.hann_window(config.win_length, dtype=torch.float64)
@@ -92,8 +99,33 @@ class Spectrogram(nn.Module):
             (B, 1, config.kept_samples) float32; with `any_length` (T - 1)·hop_length samples.
 
         Raises:
-            ValueError: x0 has another shape, or there is no gain.
+            ValueError: x0 has another shape, there is no gain, or no model of the phase that the settings
+                ask for.
         """
+        self._check_tensor(x0, any_length)
+        features, offset, scale = self._denormalised(x0, gain)
+        if self.config.representation == "mdct":
+            return self._decode_mdct(features)
+        if self.config.representation == "complex":
+            return self._decode_complex(features)
+        return self._from_magnitude(self._to_magnitude(features, offset, scale))
+
+    def magnitude(self, x0: Tensor, gain: Gain | None = None) -> Tensor:
+        """Return the STFT magnitudes that `decode` finds a phase for: (B, n_freqs, T) float32.
+
+        Args:
+            x0, gain: as in `decode`, of any number of frames; of magnitude, bands and mel.
+
+        Raises:
+            ValueError: x0 has another shape, there is no gain, or the representation carries its phase.
+        """
+        if self.config.representation in SIGNED:
+            raise ValueError(f"representation={self.config.representation!r} has no magnitudes without phase")
+        self._check_tensor(x0, any_length=True)
+        return self._to_magnitude(*self._denormalised(x0, gain))
+
+    def _check_tensor(self, x0: Tensor, any_length: bool) -> None:
+        """Raise a ValueError if x0 is no tensor of these settings."""
         C, F, T = self.config.shape
         fewest = 2 if self.mdct is not None else self.config.n_fft // 2 // self.config.hop_length + 2
         if x0.ndim != 4 or x0.shape[1:3] != (C, F) or (x0.shape[3] != T and not any_length):
@@ -102,14 +134,12 @@ class Spectrogram(nn.Module):
             )
         if x0.shape[3] < fewest:  # the transform reflects half a window at either end
             raise ValueError(f"x0 has {x0.shape[3]} frames; to be decoded it needs {fewest} or more")
+
+    def _denormalised(self, x0: Tensor, gain: Gain | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features (B, C, F, T) of x0, and the gain's offset and scale, (B, 1, 1, 1) each."""
         gain = self._own_gain() if gain is None else gain
         offset, scale = (value.to(x0.device).float().reshape(-1, 1, 1, 1) for value in gain)
-        features = x0.float().clamp(*RANGES[self.config.value_range]) * scale + offset
-        if self.config.representation == "mdct":
-            return self._decode_mdct(features)
-        if self.config.representation == "complex":
-            return self._decode_complex(features)
-        return self._decode_rows(self._to_rows(features, offset, scale))
+        return x0.float().clamp(*RANGES[self.config.value_range]) * scale + offset, offset, scale
 
     def features(self, waveform: Tensor) -> Tensor:
         """Return the model tensor before normalisation: what `dataset_gain` takes.
@@ -200,15 +230,29 @@ class Spectrogram(nn.Module):
         rows = 10 ** (features / 20)
         return torch.where(features <= floor + FLOOR_TOLERANCE, 0.0, rows)[:, 0]
 
-    def _decode_rows(self, rows: Tensor) -> Tensor:
-        """Return the waveform (B, 1, L) of linear rows (B, F, T): undo the bank, find the phase, invert."""
-        config = self.config
-        magnitude = self._to_bins(rows) * self.full_scale
-        phase = pghi(magnitude, config.win_length, config.hop_length) if config.phase == "pghi" else None
-        waveform = griffin_lim(
-            magnitude, self.window, config.hop_length, config.griffin_lim_iterations, init_phase=phase
-        )
+    def _to_magnitude(self, features: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+        """Return all magnitudes (B, n_freqs, T) of features (B, 1, F, T), in the unit of `stft`."""
+        return self._to_bins(self._to_rows(features, offset, scale)) * self.full_scale
+
+    def _from_magnitude(self, magnitude: Tensor) -> Tensor:
+        """Return the waveform (B, 1, L) of magnitudes (B, n_freqs, T): find the phase, invert."""
+        phase = self._find_phase(magnitude)
+        iterations = self.config.griffin_lim_iterations
+        waveform = griffin_lim(magnitude, self.window, self.config.hop_length, iterations, init_phase=phase)
         return waveform[:, None]
+
+    def _find_phase(self, magnitude: Tensor) -> Tensor | None:
+        """Return the phase to invert with, (B, n_freqs, T) in radians; None leaves it to Griffin and Lim."""
+        if self.config.phase == "griffin_lim":
+            return None
+        if self.config.phase == "pghi":
+            return pghi(magnitude, self.config.win_length, self.config.hop_length)
+        if self.phase_model is None:
+            raise ValueError(
+                "phase='learned' needs a trained model of the phase: train one (Train Phase) and open the "
+                "spectrogram with it (Phase.open_spectrogram), or set phase='pghi'"
+            )
+        return self.phase_model(magnitude)
 
     def _to_bins(self, rows: Tensor) -> Tensor:
         """Return all n_freqs magnitudes (B, n_freqs, T) of linear rows (B, F, T)."""

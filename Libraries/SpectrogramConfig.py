@@ -15,7 +15,7 @@ CHOICES = {
     "scale": ("db", "linear"),
     "normalisation": ("per_sample", "dataset"),
     "value_range": tuple(RANGES),
-    "phase": ("pghi", "griffin_lim"),
+    "phase": ("pghi", "griffin_lim", "learned"),
     "band_inverse": ("pinv", "nnls"),
 }
 POSITIVE = (
@@ -47,9 +47,9 @@ class SpectrogramConfig:
     compression: float  # power of the modulus in complex (.4) and mdct (.5)
     normalisation: str  # per_sample | dataset
     value_range: str  # minus_one_to_one | zero_to_one | unit_variance
-    phase: str  # pghi | griffin_lim (from a random start), of magnitude, bands and mel
+    phase: str  # pghi | griffin_lim (from a random start) | learned, of magnitude, bands and mel
     band_inverse: str  # pinv | nnls (non-negative, nearer), of bands and mel
-    griffin_lim_iterations: int  # after pghi about 10, from a random start about 60
+    griffin_lim_iterations: int  # after pghi or learned about 10, from a random start about 60
 
     def __post_init__(self):
         _check_settings(self)
@@ -83,6 +83,11 @@ class SpectrogramConfig:
         if self.representation == "mdct":  # coefficient k lies between bins, at (k + 1/2) / (2 hop)
             return int(self.max_frequency * 2 * self.hop_length / self.sample_rate - 0.5)
         return int(self.max_frequency * self.n_fft / self.sample_rate)
+
+    @property
+    def n_bins(self) -> int:
+        """Lowest rows of the full transform that a model tensor can fill; those above invert to zero."""
+        return self.last_bin + 1 if self.representation in BANKED else self.n_rows
 
     @property
     def narrow_bin(self) -> int:
@@ -135,6 +140,11 @@ def _check_settings(config: SpectrogramConfig) -> None:
     _require(config.compression <= 1, config, "compression", "at most 1")
     rule = f"at most half the sample rate, {config.sample_rate / 2} Hz"
     _require(config.max_frequency <= config.sample_rate / 2, config, "max_frequency", rule)
+    if config.phase == "learned" and config.representation in SIGNED:
+        raise ValueError(
+            f"phase='learned' is for magnitudes: representation={config.representation!r} carries its own; "
+            "set phase='pghi', which it leaves unused"
+        )
     multiple = config.size_multiple
     if config.representation in BANKED:
         rule = f"a multiple of size_multiple={multiple}"

@@ -17,12 +17,13 @@ from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, edited
 from Libraries.Editing import Editor
 from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
 from Libraries.Objective import DiffusionObjective, Network
+from Libraries.PhaseTraining import open_run_spectrogram
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
 from Libraries.Samplers import SamplerConfig
 from Libraries.Settings import Settings, from_dict
-from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.Spectrogram import Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
 from Libraries.TrainedNetwork import for_sampling, in_fast_precision, load_average, make_diffusion_network
 from Libraries.Training import fit, resolve_precision
@@ -76,14 +77,13 @@ class Upsampler:
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
         network = _make_network(from_dict(UNetConfig, settings["upsampler_unet"]), diffusion, spectrogram)
         load_average(network, run_dir)
-        gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
         upsampler = cls(
             network,
             NoiseSchedule(diffusion),
             LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram),
             from_dict(UpsamplerConfig, settings["upsampler"]),
             from_dict(SamplerConfig, settings["upsampler_sampler"]),
-            Spectrogram(spectrogram, gain),
+            open_run_spectrogram(run_dir, device=device),
             device,
         )
         upsampler.run_dir = Path(run_dir)

@@ -25,6 +25,7 @@ from Libraries.Editing import EditConfig  # noqa: E402
 from Libraries.Guidance import GuidanceConfig  # noqa: E402
 from Libraries.ImagesConfig import ImagesConfig  # noqa: E402
 from Libraries.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
+from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Samplers import SamplerConfig  # noqa: E402
 from Libraries.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
 from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
@@ -221,7 +222,7 @@ BASE = Settings(
         compression=0.4,  # power, of complex (0.4) and mdct (0.5)
         normalisation="per_sample",  # per_sample | dataset
         value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
-        phase="pghi",  # pghi | griffin_lim
+        phase="pghi",  # pghi | griffin_lim | learned (after Train Phase)
         band_inverse="nnls",  # nnls | pinv (faster)
         griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
     ),
@@ -323,6 +324,28 @@ BASE = Settings(
         variance=None,
         churn=None,
     ),
+    phase_run="latest",  # with phase="learned": "latest" or a name in Models/phase
+    phase_net=PhaseConfig(
+        channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
+        blocks_per_level=1,
+        fold_bins=8,
+        frequency_features=8,  # channels
+        norm_groups=8,
+        activation="silu",  # silu | gelu
+        weight_power=0.5,  # of each of a difference's two magnitudes in the loss
+        crop_frames=64,
+        mix=0.25,  # share of clips to which another is added
+    ),
+    phase_train=replace(
+        BASE_TRAIN,
+        num_steps=20_000,
+        learning_rate=1e-3,
+        batch_size=32,  # crops
+        warmup_steps=100,
+        dataset_on_device=False,  # clips are read from the music
+        num_workers=4,
+        power_ema=(),
+    ),
     num_validation_clips=128,
     num_samples=128,
     sample_batch_size=16,
@@ -358,6 +381,7 @@ ORIGIN = replace(
     vae=VAES["conv_v2"],
     vae_loss=ORIGIN_VAE_LOSS,
     vae_train=replace(BASE.vae_train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+    phase_net=replace(BASE.phase_net, fold_bins=4),  # there are half as many as in BASE
 )
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
@@ -436,6 +460,17 @@ CPU = replace(
         patch_size=(2, 2),
     ),
     upsampler_train=replace(CPU_TRAIN, power_ema=()),
+    phase_train=replace(
+        BASE.phase_train,
+        num_steps=3_000,  # about 20 minutes of one core
+        batch_size=4,  # small: at this length steps count more than crops
+        ema_decay=0.998,
+        num_workers=0,
+        log_every=10,
+        validate_every=250,
+        save_every=250,
+        preview_every=500,
+    ),
     num_validation_clips=16,
     num_samples=48,
     images=CPU_IMAGES,
@@ -516,6 +551,8 @@ SMOKE = replace(
     ),
     upsampler_train=replace(CPU.upsampler_train, **SMOKE_STEPS),
     upsampler_sampler=replace(CPU.upsampler_sampler, num_inference_steps=2),
+    phase_net=replace(CPU.phase_net, channels=(16, 32), crop_frames=32),
+    phase_train=replace(CPU.phase_train, **SMOKE_STEPS),
     num_validation_clips=4,
     num_samples=8,
     images=replace(

@@ -17,6 +17,7 @@ IN_ORDER = (
     "Preprocessing.ipynb",
     "Train VAE.ipynb",
     "Eval VAE.ipynb",
+    "Train Phase.ipynb",
     "Train Diffusion.ipynb",
     "Train Upsampler.ipynb",
     "Eval Diffusion.ipynb",
@@ -83,13 +84,13 @@ def count_outputs(outputs, kind):
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
     diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Train Upsampler": 4, "Eval Diffusion": 10}
-    rest = {"Train VAE": 3, "Eval VAE": 5, "Experiments": 1, "CIFAR10": 3}
+    rest = {"Train VAE": 3, "Eval VAE": 5, "Train Phase": 2, "Experiments": 1, "CIFAR10": 3}
     assert pictures == {**diffusion, **rest}
     players = {
         name: sum("<audio" in str(cell.get("data")) for cell in cells) for name, cells in outputs.items()
     }
     diffusion = {"Preprocessing": 3, "Train Diffusion": 0, "Train Upsampler": 6, "Eval Diffusion": 16}
-    rest = {"Train VAE": 0, "Eval VAE": 5, "Experiments": 2, "CIFAR10": 0}
+    rest = {"Train VAE": 0, "Eval VAE": 5, "Train Phase": 3, "Experiments": 2, "CIFAR10": 0}
     assert players == {**diffusion, **rest}
 
 
@@ -112,6 +113,7 @@ def assert_run_is_complete(root):
     assert rate == 16_000 and len(sound) > rate and np.isfinite(sound).all() and np.abs(sound).max() <= 1
     assert_vae_run_is_complete(root)
     assert_cascade_is_complete(root)
+    assert_phase_run_is_complete(root)
     assert_experiment_is_complete(root)
     assert_image_runs_are_complete(root)
 
@@ -133,6 +135,13 @@ def assert_cascade_is_complete(root):
     files += [results / name for name in ("loss.png", "upsampled-00000020.png")]
     made = ("cascade.png", "restored.png", "metrics.json", "audio/restored.wav", "audio/upsampled-0000.wav")
     files += [results / "00000-eval" / name for name in made]
+    assert all(path.stat().st_size > 0 for path in files)
+
+
+def assert_phase_run_is_complete(root):
+    run, results = (root / folder / "phase" / "00000-SMOKE" for folder in ("Models", "Results"))
+    files = [run / name for name in ("conf.json", "metrics.csv", "ema-00000020.pth", "graph.pt")]
+    files += [results / name for name in ("loss.png", "inverses-00000020.png", "inverses.png")]
     assert all(path.stat().st_size > 0 for path in files)
 
 

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from Libraries.PhaseRetrieval import griffin_lim, istft, pghi, random_phase, stft
+from Libraries.Metrics import spectral_convergence
+from Libraries.PhaseRetrieval import (
+    griffin_lim,
+    heap_edges,
+    integrate_differences,
+    istft,
+    pghi,
+    random_phase,
+    stft,
+)
 
 N_FFT, HOP = 512, 128
 WINDOW = torch.hann_window(N_FFT)
@@ -83,6 +92,69 @@ def test_pghi_places_a_click_where_it_was():
     rebuilt = griffin_lim(magnitude, WINDOW, HOP, 0, init_phase=pghi(magnitude, N_FFT, HOP))
     assert abs(rebuilt.abs().argmax().item() - 8_050) <= 2
     assert rebuilt.abs().max() > 0.7
+
+
+def noise(seconds: float = 1.0) -> torch.Tensor:
+    return 0.1 * torch.randn(1, int(seconds * 16_000), generator=torch.Generator().manual_seed(3))
+
+
+def glide(seconds: float = 1.0) -> torch.Tensor:
+    time = torch.arange(int(seconds * 16_000)) / 16_000
+    return torch.sin(2 * torch.pi * (200 * time + 3_000 * time**2))[None]
+
+
+@pytest.mark.parametrize("make", [music, noise, glide], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("win_length", "hop"), [(480, 288), (1024, 288), (512, 128)])
+def test_true_differences_give_the_spectrogram_back(make, win_length, hop):
+    waveform, window = make(), torch.hann_window(win_length)
+    spectrum = stft(waveform, window, win_length, hop)
+    true = spectrum.angle()
+    turns = 2 * torch.pi * torch.randint(-3, 4, true.shape, generator=torch.Generator().manual_seed(0))
+    d_time, d_freq = true.diff(dim=2) + turns[..., 1:], true.diff(dim=1) + turns[:, 1:]
+    phase = integrate_differences(spectrum.abs(), d_time, d_freq)
+    rebuilt = griffin_lim(spectrum.abs(), window, hop, 0, init_phase=phase)
+    wanted = waveform[:, : rebuilt.shape[1]]
+    assert spectral_convergence(wanted[None], rebuilt[None]).max() < 0.02
+
+
+def test_differences_of_pghi_are_integrated_to_the_phase_of_pghi():
+    magnitude = stft(music(), WINDOW, N_FFT, HOP).abs()
+    log = magnitude.clamp(min=1e-5 * magnitude.max()).double().log()
+    gamma = 0.25645 * N_FFT**2
+    per_bin, per_frame = torch.gradient(log, dim=(1, 2))
+    carrier = 2 * torch.pi * HOP / N_FFT * torch.arange(N_FFT // 2 + 1)[:, None]
+    d_time = carrier + HOP * N_FFT / gamma * per_bin
+    d_freq = -gamma / (HOP * N_FFT) * per_frame - torch.pi
+    phase = integrate_differences(
+        magnitude, (d_time[..., 1:] + d_time[..., :-1]) / 2, (d_freq[:, 1:] + d_freq[:, :-1]) / 2
+    )
+    turned = torch.polar(magnitude.square(), phase - pghi(magnitude, N_FFT, HOP)).sum()  # one constant
+    assert turned.abs() > 0.9999 * magnitude.square().sum()
+
+
+def test_the_heap_reaches_every_bin_of_a_connected_clip_over_one_difference():
+    magnitude = stft(noise(), WINDOW, N_FFT, HOP).abs()
+    along_time, along_freq = heap_edges(magnitude)
+    assert along_time.sum() + along_freq.sum() == magnitude.numel() - 1
+    apart = magnitude.clone()
+    apart[:, :, 20] = 0  # two regions, each with a first bin of its own, and silence between them
+    assert sum(edges.sum() for edges in heap_edges(apart)) == (apart > 0).sum() - 2
+
+
+def test_differences_that_the_heap_does_not_use_do_not_matter():
+    spectrum = stft(noise(), WINDOW, N_FFT, HOP)
+    true = spectrum.angle().diff(dim=2), spectrum.angle().diff(dim=1)
+    edges = heap_edges(spectrum.abs())
+    wrong = [torch.where(used, part, 1.0) for part, used in zip(true, edges, strict=True)]
+    assert torch.equal(
+        integrate_differences(spectrum.abs(), *wrong), integrate_differences(spectrum.abs(), *true)
+    )
+
+
+def test_differences_that_do_not_belong_to_the_magnitude_are_refused():
+    magnitude = torch.ones(1, 5, 7)
+    with pytest.raises(ValueError, match=r"expected \(1, 5, 6\) along time and \(1, 4, 7\) along frequency"):
+        integrate_differences(magnitude, torch.zeros(1, 5, 7), torch.zeros(1, 4, 7))
 
 
 def test_clip_does_not_depend_on_its_batch_and_repeats():

@@ -23,6 +23,7 @@ from Libraries.Pipeline import (
 )
 from Libraries.Preparation import compare_representations, find_music, load_example_clips
 from Libraries.Runs import clip_loaders
+from Libraries.Spectrogram import Spectrogram
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_example_clips_pass_over_broken_files(settings, tmp_path):
 
 def test_chosen_representation_comes_first_and_is_better_than_short_windows(settings):
     clips = load_example_clips(settings.spectrogram, sorted(settings.music_dir.iterdir()), count=2)
-    rows = compare_representations(settings.spectrogram, clips)
+    rows = compare_representations(Spectrogram(settings.spectrogram), clips)
     assert next(iter(rows)) == "chosen: bands"
     assert rows["chosen: bands"].spectral_convergence < rows["magnitude, PGHI"].spectral_convergence
     assert rows["complex"].spectral_convergence < 0.1

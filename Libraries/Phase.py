@@ -1,0 +1,294 @@
+"""A network that hears from magnitudes how the phase goes on: the differences between neighbouring bins.
+
+Absolute phase is not local: the same sound a millisecond later has another one everywhere. Its differences
+along time and along frequency are, so a convolutional network can learn them, and a heap sums them up
+(`PhaseRetrieval.integrate_differences`). After Masuyama et al. 2020 (phase reconstruction based on recurrent
+phase unwrapping with deep neural networks), who sum them frame by frame.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from Libraries.Conditioning import ACTIVATIONS, FrequencyFeatures, zero_init
+from Libraries.Layers import Downsample, ResBlock, fold, unfold
+from Libraries.PhaseRetrieval import HANN_GAMMA, integrate_differences
+from Libraries.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
+from Libraries.Utils import autocast
+
+LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
+NEPER = math.log(10) / 20  # a dB
+CLIPS_AT_A_TIME = 8
+SILENT = 1e-6  # weight of a clip in which there is nothing to learn
+GUESS = 0.5  # length of PGHI's vectors beside the network's own, which soon has to overrule them
+SEEN = 5  # channels that the network sees of a bin: its level, and two angles as vectors
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """The network of the phase and what it is trained on; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: a setting is impossible; the sentence names it, its value and what is allowed.
+    """
+
+    channels: tuple[int, ...]  # width of each level, finest first; every level halves bins and frames
+    blocks_per_level: int  # on the way down, again on the way up, and twice at the coarsest
+    fold_bins: int  # neighbouring bins that are folded into channels first
+    frequency_features: int  # channels that tell a bin its frequency
+    norm_groups: int
+    activation: str  # silu | gelu
+    weight_power: float  # an error counts by the magnitude to this power
+    crop_frames: int  # of a training clip
+    mix: float  # share of training clips to which another clip is added
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation={self.activation!r} is unknown; choose one of {known}")
+        rules = {
+            "channels": (bool(self.channels) and min(self.channels) > 0, "one or more widths above 0"),
+            "blocks_per_level": (self.blocks_per_level >= 1, "1 or more"),
+            "fold_bins": (self.fold_bins >= 1, "1 or more"),
+            "frequency_features": (self.frequency_features >= 0, "0 or more"),
+            "norm_groups": (
+                self.norm_groups >= 1 and not any(width % self.norm_groups for width in self.channels),
+                f"1 or more and a divisor of channels={self.channels}",
+            ),
+            "weight_power": (self.weight_power >= 0, "0 or more"),
+            "crop_frames": (self.crop_frames >= 2, "2 or more"),
+            "mix": (0 <= self.mix <= 1, "within [0, 1]"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)} must be {rule}")
+
+
+def relative_level(magnitude: Tensor) -> Tensor:
+    """Return the level below each clip's loudest bin: (B, F, T) linear -> dB within [-80, 0], float32.
+
+    So nothing that follows depends on how loud a clip is. Silence is at the floor.
+    """
+    loudest = magnitude.amax((1, 2), keepdim=True)
+    share = magnitude / loudest.clamp(min=torch.finfo(torch.float32).tiny)
+    return (20 * torch.log10(share.clamp(min=10 ** (-LEVEL_RANGE / 20)))).float()
+
+
+class PhaseNet(nn.Module):
+    """A small U-Net from levels to the phase's differences, as vectors on the unit circle.
+
+    What is known beforehand is left out of what it predicts: along time the advance of a bin's own frequency
+    over a hop, along frequency the half turn that `stft` gives by counting from a frame's first sample. It
+    sees what PGHI would say beside the level, and adds to it: a fresh network says what PGHI says.
+
+    Args:
+        config: the settings.
+        spectrogram: whose bins it is for.
+
+    Raises:
+        ValueError: the representation carries its phase.
+    """
+
+    def __init__(self, config: PhaseConfig, spectrogram: SpectrogramConfig):
+        super().__init__()
+        if spectrogram.representation in SIGNED:
+            raise ValueError(
+                f"representation={spectrogram.representation!r} carries its own phase, so there is none to "
+                "learn: choose magnitude, bands or mel"
+            )
+        self.config, self.n_bins, self.n_freqs = config, spectrogram.n_bins, spectrogram.n_freqs
+        reach = spectrogram.hop_length * spectrogram.n_fft / (HANN_GAMMA * spectrogram.win_length**2)
+        self.radians = (reach * NEPER, -NEPER / reach)  # PGHI's, a dB along frequency and along time
+        self.advance = 2 * math.pi * spectrogram.hop_length / spectrogram.n_fft  # radians a hop, of bin 1
+        self._build()
+
+    def _build(self) -> None:
+        config, widths = self.config, self.config.channels
+        self.frequency_features = FrequencyFeatures(config.frequency_features)
+        stem_channels = SEEN * config.fold_bins + config.frequency_features
+        self.stem = nn.Conv2d(stem_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(self._blocks(width) for width in widths[:-1])
+        pairs = list(pairwise(widths))
+        self.coarser = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
+        self.middle = nn.Sequential(self._blocks(widths[-1]), self._blocks(widths[-1]))
+        self.finer = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairs)
+        self.up = nn.ModuleList(self._blocks(width) for width in widths[:-1])
+        self.out = nn.Sequential(
+            ACTIVATIONS[config.activation](),
+            zero_init(nn.Conv2d(widths[0], 4 * config.fold_bins, 3, padding=1)),
+        )
+
+    def _blocks(self, width: int) -> nn.Sequential:
+        config = self.config
+        return nn.Sequential(
+            *(
+                ResBlock(width, width, 0, config.norm_groups, config.activation, 0.0)
+                for _ in range(config.blocks_per_level)
+            )
+        )
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Return the residual differences of levels (B, n_freqs, T) in dB from `relative_level`.
+
+        Returns:
+            (B, 4, n_bins, T) float32: cosine and sine along time, then along frequency, each from a bin to
+            the next (the last frame's and the last bin's are of no use). The vectors have length 1.
+        """
+        T = level.shape[2]
+        halvings = 2 ** (len(self.config.channels) - 1)
+        seen = self._seen(level[:, : self.n_bins])
+        x = F.pad(seen, (0, -T % halvings, 0, -self.n_bins % (self.config.fold_bins * halvings)))
+        x = self.stem(self.frequency_features(fold(x, (self.config.fold_bins, 1))))
+        skips = []
+        for blocks, coarser in zip(self.down, self.coarser, strict=True):
+            skips.append(blocks(x))
+            x = coarser(skips[-1])
+        x = self.middle(x)
+        for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
+            x = blocks(skips.pop() + F.interpolate(finer(x), scale_factor=(2.0, 2.0), mode="nearest"))
+        x = unfold(self.out(x), (self.config.fold_bins, 1))[:, :, : self.n_bins, :T].float()
+        x = x + GUESS * seen[:, 1:]
+        return torch.cat([F.normalize(part, dim=1) for part in x.chunk(2, dim=1)], dim=1)
+
+    def _seen(self, level: Tensor) -> Tensor:
+        """Return (B, 5, F, T): the level, and PGHI's residual differences (its trapezoids) as vectors."""
+        per_bin, per_frame = torch.gradient(level, dim=(1, 2))
+        d_time, d_freq = self.radians[0] * per_bin, self.radians[1] * per_frame
+        d_time = (d_time + torch.cat([d_time[:, :, 1:], d_time[:, :, -1:]], dim=2)) / 2
+        d_freq = (d_freq + torch.cat([d_freq[:, 1:], d_freq[:, -1:]], dim=1)) / 2
+        share = level * (2 / LEVEL_RANGE) + 1  # [-1, 1]
+        return torch.stack([share, d_time.cos(), d_time.sin(), d_freq.cos(), d_freq.sin()], dim=1)
+
+    def residuals(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` should find, in radians, of phases (B, n_freqs, T).
+
+        Returns:
+            (B, n_bins, T - 1) along time and (B, n_bins - 1, T) along frequency.
+        """
+        phase = phase[:, : self.n_bins]
+        return phase.diff(dim=2) - self._carrier(phase), phase.diff(dim=1) + math.pi
+
+    def differences(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `integrate_differences` takes, of an output (B, 4, n_bins, T) of `forward`.
+
+        Returns:
+            (B, n_freqs, T - 1) and (B, n_freqs - 1, T) in radians; bins that are always silent have 0.
+        """
+        d_time = torch.atan2(output[:, 1], output[:, 0])[:, :, :-1] + self._carrier(output)
+        d_freq = torch.atan2(output[:, 3], output[:, 2])[:, :-1] - math.pi
+        silent = self.n_freqs - self.n_bins
+        return F.pad(d_time, (0, 0, 0, silent)), F.pad(d_freq, (0, 0, 0, silent))
+
+    def _carrier(self, like: Tensor) -> Tensor:
+        """(n_bins, 1), radians a hop."""
+        return self.advance * torch.arange(self.n_bins, device=like.device)[:, None]
+
+
+class PhaseObjective:
+    """What `Training.fit` minimises and reports for the phase: 1 - cos(error), weighted by magnitude.
+
+    0 is exact, 1 as good as chance. Only the differences count that the heap will use, one a bin: which they
+    are depends on the magnitudes alone, and to be right elsewhere is of no use. Their weight is the product
+    of the two magnitudes to the power `weight_power`, in shares of a clip's sum: an error at a loud place is
+    carried on to all quieter ones, and what is quiet is not heard.
+    """
+
+    metric_names = ("val_loss", "val_time", "val_frequency")
+
+    def __init__(self, config: PhaseConfig):
+        self.config = config
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+        """Return the loss of each clip, (B,).
+
+        Args:
+            batch: level in dB and phase in radians, (B, n_freqs, T) each, and `heap_edges`.
+        """
+        along_time, along_freq = self._errors(model, *batch)
+        error, weight = (a + b for a, b in zip(along_time, along_freq, strict=True))
+        return error / weight
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches) -> dict[str, float]:
+        """Return the mean loss, and that of the differences along time and along frequency alone."""
+        device, rows = next(model.parameters()).device, []
+        for batch in batches:
+            parts = self._errors(model, *(part.to(device) for part in batch))
+            both = [sum(values) for values in zip(*parts, strict=True)]
+            rows.append(torch.stack([error / weight for error, weight in (both, *parts)]).cpu())
+        return dict(zip(self.metric_names, torch.cat(rows, dim=1).double().mean(1).tolist(), strict=True))
+
+    def _errors(
+        self, model: nn.Module, level: Tensor, phase: Tensor, time_edges: Tensor, freq_edges: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return the sums of weighted errors and of weights, (B,) each, along time and along frequency."""
+        network = getattr(model, "module", model)  # of DistributedDataParallel
+        output, n_bins = model(level), network.n_bins
+        d_time, d_freq = network.residuals(phase)
+        weight = 10 ** (level[:, :n_bins] * (self.config.weight_power / 20))
+        time_weight = weight[..., 1:] * weight[..., :-1] * time_edges[:, :n_bins]
+        freq_weight = weight[:, 1:] * weight[:, :-1] * freq_edges[:, : n_bins - 1]
+        return (
+            _weighted_error(output[:, :2, :, :-1], d_time, time_weight),
+            _weighted_error(output[:, 2:, :-1], d_freq, freq_weight),
+        )
+
+
+def _weighted_error(vector: Tensor, angle: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of weight·(1 - cos(error)) and of weight, (B,), for unit vectors (B, 2, F, T)."""
+    error = 1 - vector[:, 0] * angle.cos() - vector[:, 1] * angle.sin()
+    return (weight * error).sum((1, 2)), weight.sum((1, 2)).clamp(min=SILENT)
+
+
+class LearnedPhase:
+    """A trained network as `Spectrogram` takes it: magnitudes (B, n_freqs, T) -> phases in radians.
+
+    Neither the level of a clip nor the batch it stands in changes its phase.
+
+    Args:
+        network: on the device where it shall run.
+        precision: no | bf16 | fp16, of its convolutions.
+    """
+
+    def __init__(self, network: PhaseNet, precision: str):
+        self.network, self.precision = network.eval(), precision
+
+    @torch.no_grad()
+    def __call__(self, magnitude: Tensor) -> Tensor:
+        """Return the phase (B, n_freqs, T) float32 of magnitudes on any device, of any number of frames.
+
+        Raises:
+            ValueError: the magnitudes have another number of bins.
+        """
+        n_freqs = self.network.n_freqs
+        if magnitude.ndim != 3 or magnitude.shape[1] != n_freqs or magnitude.shape[2] < 2:
+            raise ValueError(
+                f"magnitude has shape {tuple(magnitude.shape)}; this model of the phase is for "
+                f"(B, {n_freqs}, T) with 2 frames or more"
+            )
+        return torch.cat([self._phase(part) for part in magnitude.split(CLIPS_AT_A_TIME)])
+
+    def _phase(self, magnitude: Tensor) -> Tensor:
+        device = next(self.network.parameters()).device
+        with autocast(device, self.precision):
+            output = self.network(relative_level(magnitude).to(device))
+        d_time, d_freq = self.network.differences(output)
+        return integrate_differences(magnitude, d_time, d_freq)
+
+
+FITTING = ("representation", "sample_rate", "n_fft", "win_length", "hop_length", "n_bins")
+FITTING_BANDS = ("n_bands", "narrow_frequency", "max_frequency", "band_inverse")
+
+
+def misfits(theirs: SpectrogramConfig, ours: SpectrogramConfig) -> list[str]:
+    """Return in which settings the spectrogram of a network is another, one phrase each; none if it fits."""
+    names = FITTING + (FITTING_BANDS if ours.representation in BANKED else ())
+    return [
+        f"{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here"
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    ]

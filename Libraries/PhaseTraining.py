@@ -1,0 +1,289 @@
+"""The learned phase as a whole: music of a dataset -> trained run -> `Spectrogram` that decodes with it."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
+
+from Libraries.Audio import AudioError, load_audio
+from Libraries.Batches import loaders_of
+from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
+from Libraries.DatasetManifest import INVERSE_ONLY, DatasetError, load_manifest
+from Libraries.Phase import (
+    LEVEL_RANGE,
+    LearnedPhase,
+    PhaseConfig,
+    PhaseNet,
+    PhaseObjective,
+    misfits,
+    relative_level,
+)
+from Libraries.PhaseRetrieval import heap_edges, stft
+from Libraries.Plots import plot_inverses, plot_phase_metrics, save_figure
+from Libraries.RunLog import read_metrics
+from Libraries.Runs import open_run, read_conf, results_of
+from Libraries.Settings import Settings, from_dict
+from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training import fit, resolve_precision
+from Libraries.Utils import latest_run, pick_device, spread_indices
+
+MIX_DB = (-20.0, 10.0)  # level of an added clip
+PREVIEW_CLIPS = 2
+
+
+class PhaseDataset(TorchDataset):
+    """One split of a dataset as levels and true phases, from the music that the dataset was built from.
+
+    The dataset on disk keeps no phase, so its clips are read again from their files, and pass through the
+    representation as they would before decoding: that is what the network will see.
+
+    `dataset[i]` is the whole clip: level in dB and phase in radians, float32 (n_freqs, T) each, and which of
+    its differences the heap will use, bool (n_freqs, T - 1) and (n_freqs - 1, T). An item may
+    also be a pair (i, seed), as `StepSampler` yields them: then the clip begins at any sample (it goes
+    round), another may be added, and `crop_frames` of it are taken, all as the seed decides.
+
+    Args:
+        folder: of the dataset.
+        music_dir: the folder that it was built from.
+        split: train | validation | test.
+        config: of the network.
+
+    Raises:
+        DatasetError: there is no finished dataset in `folder`, or a file of it is not in `music_dir`.
+    """
+
+    def __init__(self, folder: Path, music_dir: Path, split: str, config: PhaseConfig):
+        manifest, self.music_dir, self.config = load_manifest(folder), Path(music_dir), config
+        gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
+        self.spectrogram = Spectrogram(SpectrogramConfig(**manifest["settings"]["spectrogram"]), gain)
+        self.clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+        files = sorted({clip["source"] for clip in self.clips})
+        gone = [file for file in files if not (self.music_dir / file).is_file()]
+        if gone:
+            raise DatasetError(
+                f"{len(gone)} of {len(files)} audio files of {folder} are not in {self.music_dir} "
+                f"({gone[0]}{', ...' if len(gone) > 1 else ''}): the phase is learned from the music itself; "
+                "bring it back, or build the dataset again from what is there"
+            )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.__getitems__([item]))
+
+    def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return level, phase and the edges of some items, each with the batch in front."""
+        if not isinstance(items[0], tuple):
+            return _with_edges(*self._analyse(torch.stack([self.waveform(i) for i in items])))
+        parts = [self._varied(i, np.random.default_rng(seed)) for i, seed in items]
+        return _with_edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def waveform(self, i: int) -> Tensor:
+        """Return clip i as the dataset was given it: (1, clip_samples) float32.
+
+        Raises:
+            DatasetError: its file cannot be read any more, or has become shorter.
+        """
+        config, clip = self.spectrogram.config, self.clips[i]
+        path = self.music_dir / clip["source"]
+        try:
+            waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+        except AudioError as error:
+            raise DatasetError(f"{error}: it was readable when the dataset was built") from None
+        if waveform.shape[1] != config.clip_samples:
+            raise DatasetError(
+                f"{path} is shorter than when the dataset was built: clear the dataset and build it again"
+            )
+        return waveform
+
+    def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return a crop of clip i, moved in time and perhaps mixed with another; a batch of one."""
+        waveform = self._moved(i, rng)
+        if rng.random() < self.config.mix:
+            other = self._moved(int(rng.integers(len(self))), rng)
+            level = waveform.square().mean() / other.square().mean().clamp(min=1e-12)
+            waveform = waveform + other * level.sqrt() * 10 ** (rng.uniform(*MIX_DB) / 20)
+            waveform = waveform / waveform.abs().max().clamp(min=1)
+        level, phase = self._analyse(waveform[None])
+        first = int(rng.integers(max(1, level.shape[2] - self.config.crop_frames + 1)))
+        crop = slice(first, first + self.config.crop_frames)
+        return level[:, :, crop], phase[:, :, crop]
+
+    def _moved(self, i: int, rng: np.random.Generator) -> Tensor:
+        """Return clip i from another sample on, its beginning behind its end: frames fall elsewhere."""
+        waveform = self.waveform(i)
+        return waveform.roll(int(rng.integers(waveform.shape[1])), dims=1)
+
+    @torch.no_grad()
+    def _analyse(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return level and true phase (B, n_freqs, T) of waveforms (B, 1, clip_samples)."""
+        spectrogram, config = self.spectrogram, self.spectrogram.config
+        magnitude = spectrogram.magnitude(*spectrogram.encode_with_gain(waveform))
+        spectrum = stft(waveform[:, 0], spectrogram.window, config.n_fft, config.hop_length)
+        return relative_level(magnitude), spectrum[..., : config.n_frames].angle()
+
+
+def phase_loaders(
+    settings: Settings, music_dir: Path, device: torch.device | None = None, **options
+) -> tuple[DataLoader, DataLoader]:
+    """Return the endless training loader and `num_validation_clips` whole clips of the validation split.
+
+    Both give what `PhaseDataset` does. `options` are those of `Batches.loaders_of` but for `device`: clips
+    are read from the music, so there is nothing to keep there.
+    """
+    train, validation = (
+        PhaseDataset(settings.dataset_dir, music_dir, split, settings.phase_net)
+        for split in ("train", "validation")
+    )
+    spread = spread_indices(len(validation), settings.num_validation_clips)
+    return loaders_of(train, Subset(validation, spread), **options)
+
+
+def _with_edges(level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return level, phase, *heap_edges(torch.where(level > -LEVEL_RANGE, 10 ** (level / 20), 0))
+
+
+def build_phase_net(settings: Settings) -> PhaseNet:
+    """Return a freshly initialised network of these settings: the same weights for the same seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.phase_train.seed)
+        return PhaseNet(settings.phase_net, settings.spectrogram)
+
+
+def train_phase(settings: Settings, music_dir: Path, run_dir: Path | None = None) -> Path:
+    """Train a network of the phase on the dataset of these settings; return its run folder.
+
+    Args:
+        settings: of the whole; they are written to the run's conf.json.
+        music_dir: the folder that the dataset was built from (`find_music`).
+        run_dir: an interrupted run to go on with; None starts a new one.
+
+    Raises:
+        DatasetError: the music is not there any more.
+        ValueError: the dataset was built with another spectrogram, the run with other settings, or the
+            representation carries its phase.
+        CheckpointError: `run_dir` is no run.
+    """
+    network = build_phase_net(settings)
+    loaders = functools.partial(phase_loaders, settings, music_dir)
+    loaders(batch_size=1, seed=0)  # raises before there is a run
+    run_dir = open_run(settings, settings.phase_dir, run_dir, ("spectrogram", "phase_net", "phase_train"))
+    preview = functools.partial(save_phase_preview, settings, music_dir, run_dir)
+    fit(network, PhaseObjective(settings.phase_net), loaders, settings.phase_train, run_dir, preview=preview)
+    return run_dir
+
+
+def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | None = None) -> LearnedPhase:
+    """Load the newest EMA weights of a run for spectrograms of `config`.
+
+    Raises:
+        CheckpointError: the folder is no run, has no weights, or they were trained for other magnitudes.
+    """
+    conf = read_conf(run_dir)
+    theirs = from_dict(SpectrogramConfig, conf["settings"]["spectrogram"])
+    wrong = misfits(theirs, config)
+    if wrong:
+        raise CheckpointError(
+            f"the phase of {Path(run_dir).name} was learned for another spectrogram ({'; '.join(wrong)}): "
+            "train one on this (Train Phase), name another in phase_run, or set phase='pghi'"
+        )
+    network = PhaseNet(from_dict(PhaseConfig, conf["settings"]["phase_net"]), theirs)
+    path = latest_checkpoint(run_dir, "ema")
+    load_weights(network, load_checkpoint(path)["weights"], path)
+    device = device or pick_device()
+    return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+
+
+def open_spectrogram(
+    config: SpectrogramConfig,
+    phase_dir: Path,
+    phase_run: str,
+    gain: Gain | None = None,
+    device: torch.device | None = None,
+) -> Spectrogram:
+    """Return the `Spectrogram` of these settings, with the trained network where phase='learned'.
+
+    Args:
+        phase_dir: parent of the runs, `Models/phase`.
+        phase_run: one of them by name, or "latest".
+        gain: as in `Spectrogram`.
+        device: of the network alone; None picks the best one.
+
+    Raises:
+        CheckpointError: phase='learned', and there is no such run, or it was trained for other magnitudes.
+    """
+    if config.phase != "learned":
+        return Spectrogram(config, gain)
+    run_dir = Path(phase_dir) / phase_run
+    if phase_run == "latest":
+        if not any(Path(phase_dir).glob("*/ema-*.pth")):
+            raise CheckpointError(
+                f"there is no learned phase in {phase_dir} for phase='learned': train one (Train Phase, with "
+                "phase='pghi' until then), or set phase='pghi'"
+            )
+        run_dir = latest_run(Path(phase_dir), containing="ema-*.pth")
+    return Spectrogram(config, gain, load_phase(run_dir, config, device))
+
+
+def open_run_spectrogram(
+    run_dir: Path, inverse: SpectrogramConfig | None = None, device: torch.device | None = None
+) -> Spectrogram:
+    """Return the `Spectrogram` of a diffusion or autoencoder run, with its typical gain.
+
+    Args:
+        run_dir: `Models/<kind>/<run>`; a learned phase is looked for in `Models/phase`.
+        inverse: settings by whose inverse it shall decode instead of the run's own.
+        device: as in `open_spectrogram`.
+
+    Raises:
+        CheckpointError: the folder is no run, or the learned phase it decodes with is missing or foreign.
+    """
+    conf = read_conf(run_dir)
+    config = from_dict(SpectrogramConfig, conf["settings"]["spectrogram"])
+    config = config if inverse is None else with_inverse_of(config, inverse)
+    gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
+    phase_run = conf["settings"].get("phase_run", "latest")  # runs from before it was learned have none
+    return open_spectrogram(config, Path(run_dir).parent.parent / "phase", phase_run, gain, device)
+
+
+def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:
+    """Return `config` with the settings of `other` that decide the inverse alone."""
+    return replace(config, **{name: getattr(other, name) for name in INVERSE_ONLY})
+
+
+def save_phase_preview(
+    settings: Settings, music_dir: Path, run_dir: Path, step: int, network: PhaseNet
+) -> None:
+    """Write the same validation clips decoded, and the loss curves, to the run's results folder."""
+    dataset = PhaseDataset(settings.dataset_dir, music_dir, "validation", settings.phase_net)
+    clips = torch.stack([dataset.waveform(i) for i in spread_indices(len(dataset), PREVIEW_CLIPS)])
+    learned = LearnedPhase(network, resolve_precision("auto"))
+    sound = compare_inverses(dataset.spectrogram.config, clips, learned)
+    title, results = f"{run_dir.name}: inverses after {step} steps", results_of(settings, run_dir)
+    figure = plot_inverses(sound, settings.spectrogram.sample_rate, title)
+    save_figure(figure, results / f"inverses-{step:08d}.png")
+    save_figure(plot_phase_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
+
+
+@torch.no_grad()
+def compare_inverses(
+    config: SpectrogramConfig, waveforms: Tensor, learned: LearnedPhase
+) -> dict[str, Tensor]:
+    """Return waveforms (B, 1, clip_samples) cut to what is kept, and decoded with PGHI and learned phase."""
+    sound = {"original": waveforms[..., : config.kept_samples]}
+    for name, phase in (("PGHI", "pghi"), ("learned", "learned")):
+        spectrogram = inverse_by(config, phase, learned)
+        sound[name] = spectrogram.decode(*spectrogram.encode_with_gain(waveforms))
+    return sound
+
+
+def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | None) -> Spectrogram:
+    """Return the `Spectrogram` of these settings but for `phase`."""
+    return Spectrogram(replace(config, phase=phase), phase_model=learned)

@@ -1,0 +1,128 @@
+"""What learned phase brings, on music like that it was trained on and on music that it was not.
+
+    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 3000]
+
+For `magnitude` and for `bands` a network is trained on demo music of twelve ensembles; music, datasets and
+runs lie below --root, and a second call goes on with a run that was interrupted and trains none again. Then
+the round trip, with no model in between, by each inverse and on up to three sets of clips: scores that were
+held out, played by the same ensembles; three ensembles that were left out, whose instruments are others; and
+somebody's recordings, if a folder of them is given. Seconds a clip are those of decoding on one core.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import machine_line
+
+from Conf import BASE, CPU, ORIGIN
+from Libraries.Audio import find_audio_files
+from Libraries.Checkpoint import find_checkpoints
+from Libraries.Dataset import build_dataset
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
+from Libraries.Metrics import round_trip, round_trip_table
+from Libraries.PhaseTraining import PhaseDataset, load_phase, train_phase
+from Libraries.Preparation import load_example_clips
+from Libraries.Settings import Settings
+from Libraries.Spectrogram import Spectrogram
+from Libraries.Utils import spread_indices
+
+LEFT_OUT = ("brass_quartet", "choir", "banjo")
+SHORT, BANDS = "magnitude 480/288", "bands 224, 1024/288 → pinv +"
+INVERSES = {  # name: representation, phase, Griffin-Lim iterations
+    f"{SHORT} → Griffin-Lim 60": ("magnitude", "griffin_lim", 60),
+    f"{SHORT} → PGHI": ("magnitude", "pghi", 0),
+    f"{SHORT} → PGHI + GL 10": ("magnitude", "pghi", 10),
+    f"{SHORT} → learned": ("magnitude", "learned", 0),
+    f"{SHORT} → learned + GL 10": ("magnitude", "learned", 10),
+    f"{BANDS} PGHI + GL 10": ("bands", "pghi", 10),
+    f"{BANDS} learned + GL 10": ("bands", "learned", 10),
+}
+DEMO = DemoMusicConfig(
+    clips=540,
+    minutes=None,
+    clip_seconds=4.0,
+    ensembles=tuple(name for name in ENSEMBLES if name not in LEFT_OUT),
+    sample_rate=32_000,
+    seed=0,
+)
+BASES = {"magnitude": ORIGIN, "bands": BASE}
+
+
+def settings_of(kind: str, root: Path, steps: int) -> Settings:
+    """Return the settings of one training; the preset's name names its runs."""
+    base = BASES[kind]
+    return replace(
+        base,
+        preset=kind,
+        root=root,
+        spectrogram=replace(base.spectrogram, clip_seconds=DEMO.clip_seconds, band_inverse="pinv"),
+        dataset=replace(base.dataset, name=kind, split=(0.8, 0.06, 0.14), overlap=0.0),
+        phase_train=replace(CPU.phase_train, num_steps=steps),
+    )
+
+
+def train_or_find(settings: Settings, music_dir: Path) -> Path:
+    """Return a trained run: one that is there, one that is gone on with, or a new one."""
+    build_dataset(music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
+    runs = sorted(settings.phase_dir.glob(f"*-{settings.preset}"))
+    if not runs:
+        return train_phase(settings, music_dir)
+    steps = [step for step, _ in find_checkpoints(runs[-1], "ema")]
+    finished = bool(steps) and steps[-1] == settings.phase_train.num_steps
+    return runs[-1] if finished else train_phase(settings, music_dir, runs[-1])
+
+
+def sets_of_clips(settings: Settings, music_dir: Path, recordings: Path | None, count: int) -> dict:
+    """Return up to `count` clips (N, 1, clip_samples) of each set by name."""
+    held_out = PhaseDataset(settings.dataset_dir, music_dir, "test", settings.phase_net)
+    folders = {"other instruments": settings.root / "Data" / "demo_music-phase-others"}
+    others = replace(DEMO, clips=120, ensembles=LEFT_OUT)
+    render_demo_music(folders["other instruments"], others, settings.score_cache_dir)
+    if recordings is not None:
+        folders["recordings"] = recordings
+    indices = spread_indices(len(held_out), count)
+    sets = {"held-out scores": torch.stack([held_out.waveform(i) for i in indices])}
+    for name, folder in folders.items():
+        sets[name] = load_example_clips(settings.spectrogram, find_audio_files(folder), count)
+    return sets
+
+
+def rows_of(sets: dict, trained: dict[str, tuple[Settings, Path]]):
+    """Yield the name of a set and its table."""
+    for name, clips in sets.items():
+        rows = {}
+        for row, (kind, phase, iterations) in INVERSES.items():
+            if kind in trained:
+                settings, run_dir = trained[kind]
+                config = replace(settings.spectrogram, phase=phase, griffin_lim_iterations=iterations)
+                model = load_phase(run_dir, config) if phase == "learned" else None
+                rows[row] = round_trip(Spectrogram(config, phase_model=model), clips)
+        yield f"{name}, {len(clips)} clips", round_trip_table(rows)
+
+
+def main() -> None:
+    """Parse the arguments, make and train what is not there yet, print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recordings", type=Path, nargs="?", help="a folder of music to try it on")
+    parser.add_argument("--root", type=Path, default=BASE.root, help="where Data and Models lie")
+    parser.add_argument("--only", nargs="+", choices=BASES, default=tuple(BASES))
+    parser.add_argument("--steps", type=int, default=CPU.phase_train.num_steps, help="of each training")
+    parser.add_argument("--clips", type=int, default=40, help="of each set, at most (default 40)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {kind: settings_of(kind, args.root, args.steps) for kind in args.only}
+    first = settings[args.only[0]]
+    music_dir = args.root / "Data" / "demo_music-phase"
+    render_demo_music(music_dir, DEMO, first.score_cache_dir)
+    trained = {kind: (s, train_or_find(s, music_dir)) for kind, s in settings.items()}
+    print(machine_line(torch.device("cpu")))
+    for name, table in rows_of(sets_of_clips(first, music_dir, args.recordings, args.clips), trained):
+        print(f"\n{name}\n\n{table}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""Learned phase: what the network sees and says, its training, and who may decode with it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from Conf import BASE, ORIGIN, SMOKE
+from Libraries.Autoencoding import train_vae
+from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
+from Libraries.Dataset import SpectrogramDataset
+from Libraries.DatasetManifest import DatasetError
+from Libraries.Generator import Generator
+from Libraries.Phase import LearnedPhase, PhaseNet, PhaseObjective, relative_level
+from Libraries.PhaseRetrieval import heap_edges, stft
+from Libraries.PhaseTraining import (
+    PhaseDataset,
+    compare_inverses,
+    load_phase,
+    open_spectrogram,
+    phase_loaders,
+    train_phase,
+)
+from Libraries.Pipeline import open_codec, train_diffusion
+from Libraries.Plots import plot_inverses, plot_phase_metrics
+from Libraries.RunLog import read_metrics
+from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.U_Net import count_parameters
+
+BANDS = SMOKE.spectrogram
+MAGNITUDE = replace(BANDS, representation="magnitude", n_fft=480, win_length=480, hop_length=288)
+
+
+@pytest.fixture(scope="module")
+def settings(chords):
+    train = replace(SMOKE.phase_train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
+    return replace(chords, phase_train=train)
+
+
+@pytest.fixture(scope="module")
+def run_dir(settings):
+    return train_phase(settings, settings.music_dir)
+
+
+@pytest.fixture(scope="module")
+def dataset(settings):
+    return PhaseDataset(settings.dataset_dir, settings.music_dir, "train", settings.phase_net)
+
+
+def make_net(spectrogram=BANDS, seed=0):
+    torch.manual_seed(seed)
+    network = PhaseNet(SMOKE.phase_net, spectrogram)
+    for parameter in network.parameters():  # a fresh one has layers of zeros
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+def tone_spectrum(spectrogram=BANDS, clips=1):
+    seconds = torch.arange(spectrogram.clip_samples) / spectrogram.sample_rate
+    pitches = 300 + 130 * torch.arange(clips)[:, None]
+    waveform = sum(torch.sin(2 * torch.pi * k * pitches * seconds) / k for k in (1, 2, 3, 5)) / 3
+    waveform = waveform * torch.exp(-4 * (seconds % 0.5))
+    window = torch.hann_window(spectrogram.win_length)
+    return stft(waveform, window, spectrogram.n_fft, spectrogram.hop_length)[..., : spectrogram.n_frames]
+
+
+@pytest.mark.parametrize("level", [1e-6, 0.125, 512.0])
+def test_phase_does_not_depend_on_the_level(level):
+    magnitude = tone_spectrum(clips=2).abs()
+    learned = LearnedPhase(make_net(), "no")
+    apart = torch.polar(magnitude, learned(level * magnitude)) - torch.polar(magnitude, learned(magnitude))
+    assert apart.norm() < 1e-3 * magnitude.norm()
+
+
+def batch_of(spectrum):
+    return relative_level(spectrum.abs()), spectrum.angle(), *heap_edges(spectrum.abs())
+
+
+def unit_vectors(d_time, d_freq):
+    """What the network would have to say to mean these differences, which lack a last frame and bin."""
+    angles = (F.pad(d_time, (0, 1)), F.pad(d_freq, (0, 0, 0, 1)))
+    return torch.stack([part for angle in angles for part in (angle.cos(), angle.sin())], dim=1)
+
+
+def test_loss_does_not_depend_on_a_constant_phase_nor_on_the_level():
+    spectrum, network = tone_spectrum(clips=2), make_net()
+    turned = 3 * spectrum * torch.polar(torch.ones(1), torch.tensor([2.0]))
+    loss, same = (
+        PhaseObjective(SMOKE.phase_net).loss(network, batch_of(x), torch.arange(2))
+        for x in (spectrum, turned)
+    )
+    torch.testing.assert_close(loss, same, atol=1e-4, rtol=0)
+    assert (loss > 0.01).all()
+
+
+class Said(torch.nn.Module):
+    """Gives the same answer to everything."""
+
+    def __init__(self, network, answer):
+        super().__init__()
+        self.n_bins, self.residuals, self.answer = network.n_bins, network.residuals, answer
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, level):
+        return self.answer
+
+
+def test_loss_is_zero_for_true_differences_and_one_for_chance():
+    spectrum, network, objective = tone_spectrum(), make_net(), PhaseObjective(SMOKE.phase_net)
+    answer = unit_vectors(*network.residuals(spectrum.angle()))
+    true = objective.validate(Said(network, answer), [batch_of(spectrum)])
+    assert list(true) == list(objective.metric_names) and max(map(abs, true.values())) < 1e-5
+    chance = torch.randn(answer.shape, generator=torch.Generator().manual_seed(0)).chunk(2, dim=1)
+    chance = torch.cat([F.normalize(part, dim=1) for part in chance], dim=1)
+    for value in objective.validate(Said(network, chance), [batch_of(spectrum)]).values():
+        assert abs(value - 1) < 0.2
+
+
+def test_only_differences_that_the_heap_uses_count():
+    spectrum, network, objective = tone_spectrum(), make_net(), PhaseObjective(SMOKE.phase_net)
+    residuals, edges = network.residuals(spectrum.angle()), heap_edges(spectrum.abs())
+    wrong = [
+        torch.where(used[:, : part.shape[1]], part, part + torch.pi)
+        for part, used in zip(residuals, edges, strict=True)
+    ]
+    said = Said(network, unit_vectors(*wrong))
+    assert objective.loss(said, batch_of(spectrum), torch.arange(1)).abs().max() < 1e-5
+
+
+def test_a_fresh_network_says_what_pghi_says():
+    magnitude = tone_spectrum().abs()
+    network, level = PhaseNet(SMOKE.phase_net, BANDS), relative_level(magnitude)
+    with torch.no_grad():
+        d_time, d_freq = network.differences(network(level))
+    per_bin, per_frame = torch.gradient(magnitude.double().log(), dim=(1, 2))
+    reach = BANDS.hop_length * BANDS.n_fft / (0.25645 * BANDS.win_length**2)
+    advance = 2 * torch.pi * BANDS.hop_length / BANDS.n_fft * torch.arange(BANDS.n_freqs)[:, None]
+    by_time, by_freq = advance + reach * per_bin, -per_frame / reach - torch.pi
+    loud = -F.max_pool2d(-level[:, None], 5, stride=1, padding=2)[:, 0] > -75  # the floor is far from there
+    apart = (d_time - (by_time[..., 1:] + by_time[..., :-1]) / 2)[loud[..., 1:]]
+    assert loud.sum() > 1_000 and apart.sin().abs().max() < 1e-3 and apart.cos().min() > 0
+    apart = (d_freq - (by_freq[:, 1:] + by_freq[:, :-1]) / 2)[loud[:, 1:]]
+    assert apart.sin().abs().max() < 1e-3 and apart.cos().min() > 0
+
+
+@pytest.mark.parametrize("spectrogram", [BANDS, MAGNITUDE, BASE.spectrogram], ids=["bands", "short", "base"])
+def test_true_residuals_decode_to_the_spectrum(spectrogram):
+    spectrum, network = tone_spectrum(spectrogram), make_net(spectrogram)
+    d_time, d_freq = network.residuals(spectrum.angle())
+    said = network.differences(unit_vectors(d_time, d_freq))
+    wanted = spectrum.angle().diff(dim=2), spectrum.angle().diff(dim=1)
+    for found, true in zip(said, wanted, strict=True):
+        rows = network.n_bins - (found.shape[1] < spectrum.shape[1])
+        assert (found - true)[:, :rows].sin().abs().max() < 1e-3
+        assert (found - true)[:, :rows].cos().min() > 0.999
+        assert found.shape == true.shape
+
+
+def test_clip_does_not_depend_on_its_batch():
+    magnitude, learned = tone_spectrum(clips=10).abs(), LearnedPhase(make_net(), "no")
+    both, alone = learned(magnitude)[9:], learned(magnitude[9:])
+    assert (torch.polar(magnitude[9:], both) - torch.polar(magnitude[9:], alone)).norm() < 1e-3 * alone.norm()
+
+
+@pytest.mark.parametrize("frames", [3, 37, 130])
+def test_any_number_of_frames_has_a_phase(frames):
+    magnitude = torch.rand(1, BANDS.n_freqs, frames)
+    assert LearnedPhase(make_net(), "no")(magnitude).shape == magnitude.shape
+
+
+def test_silence_has_a_phase():
+    phase = LearnedPhase(make_net(), "no")(torch.zeros(1, BANDS.n_freqs, 16))
+    assert phase.isfinite().all()
+
+
+def test_magnitudes_of_another_transform_are_refused():
+    with pytest.raises(
+        ValueError, match=r"has shape \(1, 100, 16\); this model of the phase is for \(B, 385"
+    ):
+        LearnedPhase(make_net(), "no")(torch.zeros(1, 100, 16))
+
+
+@pytest.mark.parametrize("representation", ["complex", "mdct"])
+def test_representations_that_carry_their_phase_are_refused(representation):
+    signed = replace(BANDS, representation=representation)
+    with pytest.raises(ValueError, match="carries its own"):
+        PhaseNet(SMOKE.phase_net, signed)
+    with pytest.raises(ValueError, match="set phase='pghi', which it leaves unused"):
+        replace(signed, phase="learned")
+    with pytest.raises(ValueError, match="no magnitudes without phase"):
+        Spectrogram(signed).magnitude(torch.zeros(1, *signed.shape))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"channels": ()}, "one or more widths"),
+        ({"channels": (12, 16)}, "a divisor of channels"),
+        ({"fold_bins": 0}, "fold_bins=0 must be 1 or more"),
+        ({"activation": "relu"}, "choose one of silu, gelu"),
+        ({"crop_frames": 1}, "2 or more"),
+        ({"mix": 1.5}, r"mix=1.5 must be within \[0, 1\]"),
+        ({"weight_power": -1}, "0 or more"),
+        ({"blocks_per_level": 0}, "1 or more"),
+        ({"frequency_features": -1}, "0 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(SMOKE.phase_net, **change)
+
+
+def test_network_of_the_presets_has_about_three_million_parameters():
+    for preset in (ORIGIN, BASE):
+        with torch.device("meta"):
+            network = PhaseNet(preset.phase_net, preset.spectrogram)
+        assert 2.5e6 < count_parameters(network) < 4e6
+
+
+def test_magnitudes_of_a_clip_are_those_that_it_is_decoded_from():
+    seen = []
+    spectrogram = Spectrogram(
+        replace(BANDS, phase="learned", griffin_lim_iterations=0),
+        phase_model=lambda magnitude: seen.append(magnitude) or torch.zeros_like(magnitude),
+    )
+    x0, gain = spectrogram.encode_with_gain(0.1 * torch.randn(2, 1, BANDS.clip_samples))
+    spectrogram.decode(x0, gain)
+    assert torch.equal(spectrogram.magnitude(x0, gain), seen[0])
+    torch.testing.assert_close(spectrogram.magnitude(x0[..., 8:40], gain), seen[0][..., 8:40])
+
+
+def test_waveforms_are_those_of_the_dataset(settings, dataset):
+    stored = SpectrogramDataset(settings.dataset_dir, "train")
+    for i in (0, len(dataset) - 1):
+        x0 = dataset.spectrogram.encode(dataset.waveform(i)[None])
+        torch.testing.assert_close(x0[0], stored[i][0], atol=1e-3, rtol=0)
+    level, phase, time_edges, freq_edges = dataset[1]
+    assert level.shape == phase.shape == (BANDS.n_freqs, BANDS.n_frames)
+    assert level.max() == 0 and level.min() >= -80
+    assert time_edges.shape == (BANDS.n_freqs, BANDS.n_frames - 1)
+    assert freq_edges.shape == (BANDS.n_freqs - 1, BANDS.n_frames)
+
+
+def test_an_item_depends_on_its_seed_alone(dataset):
+    frames = SMOKE.phase_net.crop_frames
+    both = dataset.__getitems__([(0, 5), (1, 6)])
+    assert both[0].shape == (2, BANDS.n_freqs, frames)
+    assert all(torch.equal(a[1], b) for a, b in zip(both, dataset[1, 6], strict=True))
+    assert not torch.equal(dataset[1, 6][0], dataset[1, 7][0])
+
+
+def test_loaders_give_the_batches_of_a_run_that_was_never_stopped(settings):
+    options = {"batch_size": 2, "seed": 3}
+    first = iter(phase_loaders(settings, settings.music_dir, **options)[0])
+    steps = [next(first) for _ in range(3)]
+    resumed = next(iter(phase_loaders(settings, settings.music_dir, start_step=2, **options)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(steps[2], resumed, strict=True))
+    _, validation = phase_loaders(settings, settings.music_dir, **options)
+    assert [batch[0].shape[2] for batch in validation] == [BANDS.n_frames] * len(validation)
+
+
+def test_run_records_what_it_was_made_of(settings, run_dir):
+    conf = json.loads((run_dir / "conf.json").read_text())
+    assert run_dir.parent == settings.phase_dir and conf["settings"]["phase_net"]["fold_bins"] == 8
+    results = settings.results_dir / "phase" / run_dir.name
+    assert sorted(path.name for path in results.iterdir()) == ["inverses-00000004.png", "loss.png"]
+    assert {"loss", "val_loss", "val_time", "val_frequency"} <= set().union(
+        *read_metrics(run_dir / "metrics.csv")
+    )
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir):
+    again = run_dir.parent / "00007-again"
+    again.mkdir()
+    shutil.copy(run_dir / "conf.json", again)
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
+        patch.setattr("Libraries.PhaseTraining.save_phase_preview", stop)
+        train_phase(settings, settings.music_dir, again)
+    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
+    train_phase(settings, settings.music_dir, again)
+    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    shutil.rmtree(again)
+
+
+def test_music_that_is_gone_is_said_before_there_is_a_run(settings, run_dir, tmp_path):
+    with pytest.raises(DatasetError, match=r"audio files of .* are not in .* \(piece\d.wav, ...\)"):
+        train_phase(settings, tmp_path)
+    assert [run.name for run in settings.phase_dir.iterdir()] == [run_dir.name]
+
+
+def test_decoding_without_a_model_says_what_to_do(settings, tmp_path):
+    learned = replace(BANDS, phase="learned")
+    spectrogram = Spectrogram(learned)
+    x0 = spectrogram.encode(torch.zeros(1, 1, BANDS.clip_samples))
+    with pytest.raises(ValueError, match=r"train one \(Train Phase\).* or set phase='pghi'"):
+        spectrogram.decode(x0, Gain(torch.zeros(1), torch.ones(1)))
+    with pytest.raises(CheckpointError, match=r"no learned phase in .*: train one"):
+        open_spectrogram(learned, tmp_path, "latest")
+    with pytest.raises(CheckpointError, match="name a run's own folder"):
+        open_spectrogram(learned, settings.phase_dir, "00009-SMOKE")
+    assert open_spectrogram(BANDS, tmp_path, "latest").phase_model is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sample_rate": 22_050}, "sample_rate is 16000 there and 22050 here"),
+        ({"n_fft": 512, "win_length": 512}, "n_fft is 768 there and 512 here"),
+        ({"hop_length": 192}, "hop_length is 256 there and 192 here"),
+        ({"representation": "mel"}, "representation is bands there and mel here"),
+        ({"n_bands": 128}, "n_bands is 96 there and 128 here"),
+    ],
+)
+def test_foreign_magnitudes_are_refused(run_dir, change, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        load_phase(run_dir, replace(BANDS, **change))
+
+
+def test_what_does_not_change_magnitudes_may_differ(run_dir):
+    other = replace(BANDS, clip_seconds=1.1, value_range="zero_to_one", griffin_lim_iterations=3)
+    assert isinstance(load_phase(run_dir, other), LearnedPhase)
+
+
+def test_decoding_by_setting_uses_the_network(settings, run_dir, dataset):
+    spectrogram = open_spectrogram(replace(BANDS, phase="learned"), settings.phase_dir, "latest")
+    x0, gain = spectrogram.encode_with_gain(dataset.waveform(0)[None])
+    learned, by_pghi = (Spectrogram.decode(s, x0, gain) for s in (spectrogram, Spectrogram(BANDS)))
+    assert learned.shape == by_pghi.shape and learned.isfinite().all()
+    assert not torch.allclose(learned, by_pghi, atol=1e-3)
+    sound = compare_inverses(BANDS, dataset.waveform(0)[None], spectrogram.phase_model)
+    assert list(sound) == ["original", "PGHI", "learned"] and torch.allclose(sound["learned"], learned)
+
+
+def test_generator_and_codec_decode_with_it_when_the_settings_say_so(settings, run_dir):
+    vae_run = train_vae(replace(settings, vae_train=replace(settings.vae_train, num_steps=1)))
+    learned = replace(
+        settings,
+        spectrogram=replace(BANDS, phase="learned"),
+        vae_run=vae_run.name,
+        latent_train=replace(settings.latent_train, num_steps=1),
+    )
+    assert open_codec(learned).spectrogram.phase_model is None  # its own run's settings have PGHI
+    run = train_diffusion(learned)
+    assert isinstance(Generator.load(run).spectrogram.phase_model, LearnedPhase)
+    assert Generator.load(run, inverse=BANDS).spectrogram.phase_model is None
+
+
+def test_pictures_share_their_colours_and_are_labelled(dataset):
+    waveforms = torch.stack([dataset.waveform(0), dataset.waveform(1)])
+    sound = {"original": waveforms, "PGHI": waveforms * 0.5, "learned": waveforms}
+    figure = plot_inverses(sound, BANDS.sample_rate, "title")
+    axes = [axis for axis in figure.axes if axis.images]
+    assert len(axes) == 10
+    assert len({axis.images[0].get_clim() for axis in axes if " - " in axis.get_title()}) == 1
+    assert len({axis.images[0].get_clim() for axis in axes if " - " not in axis.get_title()}) == 1
+    assert all("(s)" in axis.get_xlabel() and "Hz" in axis.get_ylabel() for axis in axes)
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "val_loss": 0.9, "val_time": 0.5, "val_frequency": 1.3}]
+    for axis in plot_phase_metrics(rows, "run").axes:
+        assert axis.get_xlabel() and axis.get_ylabel() and axis.get_title() and axis.lines
