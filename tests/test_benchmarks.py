@@ -167,3 +167,17 @@ def test_other_options_of_the_peers_are_other_files(monkeypatch, tmp_path):
         for args in namespaces for system in peers.SYSTEMS for seed in (0, 1)
     }  # fmt: skip
     assert len(paths) == len(namespaces) * len(peers.SYSTEMS) * 2
+
+
+def test_learned_phase_is_trained_once_and_measured(chords, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import phase as benchmark
+
+    settings = replace(
+        chords, preset="bands", phase_train=replace(SMOKE.phase_train, num_steps=2, save_every=1)
+    )
+    first, again = (benchmark.train_or_find(settings, chords.music_dir) for _ in range(2))
+    clips = 0.1 * torch.randn(2, 1, settings.spectrogram.clip_samples)
+    tables = list(benchmark.rows_of({"noise": clips}, {"bands": (settings, first)}))
+    assert first == again and [name for name, _ in tables] == ["noise, 2 clips"]
+    assert len(tables[0][1].splitlines()) == 2 + 2  # the inverses of bands alone
