@@ -476,7 +476,7 @@ CPU = replace(
     images=CPU_IMAGES,
 )
 
-# TRIAL: the journal's experiments, each in minutes on two cores: one second at 8 kHz, 45 s a training.
+# TRIAL: the journal's experiments, each in about ten minutes on two cores: one second at 8 kHz.
 TRIAL = replace(
     CPU,
     preset="TRIAL",
