@@ -18,9 +18,9 @@ def plot_experiment(
     experiment: Experiment, outcomes: Sequence[Outcome], reference: Reference, sample_rate: int
 ) -> Figure:
     """Draw distances with 95 % intervals, losses by range of t and over time, and clips of the same seeds."""
-    groups, height = by_variant(outcomes), 1.8
-    figure = Figure(figsize=(13, 4.2 + height * (len(groups) + 1)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(4.2, height * (len(groups) + 1)))
+    groups, height = by_variant(outcomes), 1.7
+    figure = Figure(figsize=(11, 3.8 + height * (len(groups) + 1)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.8, height * (len(groups) + 1)))
     figure.suptitle(experiment.title)
     distances, ranges, curves = above.subplots(1, 3)
     _draw_distances(distances, groups, reference.floor)
@@ -28,7 +28,7 @@ def plot_experiment(
     _draw_curves(curves, groups)
     for axis in (distances, ranges, curves):
         axis.grid(alpha=0.3)
-    rows = {f"{name}, training {own[0].seed}": load_sound(own[0]) for name, own in groups.items()}
+    rows = {f"{name}\ntraining {own[0].seed}": load_sound(own[0]) for name, own in groups.items()}
     rows["recordings"] = reference.test[:: max(1, len(reference.test) // CLIPS), 0]
     _draw_clips(below, rows, sample_rate)
     return figure
@@ -86,5 +86,5 @@ def _draw_clips(figure, rows: dict[str, Tensor | None], sample_rate: int) -> Non
                 axis.set_axis_off()
             else:
                 image = draw_waveform(axis, clips[column], sample_rate)
-                axis.set_title(f"{name}: noise {column}" if name != "recordings" else name, fontsize="small")
+                axis.set_title(f"{name}, noise {column}" if name != "recordings" else name, fontsize="small")
     figure.colorbar(image, ax=axes, label="dB below the loudest", shrink=0.6)

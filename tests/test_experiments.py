@@ -155,7 +155,7 @@ def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
     assert [o["distance"] for o in saved["outcomes"]] == [o.distance for o in outcomes]
     assert (folder / "tiny.png").stat().st_size > 10_000 and text.strip() in (folder / "tiny.md").read_text()
     titles = {axis.get_title() for sub in figure.subfigs for axis in sub.axes}
-    assert {"group, training 0: noise 0", "recordings", "Validation loss"} <= titles
+    assert {"group\ntraining 0, noise 0", "recordings", "Validation loss"} <= titles
     index = write_index([experiment, replace(experiment, name="not-run")], settings)
     assert "[Batch or group](tiny.md)" in index and "not-run" not in index
 
