@@ -397,7 +397,7 @@ def test_nonnegative_inverse_is_nearer_than_the_clamped_pseudo_inverse():
         ({"scale": "log"}, "scale='log' is unknown"),
         ({"normalisation": "none"}, "normalisation='none' is unknown"),
         ({"value_range": "sigmoid"}, "value_range='sigmoid' is unknown"),
-        ({"phase": "learned"}, "choose one of pghi, griffin_lim"),
+        ({"phase": "vocos"}, "choose one of pghi, griffin_lim, learned"),
         ({"band_inverse": "inverse"}, "band_inverse='inverse' is unknown"),
         ({"griffin_lim_iterations": -1}, "griffin_lim_iterations=-1 must be at least 0"),
         ({"hop_length": 0}, "hop_length=0 must be greater than 0"),
