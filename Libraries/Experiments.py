@@ -19,14 +19,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from Libraries.Checkpoint import save_json
-from Libraries.Dataset import build_dataset
 from Libraries.DatasetManifest import INVERSE_ONLY
 from Libraries.Evaluation import distances
 from Libraries.Generator import Generator
 from Libraries.Metrics import power_share_above
 from Libraries.Networks import make_network, width_for
 from Libraries.Pipeline import build_network, fit_diffusion, make_objective
-from Libraries.Preparation import find_music, load_split_clips
+from Libraries.Preparation import ensure_dataset, load_split_clips
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import open_run
 from Libraries.Settings import Settings, to_dict
@@ -139,7 +138,7 @@ def run_experiment(experiment: Experiment, settings: Settings) -> list[Outcome]:
         The outcomes, those of one variant next to one another.
     """
     base = replace(settings, vae_run=None)
-    _ensure_dataset(base)
+    ensure_dataset(base)
     reference = load_reference(base)
     todo = [
         (variant, seed, planned, changed(base, {**planned.changes, "train.seed": seed}))
@@ -210,16 +209,11 @@ def load_sound(outcome: Outcome) -> Tensor | None:
     return torch.from_numpy(np.load(outcome.clips, allow_pickle=False).astype(np.float32))
 
 
-def _ensure_dataset(settings: Settings) -> None:
-    if not (settings.dataset_dir / "manifest.json").exists():
-        build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
-
-
 def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -> None:
     """Train, sample, measure; write outcome.json as the last of all."""
-    _ensure_dataset(settings)
+    ensure_dataset(settings)
     run_dir = next(iter(sorted(folder.glob("0*"))), None)
-    run_dir = open_run(settings, folder, run_dir, ("spectrogram", "diffusion", "network", "unet", "train"))
+    run_dir = open_run(settings, folder, run_dir, settings.diffusion_parts)
     try:
         fit_diffusion(settings, None, run_dir)
         diverged = False

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from Libraries.Audio import AudioError, audio_info, load_audio
-from Libraries.DatasetManifest import load_manifest
+from Libraries.Dataset import BuildReport, build_dataset, load_manifest
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Metrics import RoundTrip, round_trip
 from Libraries.Settings import Settings
@@ -37,6 +37,13 @@ def find_music(settings: Settings) -> Path:
     logger.info("music: the demo corpus, since there is no folder %s", own)
     render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
     return settings.demo_music_dir
+
+
+def ensure_dataset(settings: Settings) -> BuildReport | None:
+    """Build the dataset of these settings from `find_music` if it is not there; return what was built."""
+    if (settings.dataset_dir / "manifest.json").exists():
+        return None
+    return build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
 
 
 def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:

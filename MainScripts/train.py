@@ -13,9 +13,8 @@ import argparse
 from pathlib import Path
 
 from Conf import PRESETS, choose
-from Libraries.Dataset import build_dataset
 from Libraries.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
-from Libraries.Preparation import find_music
+from Libraries.Preparation import ensure_dataset
 from Libraries.Training import process_state
 
 
@@ -30,12 +29,8 @@ def main() -> None:
     settings = choose(arguments.preset)
     state = process_state()
     with state.main_process_first():
-        if not (settings.dataset_dir / "manifest.json").exists():
-            print(
-                build_dataset(
-                    find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset
-                )
-            )
+        if (built := ensure_dataset(settings)) is not None:
+            print(built)
     ensure_vae(settings)
     ensure_upsampler(settings)
     run_dir = train_diffusion(settings, arguments.resume)

@@ -52,7 +52,6 @@ from Libraries.Utils import SampleNoise, pick_device
 OURS, OURS_LATENT = "ours", "ours, in latents"
 PEER_NAMES = ("UNetV0", "UNet2DModel")
 SYSTEMS = (OURS, OURS_LATENT, *PEER_NAMES)
-FILE_NAMES = {OURS: "ours", OURS_LATENT: "ours-latent", "UNetV0": "unet_v0", "UNet2DModel": "unet2d"}
 TIMED_STEPS = 16  # of the start that says how many steps fit
 HEADER = [
     "system",

@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import autocast, machine_line, median_in_turns, print_table
+from common import autocast, machine_line, make_dataset, median_in_turns, print_table
 from torch import nn
 
 from Conf import CPU
-from Libraries.Dataset import SpectrogramDataset, build_dataset
-from Libraries.DemoMusic import render_demo_music
+from Libraries.Dataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation import distances, spread_clips
 from Libraries.Generator import Generator
@@ -62,16 +61,6 @@ def main() -> None:
         generator = Generator.load(train_cascade(own, args.minutes))
         print(f"\n{view}, {own.spectrogram.shape} from {generator.shape}\n")
         print_table(*table(generator, own, direct))
-
-
-def make_dataset(settings: Settings) -> None:
-    """Render the demo corpus and build its dataset where that is missing."""
-    if (settings.dataset_dir / "manifest.json").exists():
-        return
-    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
-    print(
-        build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
-    )
 
 
 def train_directly(settings: Settings, minutes: float) -> Path:
