@@ -23,14 +23,13 @@ from Libraries.DatasetManifest import INVERSE_ONLY
 from Libraries.Evaluation import distances
 from Libraries.Generator import Generator
 from Libraries.Metrics import power_share_above
-from Libraries.Networks import make_network, width_for
+from Libraries.Networks import parameters_of, width_for
 from Libraries.Pipeline import build_network, fit_diffusion, make_objective
 from Libraries.Preparation import ensure_dataset, load_split_clips
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import open_run
 from Libraries.Settings import Settings, to_dict
 from Libraries.Training import TrainingDiverged, resolve_precision
-from Libraries.U_Net import count_parameters
 from Libraries.Utils import autocast, get_logger, pick_device, write_then_rename
 
 logger = get_logger("Experiments")
@@ -293,8 +292,7 @@ def _step(settings: Settings) -> Callable[[], float]:
 
 
 def _parameters(settings: Settings) -> int:
-    with torch.device("meta"):
-        return count_parameters(make_network(settings.network_config, settings.spectrogram.shape[0]))
+    return parameters_of(settings.network_config, settings.spectrogram.shape[0])
 
 
 def _dataset_name(base: Settings, wanted: Settings) -> str:

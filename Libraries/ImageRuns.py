@@ -7,22 +7,21 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from Libraries.Checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Guidance import classifier_free_guidance, with_labels
 from Libraries.ImageClassifier import ClassifierObjective, ImageClassifier
 from Libraries.Images import ImageSplits, image_loaders
 from Libraries.ImagesConfig import ImagesConfig
 from Libraries.Networks import NetworkConfig, network_config, scale_widths, width_for
-from Libraries.Objective import DiffusionObjective, UncertaintyWeighted
+from Libraries.Objective import DiffusionObjective
 from Libraries.Runs import claim_run, read_conf, require_same
 from Libraries.Samplers import sample
 from Libraries.Settings import Settings, from_dict, provenance, to_dict
 from Libraries.TrainConfig import TrainConfig
-from Libraries.TrainedNetwork import make_diffusion_network
+from Libraries.TrainedNetwork import for_sampling, in_fast_precision, load_average, make_diffusion_network
 from Libraries.Training import fit, resolve_precision
 from Libraries.U_Net import count_parameters
-from Libraries.Utils import autocast, pick_device
+from Libraries.Utils import pick_device
 
 CLASSIFIER = "classifier"
 
@@ -122,7 +121,8 @@ def load_classifier(run_dir: Path) -> ImageClassifier:
     """
     conf = read_conf(run_dir)
     model = ImageClassifier(conf["shape"][0], len(conf["classes"]))
-    return _with_weights(model, run_dir).to(pick_device()).eval()
+    load_average(model, run_dir)
+    return model.to(pick_device()).eval()
 
 
 class ImageModel:
@@ -133,9 +133,7 @@ class ImageModel:
     """
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, shape: tuple[int, int, int], device):
-        if isinstance(network, UncertaintyWeighted):  # of use to the loss alone
-            network = network.network
-        self.network, self.shape, self.device = network.to(device).eval(), shape, device
+        self.network, self.shape, self.device = for_sampling(network, device), shape, device
         self.schedule, self.precision = schedule.to(device), resolve_precision("auto")
 
     @classmethod
@@ -150,7 +148,8 @@ class ImageModel:
         kind = type(network_config(conf["name"], config.unet))
         shape = tuple(conf["shape"])
         network = make_diffusion_network(from_dict(kind, conf["network"]), config.diffusion, shape)
-        return cls(_with_weights(network, run_dir), NoiseSchedule(config.diffusion), shape, device)
+        load_average(network, run_dir)
+        return cls(network, NoiseSchedule(config.diffusion), shape, device)
 
     def sample(self, labels: Tensor, config: ImagesConfig, first_seed: int = 0) -> Tensor:
         """Return one image a label, x0 (N, C, rows, columns) on the CPU; image i is of seed first_seed + i.
@@ -173,11 +172,7 @@ class ImageModel:
 
     def _denoiser(self, labels: Tensor, config: ImagesConfig):
         num_classes = self.network.config.num_classes
-
-        def network(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            with autocast(self.device, self.precision):
-                return self.network(x_t, t, cond).float()
-
+        network = in_fast_precision(self.network, self.device, self.precision)
         if config.guidance.method == "none":
             return with_labels(network, labels, num_classes)
         scale, rescale = config.guidance.scale, config.guidance.rescale
@@ -191,9 +186,3 @@ def labels_in_turn(count: int, num_classes: int) -> Tensor:
 
 def _loaders(config: ImagesConfig, splits: ImageSplits):
     return functools.partial(image_loaders, splits, config.num_validation_images)
-
-
-def _with_weights(model: nn.Module, run_dir: Path) -> nn.Module:
-    path = latest_checkpoint(run_dir, "ema")
-    load_weights(model, load_checkpoint(path)["weights"], path)
-    return model

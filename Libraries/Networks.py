@@ -151,8 +151,7 @@ def width_for(config: NetworkConfig, in_channels: int, parameters: int) -> float
     """Return the factor for `scale_widths` at which a network has most nearly so many parameters."""
 
     def size(factor: float) -> int:
-        with torch.device("meta"):
-            return count_parameters(make_network(scale_widths(config, factor), in_channels))
+        return parameters_of(scale_widths(config, factor), in_channels)
 
     factors = [2 ** (step / 32) for step in range(-160, 97)]  # a 32nd to eight times as wide
     low, high = 0, len(factors) - 1
@@ -160,6 +159,12 @@ def width_for(config: NetworkConfig, in_channels: int, parameters: int) -> float
         middle = (low + high) // 2
         low, high = (middle, high) if size(factors[middle]) <= parameters else (low, middle)
     return min((factors[low], factors[high]), key=lambda factor: abs(size(factor) - parameters))
+
+
+def parameters_of(config: NetworkConfig, in_channels: int) -> int:
+    """Return how many parameters a network has, without making their values."""
+    with torch.device("meta"):
+        return count_parameters(make_network(config, in_channels))
 
 
 def _rounded(width: float, unit: int) -> int:
