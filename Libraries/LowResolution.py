@@ -16,6 +16,7 @@ from Libraries.SpectrogramConfig import RANGES, SIGNED, SpectrogramConfig
 VIEWS = ("lower_bands", "smaller")
 HOLD_TURNS = 4
 TYPICAL_STD = 0.5  # of normalised values
+DETAIL_STD = 0.15  # of what a view does not say of values that it covers
 LEAST_FACTOR = 4  # a small spectrogram has a quarter of the values or less
 
 
@@ -138,8 +139,12 @@ class LowResolution:
         a sampler's own clamp then takes away from the view is little.
         """
         for _ in range(HOLD_TURNS):
-            x0 = self.project(x0.clamp(*RANGES[self.spectrogram.value_range]), view)
+            x0 = self.project(self.limit(x0), view)
         return x0
+
+    def limit(self, x0: Tensor) -> Tensor:
+        """Return x0 cut to the range of values."""
+        return x0.clamp(*RANGES[self.spectrogram.value_range])
 
     def spread(self, view: Tensor) -> Tensor:
         """Return x0 (B, C, F, T) interpolated from its view: bilinear, or silence above the kept rows.
@@ -192,15 +197,18 @@ class LowResolution:
         return torch.cat([noisy, trust.expand_as(x0[:, :1])], dim=1)
 
     @staticmethod
-    def guess(told: Tensor) -> Tensor:
-        """Return the best guess at x0 (B, C, F, T) that is linear in what is told, value by value.
+    def expected(told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best linear guess at x0 and its expected error, value by value: (B, C, F, T) each.
 
-        That of Wiener: E[x | y] = y·sqrt(1-s²)·d²/((1-s²)·d² + s²) of y = sqrt(1-s²)·x + s·noise with x of
-        variance d²; all of y at s = 0, nothing of it at s = 1, and nothing where nothing is known.
+        The guess is Wiener's: E[x | y] = y·sqrt(1-s²)·d²/((1-s²)·d² + s²) of y = sqrt(1-s²)·x + s·noise with
+        x of variance d²; all of y at s = 0, nothing of it at s = 1, and nothing where nothing is known. Its
+        error has the variance d²·s²/((1-s²)·d² + s²), and beside that of the detail that no view says.
         """
         noisy, s = told[:, :-1], 1 - told[:, -1:]
         signal = (1 - s.square()) * TYPICAL_STD**2
-        return noisy * signal / ((signal + s.square()) * (1 - s.square()).sqrt().clamp(min=1e-6))
+        guess = noisy * signal / ((signal + s.square()) * (1 - s.square()).sqrt().clamp(min=1e-6))
+        variance = TYPICAL_STD**2 * s.square() / (signal + s.square()) + DETAIL_STD**2
+        return guess, variance.sqrt().expand_as(guess)
 
     @staticmethod
     def _check(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> None:

@@ -168,9 +168,9 @@ class DiffusionObjective:
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
         cond = label if self.num_classes else None
         schedule = self.schedule.to(device)  # a table on the CPU is slow to reach from a GPU
-        network = self._network_for(model, x0, seeds)
+        network, x0 = self._posed(model, x0, seeds)
         return diffusion_loss(network, schedule, x0, t, noise, cond, weighted=weighted)
 
-    def _network_for(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> Network:
-        """Return what is trained on x0 (B, C, F, T), whose noise has these seeds: here the model itself."""
-        return model
+    def _posed(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> tuple[Network, Tensor]:
+        """Return what is trained, and on what of x0 (B, C, F, T), whose noise has these seeds."""
+        return model, x0

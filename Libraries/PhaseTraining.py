@@ -49,20 +49,26 @@ class PhaseDataset(TorchDataset):
     round), another may be added, and `crop_frames` of it are taken, all as the seed decides.
 
     Args:
-        folder: of the dataset.
-        music_dir: the folder that it was built from.
+        settings: whose dataset it is, and by whose inverse the magnitudes are found that the network sees.
+        music_dir: the folder that the dataset was built from.
         split: train | validation | test.
-        config: of the network.
 
     Raises:
-        DatasetError: there is no finished dataset in `folder`, or a file of it is not in `music_dir`.
+        DatasetError: there is no finished dataset, this split of it is empty, or a file of it is not in
+            `music_dir`.
     """
 
-    def __init__(self, folder: Path, music_dir: Path, split: str, config: PhaseConfig):
-        manifest, self.music_dir, self.config = load_manifest(folder), Path(music_dir), config
+    def __init__(self, settings: Settings, music_dir: Path, split: str):
+        folder, self.music_dir, self.config = settings.dataset_dir, Path(music_dir), settings.phase_net
+        manifest = load_manifest(folder)
         gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
-        self.spectrogram = Spectrogram(SpectrogramConfig(**manifest["settings"]["spectrogram"]), gain)
+        encoding = from_dict(SpectrogramConfig, manifest["settings"]["spectrogram"])
+        self.spectrogram = Spectrogram(with_inverse_of(encoding, settings.spectrogram), gain)
         self.clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+        if not self.clips:
+            raise DatasetError(
+                f"{folder} has no {split} clips: give it more music, or a larger share in dataset.split"
+            )
         files = sorted({clip["source"] for clip in self.clips})
         gone = [file for file in files if not (self.music_dir / file).is_file()]
         if gone:
@@ -138,10 +144,7 @@ def phase_loaders(
     Both give what `PhaseDataset` does. `options` are those of `Batches.loaders_of` but for `device`: clips
     are read from the music, so there is nothing to keep there.
     """
-    train, validation = (
-        PhaseDataset(settings.dataset_dir, music_dir, split, settings.phase_net)
-        for split in ("train", "validation")
-    )
+    train, validation = (PhaseDataset(settings, music_dir, split) for split in ("train", "validation"))
     spread = spread_indices(len(validation), settings.num_validation_clips)
     return loaders_of(train, Subset(validation, spread), **options)
 
@@ -262,7 +265,7 @@ def save_phase_preview(
     settings: Settings, music_dir: Path, run_dir: Path, step: int, network: PhaseNet
 ) -> None:
     """Write the same validation clips decoded, and the loss curves, to the run's results folder."""
-    dataset = PhaseDataset(settings.dataset_dir, music_dir, "validation", settings.phase_net)
+    dataset = PhaseDataset(settings, music_dir, "validation")
     clips = torch.stack([dataset.waveform(i) for i in spread_indices(len(dataset), PREVIEW_CLIPS)])
     learned = LearnedPhase(network, resolve_precision("auto"))
     sound = compare_inverses(dataset.spectrogram.config, clips, learned)

@@ -1,12 +1,16 @@
 """A conditional diffusion that makes the full spectrogram of a small one: its training, and its use.
 
 The second network of a cascade (Ho et al. 2022, "Cascaded Diffusion Models"; Saharia et al. 2021, "SR3"): a
-U-Net that sees, beside x_t, the small spectrogram spread to the full size. It predicts what the diffusion
-predicts, so samplers and edits take it as any denoiser.
+U-Net that sees, beside x_t, the small spectrogram spread to the full size. What diffuses is the residual: x0
+less the best linear guess at it, in units of that guess's expected error (the idea of Whang et al. 2022,
+"Deblurring via stochastic refinement", with a guess in closed form). It has about unit variance however much
+is known, so noise covers no more than what is to be found, and few steps suffice. Samplers and edits take the
+network as any denoiser.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,12 +136,13 @@ class Upsampler:
             noise = SampleNoise([derive_seed(seed, TOLD_STREAM) for seed in own], self.device)
             told = self.low.told_of_view(small, torch.full((len(own),), strength), noise(small.shape[1:]))
             model, schedule = self.denoiser(told, overlap=overlap, circular=circular)
+            hold = self.low.limit
             if self.config.consistent and strength < 1:
                 hold = functools.partial(self.low.hold, view=small)
-                model, schedule = edited_x0(model, schedule, hold)
             around = torch.zeros_like(told[:, :-TOLD_CHANNELS]) if x0 is None else x0[part].to(self.device)
             fixed = torch.zeros(1, dtype=torch.bool) if known is None else known[part]
-            made.append(self._made(model, schedule, around, fixed, own, progress))
+            model, schedule = edited_x0(model, schedule, self._in_residuals(hold, told))
+            made.append(self._made(model, schedule, told, (around, fixed), own, progress))
         return torch.cat(made).to(view.device)
 
     def complete(
@@ -173,12 +178,15 @@ class Upsampler:
         told = self.low.told_of_rows(clips, every, torch.zeros(len(x0)), torch.zeros_like(clips))
         known = (torch.arange(x0.shape[2], device=self.device) < rows)[:, None]
         model, schedule = self.denoiser(told, overlap=overlap)
-        return self._made(model, schedule, clips, known, seeds, progress).to(x0.device)
+        model, schedule = edited_x0(model, schedule, self._in_residuals(self.low.limit, told))
+        return self._made(model, schedule, told, (clips, known), seeds, progress).to(x0.device)
 
     def denoiser(
         self, told: Tensor, *, overlap: int | None = None, circular: bool = False
     ) -> tuple[Denoiser, NoiseSchedule]:
-        """Return `model(x_t, t)` and its schedule for what it is told, (B, C + 1, F, T'): a clip or longer.
+        """Return `model(x_t, t)` of the residual and its schedule for what is told, (B, C + 1, F, T').
+
+        T' is that of a clip or longer.
 
         Raises:
             ValueError: fewer frames than a clip has, or an overlap that does not fit.
@@ -193,25 +201,35 @@ class Upsampler:
 
     def _predict(self, x_t: Tensor, t: Tensor, told: Tensor) -> Tensor:
         network = in_fast_precision(self.network, self.device, self.precision)
-        return _corrected(network, self.schedule, told, x_t, t, None)
+        return network(torch.cat([x_t, told], dim=1), t, None)
+
+    def _in_residuals(self, hold: Callable[[Tensor], Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what does to residuals what `hold` does to x0."""
+        guess, error = self.low.expected(told)
+        return lambda residual: (hold(guess + error * residual) - guess) / error
 
     def _made(
         self,
         model: Denoiser,
         schedule: NoiseSchedule,
-        x0: Tensor,
-        known: Tensor,
+        told: Tensor,
+        kept: tuple[Tensor, Tensor],
         seeds: list[int],
         progress: bool,
     ) -> Tensor:
-        """Sample one batch, around what is known of x0 (B, C, F, T'), bool."""
-        editor = Editor(model, schedule, self.sampler, progress=progress)
+        """Sample the residuals of one batch, around what is kept of x0; return x0."""
+        (x0, known), (guess, error) = kept, self.low.expected(told)
+        # the settings' clamp is that of spectrograms; residuals have no bounds
+        sampler = replace(self.sampler, clip_x0=None, dynamic_threshold=None)
+        editor = Editor(model, schedule, sampler, progress=progress)
         # not the seeds as they are: the first model has drawn from those
-        return editor.inpaint(x0, known, [derive_seed(seed, SAMPLE_STREAM) for seed in seeds])
+        own = [derive_seed(seed, SAMPLE_STREAM) for seed in seeds]
+        made = guess + error * editor.inpaint((x0 - guess) / error, known, own)
+        return torch.where(known.to(x0.device), x0, made)
 
 
 class UpsamplerObjective(DiffusionObjective):
-    """What `Training.fit` minimises for an upsampler: the diffusion loss, something told of each clip.
+    """What `Training.fit` minimises for an upsampler: the diffusion loss of the residual of each clip.
 
     Strength of the noise on what it is told, and whether that is the view or the lower rows up to any one,
     depend on (seed, position in the stream) alone, as timestep and noise do.
@@ -235,8 +253,14 @@ class UpsamplerObjective(DiffusionObjective):
         of_rows = low.told_of_rows(x0, rows, strength, noise)
         return torch.where((kind < self.config.restored_share).view(-1, 1, 1, 1), of_rows, of_view)
 
-    def _network_for(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> Network:
-        return functools.partial(_corrected, model, self.schedule, self.told(x0, seeds))
+    def _posed(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> tuple[Network, Tensor]:
+        told = self.told(x0, seeds)
+        guess, error = self.low.expected(told)
+
+        def network(x_t: Tensor, t: Tensor, cond: Tensor | None):
+            return model(torch.cat([x_t, told], dim=1), t, cond)
+
+        return network, (x0 - guess) / error
 
 
 def train_upsampler(settings: Settings, run_dir: Path | None = None) -> Path:
@@ -298,24 +322,6 @@ def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network
     )
     save_figure(figure, results / f"upsampled-{step:08d}.png")
     save_figure(plot_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
-
-
-def _corrected(
-    network: Network, schedule: NoiseSchedule, told: Tensor, x_t: Tensor, t: Tensor, cond: Tensor | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Return the network's output as a correction of the guess at x0 that what it is told allows.
-
-    All of `prediction_type`'s outputs are linear in x0, so the guess enters as `schedule.target` of it. A
-    network that outputs 0 then interpolates from the first step on (with v: x0 = a·x_t + s²·guess), and none
-    of its training is spent on learning to copy.
-    """
-    guess = LowResolution.guess(told)
-    plain = schedule.target(guess, torch.zeros_like(guess), t.to(guess.device))
-    output = network(torch.cat([x_t, told], dim=1), t, cond)
-    output, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-    C = guess.shape[1]
-    output = torch.cat([output[:, :C] + plain, output[:, C:]], dim=1)  # a learned variance follows
-    return output if rest is None else (output, *rest)
 
 
 def _make_network(

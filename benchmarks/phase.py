@@ -29,7 +29,7 @@ from Libraries.Spectrogram import Spectrogram
 from Libraries.Utils import spread_indices
 
 LEFT_OUT = ("brass_quartet", "choir", "banjo")
-SHORT, BANDS = "magnitude 480/288", "bands 224, 1024/288 → pinv +"
+SHORT, BANDS = "magnitude 480/288", "bands 224, 1024/288 → NNLS +"
 INVERSES = {  # name: representation, phase, Griffin-Lim iterations
     f"{SHORT} → Griffin-Lim 60": ("magnitude", "griffin_lim", 60),
     f"{SHORT} → PGHI": ("magnitude", "pghi", 0),
@@ -57,7 +57,7 @@ def settings_of(kind: str, root: Path, steps: int) -> Settings:
         base,
         preset=kind,
         root=root,
-        spectrogram=replace(base.spectrogram, clip_seconds=DEMO.clip_seconds, band_inverse="pinv"),
+        spectrogram=replace(base.spectrogram, clip_seconds=DEMO.clip_seconds),
         dataset=replace(base.dataset, name=kind, split=(0.8, 0.06, 0.14), overlap=0.0),
         phase_train=replace(CPU.phase_train, num_steps=steps),
     )
@@ -76,7 +76,7 @@ def train_or_find(settings: Settings, music_dir: Path) -> Path:
 
 def sets_of_clips(settings: Settings, music_dir: Path, recordings: Path | None, count: int) -> dict:
     """Return up to `count` clips (N, 1, clip_samples) of each set by name."""
-    held_out = PhaseDataset(settings.dataset_dir, music_dir, "test", settings.phase_net)
+    held_out = PhaseDataset(settings, music_dir, "test")
     folders = {"other instruments": settings.root / "Data" / "demo_music-phase-others"}
     others = replace(DEMO, clips=120, ensembles=LEFT_OUT)
     render_demo_music(folders["other instruments"], others, settings.score_cache_dir)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from Conf import BASE, CPU, ORIGIN, SMOKE
-from Libraries.LowResolution import VIEWS, LowResolution, ViewConfig
+from Libraries.LowResolution import DETAIL_STD, VIEWS, LowResolution, ViewConfig
 
 SHAPE = SMOKE.spectrogram.shape
 
@@ -99,7 +99,7 @@ def test_noise_keeps_the_variance_whatever_its_strength():
 def test_the_guess_is_the_best_linear_one_and_nothing_where_nothing_is_known():
     each, strength = low("lower_bands"), torch.tensor([0.0, 0.4, 0.8, 1.0])
     v, noise = 0.5 * draw(4, *each.shape), draw(4, *each.shape, seed=1)
-    guess = each.guess(each.told_of_view(v, strength, noise))
+    guess, _ = each.expected(each.told_of_view(v, strength, noise))
     assert (
         torch.allclose(guess[0, :, :24], v[0], atol=1e-6)
         and (guess[3] == 0).all()
@@ -107,6 +107,16 @@ def test_the_guess_is_the_best_linear_one_and_nothing_where_nothing_is_known():
     )
     for part, clip in zip(guess[:, :, :24], v, strict=True):  # what is left is not in the guess any more
         assert abs(((clip - part) * part).mean()) < 0.01
+
+
+def test_the_error_that_is_expected_of_the_guess_is_the_one_it_makes():
+    each, strength = low("lower_bands"), torch.tensor([0.3, 0.6, 1.0])
+    v, noise = 0.5 * draw(3, *each.shape), draw(3, *each.shape, seed=1)
+    guess, error = (part[:, :, :24] for part in each.expected(each.told_of_view(v, strength, noise)))
+    detail = DETAIL_STD * draw(3, *each.shape, seed=2)
+    residual = (v + detail - guess) / error
+    assert torch.allclose(residual.flatten(1).std(dim=1), torch.ones(3), atol=0.05)
+    assert (error[0] < error[1]).all() and (error[1] < error[2]).all() and error[0].min() > DETAIL_STD
 
 
 def test_rows_above_the_known_ones_are_not_told():

@@ -47,7 +47,7 @@ def run_dir(settings):
 
 @pytest.fixture(scope="module")
 def dataset(settings):
-    return PhaseDataset(settings.dataset_dir, settings.music_dir, "train", settings.phase_net)
+    return PhaseDataset(settings, settings.music_dir, "train")
 
 
 def make_net(spectrogram=BANDS, seed=0):

@@ -78,25 +78,24 @@ def test_a_seed_and_its_view_make_a_clip_in_any_batch(upsampler, clips):
 def test_with_every_sampler_the_view_of_the_result_is_the_view_given(upsampler, clips, name, monkeypatch):
     """However little the network has learned, for x0 is held to it at every step."""
     monkeypatch.setattr(upsampler, "sampler", switch_sampler(upsampler.sampler, name, 4))
-    monkeypatch.setattr(upsampler, "sampler", replace(upsampler.sampler, clip_x0=None))
     view = upsampler.low.view(clips)
     assert view_error(upsampler.low, view, upsampler.upsample(view, range(3), strength=0.0)) < 1e-4
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "edm"])
 def test_a_network_that_outputs_nothing_interpolates(settings, clips, prediction_type):
-    """Zero is what a new network outputs, so training begins at interpolation and not at noise."""
+    """Zero is what a new network outputs, so in one step it makes the guess that its residuals are of."""
     diffusion = replace(settings.diffusion, prediction_type=prediction_type)
     new = replace(settings, diffusion=diffusion, upsampler=replace(settings.upsampler, consistent=False))
     low = LowResolution(new.view, new.spectrogram)
     upsampler = Upsampler(
         build_upsampler(new), NoiseSchedule(diffusion), low, new.upsampler,
-        replace(new.upsampler_sampler, num_inference_steps=1, clip_x0=None), Spectrogram(new.spectrogram),
+        replace(new.upsampler_sampler, num_inference_steps=1), Spectrogram(new.spectrogram),
         torch.device("cpu"),
     )  # fmt: skip
     view = low.view(clips)
     plain = low.spread(view) if new.view.kind == "smaller" else low.fill(view)
-    assert torch.allclose(upsampler.upsample(view, [1, 2, 3], strength=0.0), plain, atol=0.02)
+    assert torch.allclose(upsampler.upsample(view, [1, 2, 3], strength=0.0), low.limit(plain), atol=0.02)
 
 
 def test_a_view_under_noise_of_full_strength_is_ignored(upsampler, clips):
@@ -125,6 +124,17 @@ def test_training_is_told_by_position_and_not_by_batch(settings, upsampler, clip
     views = replace(config, restored_share=0.0)
     told = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, views).told(clips, [1, 2, 3])
     assert len((told[:, 1] > 0).all(dim=2).sum(dim=1).unique()) == 1
+
+
+def test_residuals_have_about_unit_variance_however_much_is_told(settings, upsampler, clips):
+    """So the schedule's noise covers them at every strength, and few steps find them."""
+    low, view = upsampler.low, upsampler.low.view(clips)
+    noise = torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
+    said = settings.view.kept_rows if settings.view.kind == "lower_bands" else 0  # rows that have no residual
+    for strength in (0.0, 0.3, 1.0):
+        guess, error = low.expected(low.told_of_view(view, torch.full((3,), strength), noise))
+        residual = ((clips - guess) / error)[:, :, said:]
+        assert 0.4 < residual.square().mean().sqrt() < 2.5, strength
 
 
 def test_run_holds_its_settings_and_goes_on_to_the_same_weights(settings, run_dir, tmp_path):
@@ -156,7 +166,6 @@ def test_run_holds_its_settings_and_goes_on_to_the_same_weights(settings, run_di
 
 
 def test_longer_views_become_longer_music(upsampler, clips, monkeypatch):
-    monkeypatch.setattr(upsampler, "sampler", replace(upsampler.sampler, clip_x0=None))
     view = upsampler.low.view(clips)
     long = torch.cat([view, view], dim=-1)
     made = upsampler.upsample(long, [0, 1, 2], strength=0.0)
