@@ -6,9 +6,7 @@ interrupted one goes on, and a changed setting trains anew.
 
 import hashlib
 import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,9 @@ from Libraries.Preparation import ensure_dataset, load_split_clips
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import open_run
 from Libraries.Settings import Settings, to_dict
-from Libraries.Training import TrainingDiverged, resolve_precision
-from Libraries.Utils import autocast, get_logger, pick_device, write_then_rename
+from Libraries.Timing import median_in_turns, training_step
+from Libraries.Training import TrainingDiverged
+from Libraries.Utils import get_logger, pick_device, write_then_rename
 
 logger = get_logger("Experiments")
 
@@ -41,7 +40,7 @@ DECISIVE = (
     *("sampler", "num_validation_clips"),
 )
 KEPT_CLIPS = 4  # of every training, for the picture
-TIMED_STEPS = 12
+TIMED_STEPS = 10
 UNMEASURED = {"distance": None, "highs": None, "clips": None}
 
 
@@ -260,35 +259,11 @@ def _highs(waveforms: Tensor, settings: Settings) -> float:
 
 def _seconds_a_step(variants: dict[str, Settings]) -> dict[str, float]:
     """Return the median seconds of a training step of each, taken in turns so that all meet one machine."""
-    steps = {name: _step(settings) for name, settings in variants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(TIMED_STEPS), desc="timing", unit="step"):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[2:]) for name, times in seconds.items()}  # the first warm up
-
-
-def _step(settings: Settings) -> Callable[[], float]:
-    """Return a call that takes one optimiser step on random data."""
-    device, train = pick_device(), settings.train
-    network, objective = build_network(settings).to(device).train(), make_objective(settings)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=train.learning_rate)
-    x0 = torch.randn(train.batch_size, *settings.spectrogram.shape, device=device)
-    label = torch.zeros(train.batch_size, dtype=torch.int64, device=device)
-    precision, positions = resolve_precision(train.mixed_precision), torch.arange(train.batch_size)
-
-    def step() -> float:
-        for _ in range(train.grad_accumulation):
-            with autocast(device, precision):
-                loss = objective.loss(network, (x0, label), positions).mean()
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()  # waits for the device
-
-    return step
+    steps = {
+        name: training_step(build_network(own), make_objective(own), own.train, own.spectrogram.shape)
+        for name, own in variants.items()
+    }
+    return median_in_turns(steps, TIMED_STEPS, pick_device(), warm_ups=2)
 
 
 def _parameters(settings: Settings) -> int:

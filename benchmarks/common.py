@@ -4,16 +4,14 @@ Importing this puts the repository and MainScripts on the path, so it comes befo
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,15 +22,18 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset import build_dataset  # noqa: E402
 from Libraries.DemoMusic import render_demo_music  # noqa: E402
-from Libraries.Settings import Settings  # noqa: E402
-from Libraries.Training import resolve_precision  # noqa: E402
+from Libraries.Runs import read_conf  # noqa: E402
+from Libraries.Settings import Settings, from_dict  # noqa: E402
+from Libraries.Timing import median_in_turns, training_step  # noqa: E402
+from Libraries.TrainConfig import TrainConfig  # noqa: E402
+from Libraries.Training import Objective, resolve_precision  # noqa: E402
 from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
-from Libraries.Utils import pick_device  # noqa: E402
+from Libraries.Utils import autocast, pick_device  # noqa: E402
 
 SHAPE = (1, 224, 416)  # channels, rows, frames of every input: what BASE, ORIGIN and the peer all take
 PEER = "UNet2DModel"
+TIMED_STEPS = 5  # of a training, after one to warm up, that say how many fit into its minutes
 PRECISION_NAMES = {"no": "fp32"}  # what Accelerate's word means in a table
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Peer(nn.Module):
@@ -69,6 +70,37 @@ def make_dataset(settings: Settings) -> None:
     )
 
 
+def train_or_find(
+    train: Callable[..., Path],
+    settings: Settings,
+    parent: Path,
+    part: str,
+    minutes: float,
+    timed: Callable[[], tuple[nn.Module, Objective, tuple[int, int, int]]],
+) -> Path:
+    """Return this preset's run below `parent`: one that is there, one that is gone on with, or a new one.
+
+    A new one gets as many steps as the minutes hold, so that the learning rate's schedule ends with them.
+
+    Args:
+        train: (settings, run_dir) -> run_dir.
+        part: the settings of this training, as "vae_train".
+        timed: network, objective and shape of the data whose step is timed; called for a new run only.
+    """
+    known = sorted(parent.glob(f"*-{settings.preset}"))
+    if known:  # its steps were counted when it began; with all of them done this trains none
+        config = from_dict(TrainConfig, read_conf(known[-1])["settings"][part])
+        return train(replace(settings, **{part: config}), known[-1])
+    config, (network, objective, shape) = getattr(settings, part), timed()
+    step = training_step(network, objective, config, shape)
+    seconds = median_in_turns({"step": step}, TIMED_STEPS, pick_device())["step"]
+    steps = max(10, int(minutes * 60 / seconds))
+    tenth = max(1, steps // 10)
+    often = {"validate_every": tenth, "save_every": tenth, "snapshot_every": tenth, "preview_every": steps}
+    config = replace(config, num_steps=steps, **often)
+    return train(replace(settings, **{part: config}))
+
+
 def size_of(build: Callable[[], nn.Module]) -> tuple[float, float]:
     """Return millions of parameters and GFLOP of a pass over one clip, without computing anything."""
     with torch.device("meta"):
@@ -82,44 +114,7 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
 
-def autocast(device: torch.device, precision: str):
-    """Return a context in which the network computes in this precision: no, bf16 or fp16."""
-    return contextlib.nullcontext() if precision == "no" else torch.autocast(device.type, DTYPES[precision])
-
-
-def median_in_turns(
-    calls: dict[str, Callable[[], object]], turns: int, device: torch.device
-) -> dict[str, float]:
-    """Return the median seconds of each call.
-
-    All are called once to warm up and then in turns, A B C A B C, so that a clock that drifts or a
-    neighbour on the machine hits all alike.
-    """
-    seconds = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name, call in calls.items():
-            elapsed = time_call(call, device)
-            if turn:
-                seconds[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call, all of its work on the device included."""
-    synchronise(device)
-    start = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a device that computes while Python goes on."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
-
-
-def training_step(network: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
+def peer_step(network: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
     """Return a call that takes one optimiser step on random data."""
     network = place(network, args.device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
@@ -149,7 +144,7 @@ def memory_of_fresh_process(script: str, name: str, args: argparse.Namespace) ->
 
 def peak_memory(network: nn.Module, args: argparse.Namespace) -> float:
     """Take two steps (the second with the optimiser's state in place) and return the peak in GB."""
-    step = training_step(network, args)
+    step = peer_step(network, args)
     for _ in range(2):
         step()
     return peak_gigabytes(args.device)

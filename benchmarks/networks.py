@@ -16,9 +16,7 @@ import torch
 from common import (
     PRECISION_NAMES,
     SHAPE,
-    autocast,
     machine_line,
-    median_in_turns,
     memory_of_fresh_process,
     parse_with_device,
     peak_memory,
@@ -31,6 +29,8 @@ from torch import nn
 from Conf import BASE, ORIGIN
 from Libraries.Networks import JOURNAL, make_network, network_config
 from Libraries.Pipeline import build_network
+from Libraries.Timing import median_in_turns
+from Libraries.Utils import autocast
 
 PRESETS = {settings.preset: partial(build_network, settings) for settings in (BASE, ORIGIN)}
 BUILDERS = PRESETS | {

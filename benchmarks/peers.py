@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import machine_line, make_dataset, peak_gigabytes, print_table, synchronise
+from common import machine_line, make_dataset, peak_gigabytes, print_table
 from torch import Tensor
 
 from Conf import CPU
@@ -44,6 +44,7 @@ from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders
 from Libraries.Settings import Settings, provenance
 from Libraries.Spectrogram import Spectrogram
+from Libraries.Timing import synchronise
 from Libraries.TrainConfig import TrainConfig
 from Libraries.Training import fit
 from Libraries.U_Net import count_parameters

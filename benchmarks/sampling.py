@@ -20,14 +20,11 @@ from common import (
     REPOSITORY,
     SHAPE,
     Peer,
-    autocast,
     machine_line,
-    median_in_turns,
     parse_with_device,
     place,
     print_table,
     size_of,
-    time_call,
 )
 from torch import Tensor
 
@@ -39,8 +36,9 @@ from Libraries.Pipeline import build_network
 from Libraries.Samplers import inference_timesteps, sample_ddim
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
+from Libraries.Timing import median_in_turns, time_call
 from Libraries.Training import resolve_precision
-from Libraries.Utils import SampleNoise
+from Libraries.Utils import SampleNoise, autocast
 
 STEPS = (20, 50)  # of DDIM
 CLIP_SECONDS = SHAPE[2] * BASE.spectrogram.hop_length / BASE.spectrogram.sample_rate  # the same in ORIGIN

@@ -17,17 +17,17 @@ from common import (
     PRECISION_NAMES,
     Peer,
     machine_line,
-    median_in_turns,
     memory_of_fresh_process,
     parse_with_device,
     peak_memory,
+    peer_step,
     print_table,
     size_of,
-    training_step,
 )
 
 from Conf import BASE, ORIGIN
 from Libraries.Pipeline import build_network
+from Libraries.Timing import median_in_turns
 
 BUILDERS = {s.preset: partial(build_network, s) for s in (BASE, ORIGIN)} | {PEER: Peer}
 
@@ -45,7 +45,7 @@ def main() -> None:
     precision = PRECISION_NAMES.get(args.precision, args.precision)
     print(f"forward + backward + AdamW, batch {args.batch_size}, {precision}\n")
     memory = {name: memory_of_fresh_process(__file__, name, args) for name in BUILDERS}
-    steps = {name: training_step(build(), args) for name, build in BUILDERS.items()}
+    steps = {name: peer_step(build(), args) for name, build in BUILDERS.items()}
     print_rows(median_in_turns(steps, args.timed_steps, args.device), memory, args.batch_size)
 
 

@@ -13,13 +13,10 @@ real training music. Seconds: a generated clip, with all it takes but its sound.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from common import autocast, machine_line, make_dataset, median_in_turns, print_table
-from torch import nn
+from common import machine_line, make_dataset, print_table, train_or_find
 
 from Conf import CPU
 from Libraries.Dataset import SpectrogramDataset
@@ -27,12 +24,8 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation import distances, spread_clips
 from Libraries.Generator import Generator
 from Libraries.LowResolution import VIEWS, LowResolution
-from Libraries.Objective import DiffusionObjective
 from Libraries.Pipeline import build_network, make_objective, open_codec, train_diffusion
-from Libraries.Runs import read_conf
-from Libraries.Settings import Settings, from_dict
-from Libraries.TrainConfig import TrainConfig
-from Libraries.Training import resolve_precision
+from Libraries.Settings import Settings
 from Libraries.Upsampler import UpsamplerObjective, build_upsampler, train_upsampler
 from Libraries.UpsamplerEvaluation import CascadeRow, compare_cascade
 from Libraries.Utils import pick_device
@@ -67,10 +60,10 @@ def train_directly(settings: Settings, minutes: float) -> Path:
     """Return the run of a diffusion on spectrograms that was trained for the minutes."""
     settings = replace(settings, preset=f"direct-{minutes:g}min")
 
-    def seconds() -> float:
-        return seconds_per_step(settings.train, build_network(settings), make_objective(settings), settings)
+    def timed():
+        return build_network(settings), make_objective(settings), settings.spectrogram.shape
 
-    return _train_or_find(train_diffusion, settings, settings.models_dir, "train", minutes, seconds)
+    return train_or_find(train_diffusion, settings, settings.models_dir, "train", minutes, timed)
 
 
 def train_cascade(settings: Settings, minutes: float) -> Path:
@@ -78,46 +71,17 @@ def train_cascade(settings: Settings, minutes: float) -> Path:
     settings = replace(settings, preset=f"{settings.view.kind}-{minutes:g}min")
     low = LowResolution(settings.view, settings.spectrogram)
 
-    def seconds_of_upsampler() -> float:
-        train, schedule = settings.upsampler_train, NoiseSchedule(settings.diffusion)
-        objective = UpsamplerObjective(schedule, train.seed, low, settings.upsampler)
-        return seconds_per_step(train, build_upsampler(settings), objective, settings)
+    def upsampler():
+        schedule, seed = NoiseSchedule(settings.diffusion), settings.upsampler_train.seed
+        objective = UpsamplerObjective(schedule, seed, low, settings.upsampler)
+        return build_upsampler(settings), objective, settings.spectrogram.shape
 
-    def seconds_of_first() -> float:
-        network = build_network(settings, open_codec(settings))
-        return seconds_per_step(settings.view_train, network, make_objective(settings), low)
+    def first():
+        return build_network(settings, open_codec(settings)), make_objective(settings), low.shape
 
-    _train_or_find(
-        train_upsampler,
-        settings,
-        settings.upsampler_dir,
-        "upsampler_train",
-        minutes / 2,
-        seconds_of_upsampler,
-    )
-    return _train_or_find(
-        train_diffusion, settings, settings.models_dir, "view_train", minutes / 2, seconds_of_first
-    )
-
-
-def seconds_per_step(
-    train: TrainConfig, network: nn.Module, objective: DiffusionObjective, sized: Settings | LowResolution
-) -> float:
-    """Return the median seconds of a training step on random data."""
-    device, precision = pick_device(), resolve_precision(train.mixed_precision)
-    network, B = network.to(device).train(), train.batch_size
-    optimizer = torch.optim.AdamW(network.parameters())
-    shape = sized.shape if isinstance(sized, LowResolution) else sized.spectrogram.shape
-    batch = torch.rand(B, *shape, device=device) * 2 - 1, torch.zeros(B, dtype=torch.int64)
-
-    def step() -> None:
-        with autocast(device, precision):
-            loss = objective.loss(network, batch, torch.arange(B)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return median_in_turns({"step": step}, 5, device)["step"]
+    half = minutes / 2
+    train_or_find(train_upsampler, settings, settings.upsampler_dir, "upsampler_train", half, upsampler)
+    return train_or_find(train_diffusion, settings, settings.models_dir, "view_train", half, first)
 
 
 def table(generator: Generator, settings: Settings, direct: Generator) -> tuple[list[str], list[list[str]]]:
@@ -141,26 +105,6 @@ def _line(rows: tuple[CascadeRow, ...]) -> list[str]:
     lsd = "-" if first.spectral_distance is None else f"{first.spectral_distance:.2f}"
     seconds = min(row.seconds for row in rows)  # the least disturbed
     return [first.name, lsd, ", ".join(f"{row.distance:.1f}" for row in rows), f"{seconds:.2f}"]
-
-
-def _train_or_find(
-    train: Callable[..., Path],
-    settings: Settings,
-    parent: Path,
-    part: str,
-    minutes: float,
-    seconds: Callable[[], float],
-) -> Path:
-    """Return the run of this preset: one that is there, one that is gone on with, or a new one."""
-    known = sorted(parent.glob(f"*-{settings.preset}"))
-    if known:  # its steps were counted when it began; with all of them done this trains none
-        config = from_dict(TrainConfig, read_conf(known[-1])["settings"][part])
-        return train(replace(settings, **{part: config}), known[-1])
-    steps = max(10, int(minutes * 60 / seconds()))
-    tenth = max(1, steps // 10)
-    often = {"validate_every": tenth, "save_every": tenth, "snapshot_every": tenth, "preview_every": steps}
-    config = replace(getattr(settings, part), num_steps=steps, **often)
-    return train(replace(settings, **{part: config}))
 
 
 if __name__ == "__main__":

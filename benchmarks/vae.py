@@ -14,15 +14,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from common import autocast, machine_line, make_dataset, median_in_turns, print_table
+from common import machine_line, make_dataset, print_table, train_or_find
 
 from Conf import CPU, ORIGIN, VAES
 from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, train_vae
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Runs import read_conf, results_of
-from Libraries.Settings import Settings, from_dict
-from Libraries.Training import TrainConfig, resolve_precision
+from Libraries.Settings import Settings
 from Libraries.Utils import pick_device
 from Libraries.VAEEvaluation import evaluate_vae
 
@@ -45,7 +43,7 @@ def main() -> None:
     settings = replace(CPU, root=args.root)
     make_dataset(settings)
     line = machine_line(pick_device())
-    rows = [measure(name, train_or_find(name, settings, args.minutes), settings) for name in args.only]
+    rows = [measure(name, trained(name, settings, args.minutes), settings) for name in args.only]
     print(f"\n{line}\n{args.minutes:g} minutes each, {settings.spectrogram.shape}\n")
     print_table(HEADER, rows)
 
@@ -60,44 +58,14 @@ def variant(name: str, settings: Settings, minutes: float) -> Settings:
     return replace(settings, vae_loss=ORIGIN.vae_loss, vae_train=replace(settings.vae_train, **journal))
 
 
-def train_or_find(name: str, settings: Settings, minutes: float) -> Path:
-    """Return the variant's trained run: one that is there, one that is gone on with, or a new one."""
+def trained(name: str, settings: Settings, minutes: float) -> Path:
+    """Return the variant's trained run."""
     settings = variant(name, settings, minutes)
-    known = sorted(settings.vae_dir.glob(f"*-{settings.preset}"))
-    if not known:
-        return train_vae(with_budget(settings, minutes))
-    if not any(known[-1].glob("latent-*.pth")):  # its steps were counted when it began
-        train = from_dict(TrainConfig, read_conf(known[-1])["settings"]["vae_train"])
-        return train_vae(replace(settings, vae_train=train), known[-1])
-    return known[-1]
 
+    def timed():
+        return build_vae(settings), make_vae_objective(settings), settings.spectrogram.shape
 
-def with_budget(settings: Settings, minutes: float) -> Settings:
-    """Return the settings with as many steps as the minutes hold."""
-    steps = max(10, int(minutes * 60 / seconds_per_step(settings)))
-    tenth = max(1, steps // 10)
-    train = replace(
-        settings.vae_train, num_steps=steps, validate_every=tenth, save_every=tenth, preview_every=steps
-    )
-    return replace(settings, vae_train=train)
-
-
-def seconds_per_step(settings: Settings, steps: int = 5) -> float:
-    """Return the median seconds of a training step on random data."""
-    device, precision = pick_device(), resolve_precision(settings.vae_train.mixed_precision)
-    network, objective = build_vae(settings).to(device), make_vae_objective(settings)
-    optimizer = torch.optim.AdamW(network.parameters())
-    B = settings.vae_train.batch_size
-    batch = torch.rand(B, *settings.spectrogram.shape, device=device) * 2 - 1, torch.zeros(B)
-
-    def step() -> None:
-        with autocast(device, precision):
-            loss = objective.loss(network, batch, torch.arange(B)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return median_in_turns({"step": step}, steps, device)["step"]
+    return train_or_find(train_vae, settings, settings.vae_dir, "vae_train", minutes, timed)
 
 
 def measure(name: str, run_dir: Path, settings: Settings) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.common import Peer, machine_line, median_in_turns, print_table, size_of
+from benchmarks.common import Peer, machine_line, print_table, size_of
 from Conf import SMOKE
 from Libraries.Generator import Generator
+from Libraries.Timing import median_in_turns
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
     import vae as benchmark
 
     monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae, channels=(8, 16)))
-    first, again = (benchmark.train_or_find("residual_16", chords, minutes=0.001) for _ in range(2))
+    first, again = (benchmark.trained("residual_16", chords, minutes=0.001) for _ in range(2))
     row = benchmark.measure("residual_16", first, chords)
     assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
     journal = benchmark.variant("conv", chords, 1)
