@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from Libraries.Audio import AudioError, load_audio
 from Libraries.Augmentation import Augmentation
 from Libraries.Batches import StepSampler, loaders_of
 from Libraries.DatasetBuild import BuildReport, build_dataset
@@ -43,6 +44,7 @@ __all__ = [
     "manifest_hash",
     "read_cifar10",
     "read_cifar10_batch",
+    "read_clip",
 ]
 
 CIFAR10_SHAPE = (3, 32, 32)  # channels, rows, columns
@@ -198,6 +200,24 @@ def make_loaders(
     """
     splits = SpectrogramDataset(folder, "train", augment), SpectrogramDataset(folder, "validation")
     return loaders_of(*splits, batch_size, seed, start_step, rank, world_size, num_workers, device)
+
+
+def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
+    """Return the sound of one of a manifest's `clips`, from the music: (1, clip_samples) float32.
+
+    Raises:
+        DatasetError: its file cannot be read any more, or has become shorter.
+    """
+    path = Path(music_dir) / clip["source"]
+    try:
+        waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+    except AudioError as error:
+        raise DatasetError(f"{error}: it was readable when the dataset was built") from None
+    if waveform.shape[1] != config.clip_samples:
+        raise DatasetError(
+            f"{path} is shorter than when the dataset was built: clear the dataset and build it again"
+        )
+    return waveform
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
-from Libraries.Audio import AudioError, load_audio
 from Libraries.Batches import loaders_of
-from Libraries.Checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, load_weights
+from Libraries.Checkpoint import CheckpointError
+from Libraries.Dataset import read_clip
 from Libraries.DatasetManifest import INVERSE_ONLY, DatasetError, load_manifest
 from Libraries.Phase import (
     LEVEL_RANGE,
@@ -30,6 +30,7 @@ from Libraries.Runs import open_run, read_conf, results_of
 from Libraries.Settings import Settings, from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.TrainedNetwork import load_average
 from Libraries.Training import fit, resolve_precision
 from Libraries.Utils import latest_run, pick_device, spread_indices
 
@@ -92,22 +93,8 @@ class PhaseDataset(TorchDataset):
         return _with_edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def waveform(self, i: int) -> Tensor:
-        """Return clip i as the dataset was given it: (1, clip_samples) float32.
-
-        Raises:
-            DatasetError: its file cannot be read any more, or has become shorter.
-        """
-        config, clip = self.spectrogram.config, self.clips[i]
-        path = self.music_dir / clip["source"]
-        try:
-            waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
-        except AudioError as error:
-            raise DatasetError(f"{error}: it was readable when the dataset was built") from None
-        if waveform.shape[1] != config.clip_samples:
-            raise DatasetError(
-                f"{path} is shorter than when the dataset was built: clear the dataset and build it again"
-            )
-        return waveform
+        """Return clip i as the dataset was given it (`read_clip`): (1, clip_samples) float32."""
+        return read_clip(self.clips[i], self.music_dir, self.spectrogram.config)
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return a crop of clip i, moved in time and perhaps mixed with another; a batch of one."""
@@ -198,8 +185,7 @@ def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | 
             "train one on this (Train Phase), name another in phase_run, or set phase='pghi'"
         )
     network = PhaseNet(from_dict(PhaseConfig, conf["settings"]["phase_net"]), theirs)
-    path = latest_checkpoint(run_dir, "ema")
-    load_weights(network, load_checkpoint(path)["weights"], path)
+    load_average(network, run_dir)
     device = device or pick_device()
     return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
 
 from Libraries.Audio import AudioError, audio_info, load_audio
-from Libraries.Dataset import BuildReport, build_dataset, load_manifest
+from Libraries.Dataset import BuildReport, build_dataset, load_manifest, read_clip
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Metrics import RoundTrip, round_trip
 from Libraries.Settings import Settings
@@ -79,17 +78,12 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
         (N, 1, clip_samples) float32, read anew from the music that the dataset was made of.
 
     Raises:
-        AudioError: the music is no longer there.
+        DatasetError: the music is no longer there, or no longer what it was.
     """
-    manifest, folder, config = load_manifest(settings.dataset_dir), find_music(settings), settings.spectrogram
+    manifest, folder = load_manifest(settings.dataset_dir), find_music(settings)
     clips = [clip for clip in manifest["clips"] if clip["split"] == split]
     chosen = [clips[i] for i in spread_indices(len(clips), count)]
-    paths = [folder / clip["source"] for clip in chosen]
-    waveforms = [
-        load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
-        for path, clip in zip(paths, chosen, strict=True)
-    ]
-    return torch.stack([nnf.pad(wave, (0, config.clip_samples - wave.shape[1])) for wave in waveforms])
+    return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
 
 
 def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:

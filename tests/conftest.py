@@ -1,6 +1,8 @@
 """What several test files share."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import soundfile
 import torch
 
 from Conf import SMOKE
+from Libraries.Checkpoint import find_checkpoints, load_checkpoint
 from Libraries.Dataset import build_dataset
 from Libraries.Preparation import find_music
 
@@ -25,6 +28,32 @@ def chords(tmp_path_factory):
     settings = replace(SMOKE, root=root, music_dir=root / "music", num_samples=4, vae_run=None)
     build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
     return settings
+
+
+@pytest.fixture
+def goes_on_to_the_same(monkeypatch):
+    """A check that a run of 4 steps, saved at step 2 and stopped at step 3, goes on to another's weights."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    def check(train, whole: Path, again: Path, preview: str) -> bool:
+        """`train(run_dir)` trained `whole`; `again` is made; `preview` is what draws on the way."""
+        again.mkdir(parents=True)
+        shutil.copy(whole / "conf.json", again)
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr("Libraries.RunLog.is_due", lambda step, _, what: what == "preview" and step == 3)
+            patch.setattr(f"Libraries.{preview}", stop)
+            train(again)
+        assert [step for step, _ in find_checkpoints(again, "state")] == [2]
+        train(again)
+        runs = [load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (whole, again)]
+        return all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+    return check
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """From settings to a trained autoencoder and its codec: statistics, shapes, refusals, evaluation."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 
 from Conf import SMOKE
 from Libraries.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
-from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
+from Libraries.Checkpoint import CheckpointError
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Plots import plot_band_errors, plot_latents, plot_reconstructions, plot_vae_metrics
 from Libraries.RunLog import read_metrics
@@ -96,25 +97,11 @@ def test_a_run_without_statistics_says_so(settings, run_dir, tmp_path):
         LatentCodec.load(tmp_path)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
     again = tmp_path / "vae" / "00000-again"
-    again.mkdir(parents=True)
-    (again / "conf.json").write_bytes((run_dir / "conf.json").read_bytes())
-
-    class Stop(Exception):
-        pass
-
-    def stop_after_validation(*_):
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
-        patch.setattr("Libraries.Autoencoding.save_vae_preview", stop_after_validation)
-        train_vae(settings, again)
-    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
-    train_vae(settings, again)
-    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert goes_on_to_the_same(
+        functools.partial(train_vae, settings), run_dir, again, "Autoencoding.save_vae_preview"
+    )
 
 
 def test_resuming_with_other_settings_is_refused(settings, run_dir):

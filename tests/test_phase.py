@@ -1,17 +1,18 @@
 """Learned phase: what the network sees and says, its training, and who may decode with it."""
 
+import functools
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 from torch.nn import functional as F
 
 from Conf import BASE, ORIGIN, SMOKE
 from Libraries.Autoencoding import train_vae
-from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
-from Libraries.Dataset import SpectrogramDataset
+from Libraries.Checkpoint import CheckpointError
+from Libraries.Dataset import SpectrogramDataset, read_clip
 from Libraries.DatasetManifest import DatasetError
 from Libraries.Generator import Generator
 from Libraries.Phase import LearnedPhase, PhaseNet, PhaseObjective, relative_level
@@ -272,26 +273,22 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
     )
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir):
-    again = run_dir.parent / "00007-again"
-    again.mkdir()
-    shutil.copy(run_dir / "conf.json", again)
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
+    train = functools.partial(train_phase, settings, settings.music_dir)
+    assert goes_on_to_the_same(train, run_dir, tmp_path / "00007-again", "PhaseTraining.save_phase_preview")
 
-    class Stop(Exception):
-        pass
 
-    def stop(*_):
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
-        patch.setattr("Libraries.PhaseTraining.save_phase_preview", stop)
-        train_phase(settings, settings.music_dir, again)
-    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
-    train_phase(settings, settings.music_dir, again)
-    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    shutil.rmtree(again)
+def test_a_clip_is_the_sound_that_was_encoded_and_refused_where_its_file_changed(settings, dataset, tmp_path):
+    stored = SpectrogramDataset(settings.dataset_dir, "train")
+    again = dataset.spectrogram.encode(torch.stack([dataset.waveform(i) for i in range(2)]))
+    assert torch.allclose(again, stored.__getitems__([0, 1])[0], atol=2e-3)  # kept as float16
+    clip, config = dataset.clips[-1], dataset.spectrogram.config
+    with pytest.raises(DatasetError, match="it was readable when the dataset was built"):
+        read_clip(clip, tmp_path, config)
+    sound, rate = soundfile.read(settings.music_dir / clip["source"])
+    soundfile.write(tmp_path / clip["source"], sound[: int((clip["offset"] + 0.1) * rate)], rate)
+    with pytest.raises(DatasetError, match="is shorter than when the dataset was built"):
+        read_clip(clip, tmp_path, config)
 
 
 def test_music_that_is_gone_is_said_before_there_is_a_run(settings, run_dir, tmp_path):

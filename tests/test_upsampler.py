@@ -1,7 +1,7 @@
 """The upsampler and its cascade: what it is told in training, what its results hang on, edits through it."""
 
+import functools
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from Conf import SMOKE
 from Libraries.Cascade import CascadeEditor, ViewCodec, open_cascade
-from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint
+from Libraries.Checkpoint import CheckpointError
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Editing import known_outside
@@ -137,7 +137,9 @@ def test_residuals_have_about_unit_variance_however_much_is_told(settings, upsam
         assert 0.4 < residual.square().mean().sqrt() < 2.5, strength
 
 
-def test_run_holds_its_settings_and_goes_on_to_the_same_weights(settings, run_dir, tmp_path):
+def test_run_holds_its_settings_and_goes_on_to_the_same_weights(
+    settings, run_dir, tmp_path, goes_on_to_the_same
+):
     conf = json.loads((run_dir / "conf.json").read_text())
     assert conf["settings"]["view"]["kind"] == settings.view.kind and conf["vae"] is None
     results = settings.results_dir / "upsampler" / run_dir.name
@@ -146,23 +148,8 @@ def test_run_holds_its_settings_and_goes_on_to_the_same_weights(settings, run_di
     with pytest.raises(ValueError, match="frame_factor is 2 there and 4 here"):
         train_upsampler(other, run_dir)
     again = tmp_path / "00000-again"
-    again.mkdir()
-    shutil.copy(run_dir / "conf.json", again)
-
-    class Stop(Exception):
-        pass
-
-    def stop_after_validation(*_):
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("Libraries.RunLog.is_due", lambda step, config, what: what == "preview" and step == 3)
-        patch.setattr("Libraries.Upsampler.save_upsampler_preview", stop_after_validation)
-        train_upsampler(settings, again)
-    assert [step for step, _ in find_checkpoints(again, "state")] == [2]
-    train_upsampler(settings, again)
-    whole, resumed = (load_checkpoint(run / "ema-00000004.pth")["weights"] for run in (run_dir, again))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    train = functools.partial(train_upsampler, settings)
+    assert goes_on_to_the_same(train, run_dir, again, "Upsampler.save_upsampler_preview")
 
 
 def test_longer_views_become_longer_music(upsampler, clips, monkeypatch):
