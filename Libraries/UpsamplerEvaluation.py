@@ -4,14 +4,20 @@ import copy
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Cascade import ViewCodec
 from Libraries.Comparison import Variant, compare
+from Libraries.Evaluation import save_clips
 from Libraries.Generator import Generator
 from Libraries.LowResolution import LowResolution
 from Libraries.Metrics import COMPARED_HZ, log_spectral_distance
+from Libraries.Plots import plot_tensors, plot_waveform_spectrograms, save_figure
+from Libraries.Restoration import Restored
 from Libraries.Settings import Settings
 from Libraries.Upsampler import Upsampler
 
@@ -131,6 +137,39 @@ def same_seeds(generator: Generator, settings: Settings, seeds: Iterable[int]) -
         "interpolated": interpolated,
         "upsampled": generator.codec.decode(view, seeds),
     }
+
+
+def save_three_ways(
+    generator: Generator, settings: Settings, seeds: Iterable[int], folder: Path
+) -> tuple[Figure, dict[str, Tensor]]:
+    """Write `folder/cascade.png` and the sound of `same_seeds`; return picture and waveforms (N, 1, L)."""
+    seeds = list(seeds)
+    made = same_seeds(generator, settings, seeds)
+    titles = [f"{name}, seed {seed}" for name in made for seed in seeds]
+    clips, title = torch.cat(list(made.values())), "The same seeds, three ways"
+    figure = plot_tensors(clips, titles, settings.spectrogram, title, columns=len(seeds))
+    save_figure(figure, folder / "cascade.png")
+    sound = {name: generator.to_audio(x0) for name, x0 in made.items()}
+    for name, waveforms in sound.items():
+        names = [f"{name}-{seed:04d}" for seed in seeds]
+        save_clips(waveforms, names, folder / "audio", settings.spectrogram.sample_rate)
+    return figure, sound
+
+
+def save_restored(
+    restored: Restored, original: Tensor, sample_rate: int, folder: Path
+) -> tuple[Figure, dict[str, Tensor]]:
+    """Write `folder/restored.png` and the sound before, after and as it was; return picture and waveforms.
+
+    Args:
+        original: float32 (1, L), what the file was before its upper band was lost.
+    """
+    sound = {"lost": restored.original, "restored": restored.waveform, "original": original}
+    save_clips(sound.values(), sound, folder / "audio", sample_rate)
+    title = f"All above {restored.cut_frequency / 1000:.1f} kHz made anew"
+    figure = plot_waveform_spectrograms(sound.values(), sound, sample_rate, title, columns=3)
+    save_figure(figure, folder / "restored.png")
+    return figure, sound
 
 
 def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:

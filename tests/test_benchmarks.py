@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
@@ -65,6 +66,12 @@ def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypat
     header, lines = benchmark.table(Generator.load(first), cascade, Generator.load(direct))
     assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
     assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"
+    said = benchmark.save_examples(Generator.load(first), cascade)
+    assert said.startswith("piece") and "LSD above" in said
+    folder = cascade.results_dir / "cascade" / first.name / "benchmark"
+    assert {path.name for path in folder.glob("*.png")} == {"cascade.png", "restored.png"}
+    assert soundfile.info(folder / "audio" / "8khz.wav").samplerate == 8_000
+    assert {"lost", "restored", "original", "upsampled-0000"} <= {p.stem for p in folder.glob("audio/*.wav")}
 
 
 SHAPE, CONSTANT = (1, 32, 64), 0.3  # of data that are the same everywhere, whose best network is known
