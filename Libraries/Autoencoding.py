@@ -16,7 +16,7 @@ from Libraries.Checkpoint import (
     save_checkpoint,
 )
 from Libraries.Dataset import SpectrogramDataset
-from Libraries.PhaseTraining import open_run_spectrogram
+from Libraries.PhaseRuns import open_run_spectrogram
 from Libraries.Plots import plot_reconstructions, plot_vae_metrics, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of

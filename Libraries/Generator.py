@@ -20,7 +20,7 @@ from Libraries.Guidance import GuidanceConfig, autoguidance, classifier_free_gui
 from Libraries.LatentEditing import LatentEditor
 from Libraries.LowResolution import LowResolution, ViewConfig
 from Libraries.Networks import NetworkConfig, network_config
-from Libraries.PhaseTraining import open_run_spectrogram
+from Libraries.PhaseRuns import open_run_spectrogram
 from Libraries.Runs import read_conf
 from Libraries.Samplers import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Settings import from_dict

@@ -1,7 +1,6 @@
-"""The learned phase as a whole: music of a dataset -> trained run -> `Spectrogram` that decodes with it."""
+"""Learning the phase: music of a dataset -> levels and true phases -> trained run."""
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +10,19 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Batches import loaders_of
-from Libraries.Checkpoint import CheckpointError
 from Libraries.Dataset import read_clip
-from Libraries.DatasetManifest import INVERSE_ONLY, DatasetError, load_manifest
-from Libraries.Phase import (
-    LEVEL_RANGE,
-    LearnedPhase,
-    PhaseConfig,
-    PhaseNet,
-    PhaseObjective,
-    misfits,
-    relative_level,
-)
+from Libraries.DatasetManifest import DatasetError, load_manifest
+from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseNet, PhaseObjective, relative_level
 from Libraries.PhaseRetrieval import heap_edges, stft
+from Libraries.PhaseRuns import inverse_by, with_inverse_of
 from Libraries.Plots import plot_inverses, plot_phase_metrics, save_figure
 from Libraries.RunLog import read_metrics
-from Libraries.Runs import open_run, read_conf, results_of
+from Libraries.Runs import open_run, results_of
 from Libraries.Settings import Settings, from_dict
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.TrainedNetwork import load_average
 from Libraries.Training import fit, resolve_precision
-from Libraries.Utils import latest_run, pick_device, spread_indices
+from Libraries.Utils import spread_indices
 
 MIX_DB = (-20.0, 10.0)  # level of an added clip
 PREVIEW_CLIPS = 2
@@ -170,83 +160,6 @@ def train_phase(settings: Settings, music_dir: Path, run_dir: Path | None = None
     return run_dir
 
 
-def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | None = None) -> LearnedPhase:
-    """Load the newest EMA weights of a run for spectrograms of `config`.
-
-    Raises:
-        CheckpointError: the folder is no run, has no weights, or they were trained for other magnitudes.
-    """
-    conf = read_conf(run_dir)
-    theirs = from_dict(SpectrogramConfig, conf["settings"]["spectrogram"])
-    wrong = misfits(theirs, config)
-    if wrong:
-        raise CheckpointError(
-            f"the phase of {Path(run_dir).name} was learned for another spectrogram ({'; '.join(wrong)}): "
-            "train one on this (Train Phase), name another in phase_run, or set phase='pghi'"
-        )
-    network = PhaseNet(from_dict(PhaseConfig, conf["settings"]["phase_net"]), theirs)
-    load_average(network, run_dir)
-    device = device or pick_device()
-    return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
-
-
-def open_spectrogram(
-    config: SpectrogramConfig,
-    phase_dir: Path,
-    phase_run: str,
-    gain: Gain | None = None,
-    device: torch.device | None = None,
-) -> Spectrogram:
-    """Return the `Spectrogram` of these settings, with the trained network where phase='learned'.
-
-    Args:
-        phase_dir: parent of the runs, `Models/phase`.
-        phase_run: one of them by name, or "latest".
-        gain: as in `Spectrogram`.
-        device: of the network alone; None picks the best one.
-
-    Raises:
-        CheckpointError: phase='learned', and there is no such run, or it was trained for other magnitudes.
-    """
-    if config.phase != "learned":
-        return Spectrogram(config, gain)
-    run_dir = Path(phase_dir) / phase_run
-    if phase_run == "latest":
-        if not any(Path(phase_dir).glob("*/ema-*.pth")):
-            raise CheckpointError(
-                f"there is no learned phase in {phase_dir} for phase='learned': train one (Train Phase, with "
-                "phase='pghi' until then), or set phase='pghi'"
-            )
-        run_dir = latest_run(Path(phase_dir), containing="ema-*.pth")
-    return Spectrogram(config, gain, load_phase(run_dir, config, device))
-
-
-def open_run_spectrogram(
-    run_dir: Path, inverse: SpectrogramConfig | None = None, device: torch.device | None = None
-) -> Spectrogram:
-    """Return the `Spectrogram` of a diffusion or autoencoder run, with its typical gain.
-
-    Args:
-        run_dir: `Models/<kind>/<run>`; a learned phase is looked for in `Models/phase`.
-        inverse: settings by whose inverse it shall decode instead of the run's own.
-        device: as in `open_spectrogram`.
-
-    Raises:
-        CheckpointError: the folder is no run, or the learned phase it decodes with is missing or foreign.
-    """
-    conf = read_conf(run_dir)
-    config = from_dict(SpectrogramConfig, conf["settings"]["spectrogram"])
-    config = config if inverse is None else with_inverse_of(config, inverse)
-    gain = Gain(*(torch.tensor([value]) for value in conf["gain"]))
-    phase_run = conf["settings"].get("phase_run", "latest")  # runs from before it was learned have none
-    return open_spectrogram(config, Path(run_dir).parent.parent / "phase", phase_run, gain, device)
-
-
-def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:
-    """Return `config` with the settings of `other` that decide the inverse alone."""
-    return replace(config, **{name: getattr(other, name) for name in INVERSE_ONLY})
-
-
 def save_phase_preview(
     settings: Settings, music_dir: Path, run_dir: Path, step: int, network: PhaseNet
 ) -> None:
@@ -271,8 +184,3 @@ def compare_inverses(
         spectrogram = inverse_by(config, phase, learned)
         sound[name] = spectrogram.decode(*spectrogram.encode_with_gain(waveforms))
     return sound
-
-
-def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | None) -> Spectrogram:
-    """Return the `Spectrogram` of these settings but for `phase`."""
-    return Spectrogram(replace(config, phase=phase), phase_model=learned)

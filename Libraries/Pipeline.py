@@ -17,7 +17,7 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator
 from Libraries.LowResolution import LowResolution
 from Libraries.Objective import DiffusionObjective
-from Libraries.PhaseTraining import with_inverse_of
+from Libraries.PhaseRuns import with_inverse_of
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, results_of

@@ -36,7 +36,7 @@ class Spectrogram(nn.Module):
         gain: of the dataset, (1,) each. With normalisation='dataset' nothing is encoded or decoded without
             it (`dataset_gain`); with 'per_sample' it is the typical one (`typical_gain`), with which
             `decode` sets the level of a tensor that came without its own, such as a generated one.
-        phase_model: of phase='learned', from magnitudes (B, n_freqs, T) to phases in radians; `Phase.
+        phase_model: of phase='learned', from magnitudes (B, n_freqs, T) to phases in radians; `PhaseRuns.
             open_spectrogram` gives the trained one.
     """
 
@@ -250,7 +250,7 @@ class Spectrogram(nn.Module):
         if self.phase_model is None:
             raise ValueError(
                 "phase='learned' needs a trained model of the phase: train one (Train Phase) and open the "
-                "spectrogram with it (Phase.open_spectrogram), or set phase='pghi'"
+                "spectrogram with it (PhaseRuns.open_spectrogram), or set phase='pghi'"
             )
         return self.phase_model(magnitude)
 

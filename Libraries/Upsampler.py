@@ -21,7 +21,7 @@ from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, edited
 from Libraries.Editing import Editor
 from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
 from Libraries.Objective import DiffusionObjective, Network
-from Libraries.PhaseTraining import open_run_spectrogram
+from Libraries.PhaseRuns import open_run_spectrogram
 from Libraries.Plots import plot_metrics, plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of

@@ -22,7 +22,8 @@ from Libraries.Checkpoint import find_checkpoints
 from Libraries.Dataset import build_dataset
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
 from Libraries.Metrics import round_trip, round_trip_table
-from Libraries.PhaseTraining import PhaseDataset, load_phase, train_phase
+from Libraries.PhaseRuns import load_phase
+from Libraries.PhaseTraining import PhaseDataset, train_phase
 from Libraries.Preparation import load_example_clips
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram

@@ -17,14 +17,8 @@ from Libraries.DatasetManifest import DatasetError
 from Libraries.Generator import Generator
 from Libraries.Phase import LearnedPhase, PhaseNet, PhaseObjective, relative_level
 from Libraries.PhaseRetrieval import heap_edges, stft
-from Libraries.PhaseTraining import (
-    PhaseDataset,
-    compare_inverses,
-    load_phase,
-    open_spectrogram,
-    phase_loaders,
-    train_phase,
-)
+from Libraries.PhaseRuns import find_phase_run, load_phase, open_spectrogram, release_phase
+from Libraries.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
 from Libraries.Pipeline import open_codec, train_diffusion
 from Libraries.Plots import plot_inverses, plot_phase_metrics
 from Libraries.RunLog import read_metrics
@@ -303,7 +297,7 @@ def test_decoding_without_a_model_says_what_to_do(settings, tmp_path):
     x0 = spectrogram.encode(torch.zeros(1, 1, BANDS.clip_samples))
     with pytest.raises(ValueError, match=r"train one \(Train Phase\).* or set phase='pghi'"):
         spectrogram.decode(x0, Gain(torch.zeros(1), torch.ones(1)))
-    with pytest.raises(CheckpointError, match=r"no learned phase in .*: train one"):
+    with pytest.raises(CheckpointError, match=r"no learned phase for this spectrogram in .*: train one"):
         open_spectrogram(learned, tmp_path, "latest")
     with pytest.raises(CheckpointError, match="name a run's own folder"):
         open_spectrogram(learned, settings.phase_dir, "00009-SMOKE")
@@ -338,6 +332,27 @@ def test_decoding_by_setting_uses_the_network(settings, run_dir, dataset):
     assert not torch.allclose(learned, by_pghi, atol=1e-3)
     sound = compare_inverses(BANDS, dataset.waveform(0)[None], spectrogram.phase_model)
     assert list(sound) == ["original", "PGHI", "learned"] and torch.allclose(sound["learned"], learned)
+
+
+def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_trained(
+    settings, run_dir, dataset, tmp_path, monkeypatch
+):
+    release_phase(run_dir, tmp_path / "released" / "phase-bands")
+    files = {path.name for path in (tmp_path / "released" / "phase-bands").iterdir()}
+    assert files == {"conf.json", "metrics.csv", "ema-00000004.pth"}
+    assert str(settings.root) not in (tmp_path / "released" / "phase-bands" / "conf.json").read_text()
+    monkeypatch.setattr("Libraries.PhaseRuns.RELEASED", tmp_path / "released")
+    nowhere = tmp_path / "phase"
+    found = [find_phase_run(BANDS, nowhere, name) for name in ("latest", "phase-bands")]
+    assert [path.name for path in found] == ["phase-bands"] * 2
+    assert find_phase_run(BANDS, settings.phase_dir, "latest") == run_dir  # one's own comes first
+    magnitude = dataset.spectrogram.magnitude(
+        *dataset.spectrogram.encode_with_gain(dataset.waveform(0)[None])
+    )
+    ours, theirs = (load_phase(run, BANDS)(magnitude) for run in (run_dir, found[0]))
+    assert (magnitude * (ours - theirs).cos()).sum() / magnitude.sum() > 0.99
+    with pytest.raises(CheckpointError, match="no learned phase for this spectrogram"):
+        find_phase_run(MAGNITUDE, nowhere, "latest")
 
 
 def test_generator_and_codec_decode_with_it_when_the_settings_say_so(settings, run_dir):
