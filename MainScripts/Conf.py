@@ -324,7 +324,7 @@ BASE = Settings(
         variance=None,
         churn=None,
     ),
-    phase_run="latest",  # with phase="learned": "latest" or a name in Models/phase
+    phase_run="latest",  # with phase="learned": "latest" that fits, or a name, in Models/phase or Models/released
     phase_net=PhaseConfig(
         channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
         blocks_per_level=1,
@@ -332,7 +332,7 @@ BASE = Settings(
         frequency_features=8,  # channels
         norm_groups=8,
         activation="silu",  # silu | gelu
-        weight_power=0.5,  # of each of a difference's two magnitudes in the loss
+        weight_power=0.3,  # of each of a difference's two magnitudes in the loss
         crop_frames=64,
         mix=0.25,  # share of clips to which another is added
     ),

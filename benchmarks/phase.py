@@ -1,12 +1,13 @@
 """What learned phase brings, on music like that it was trained on and on music that it was not.
 
-    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 3000]
+    python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--steps 9000]
 
 For `magnitude` and for `bands` a network is trained on demo music of twelve ensembles; music, datasets and
 runs lie below --root, and a second call goes on with a run that was interrupted and trains none again. Then
 the round trip, with no model in between, by each inverse and on up to three sets of clips: scores that were
 held out, played by the same ensembles; three ensembles that were left out, whose instruments are others; and
-somebody's recordings, if a folder of them is given. Seconds a clip are those of decoding on one core.
+somebody's recordings, if a folder of them is given. Seconds a clip are those of decoding on one core. The
+weights in `Models/released` are what `--release` wrote after it.
 """
 
 import argparse
@@ -22,13 +23,14 @@ from Libraries.Checkpoint import find_checkpoints
 from Libraries.Dataset import build_dataset
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
 from Libraries.Metrics import round_trip, round_trip_table
-from Libraries.PhaseRuns import load_phase
+from Libraries.PhaseRuns import RELEASED, load_phase, release_phase
 from Libraries.PhaseTraining import PhaseDataset, train_phase
 from Libraries.Preparation import load_example_clips
 from Libraries.Settings import Settings
 from Libraries.Spectrogram import Spectrogram
 from Libraries.Utils import spread_indices
 
+STEPS = 9_000  # 50 minutes of one core for magnitude, 80 for bands
 LEFT_OUT = ("brass_quartet", "choir", "banjo")
 SHORT, BANDS = "magnitude 480/288", "bands 224, 1024/288 → NNLS +"
 INVERSES = {  # name: representation, phase, Griffin-Lim iterations
@@ -41,7 +43,7 @@ INVERSES = {  # name: representation, phase, Griffin-Lim iterations
     f"{BANDS} learned + GL 10": ("bands", "learned", 10),
 }
 DEMO = DemoMusicConfig(
-    clips=540,
+    clips=1_080,
     minutes=None,
     clip_seconds=4.0,
     ensembles=tuple(name for name in ENSEMBLES if name not in LEFT_OUT),
@@ -111,8 +113,9 @@ def main() -> None:
     parser.add_argument("recordings", type=Path, nargs="?", help="a folder of music to try it on")
     parser.add_argument("--root", type=Path, default=BASE.root, help="where Data and Models lie")
     parser.add_argument("--only", nargs="+", choices=BASES, default=tuple(BASES))
-    parser.add_argument("--steps", type=int, default=CPU.phase_train.num_steps, help="of each training")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each training")
     parser.add_argument("--clips", type=int, default=40, help="of each set, at most (default 40)")
+    parser.add_argument("--release", action="store_true", help="write the weights to Models/released")
     args = parser.parse_args()
     torch.set_num_threads(1)
     settings = {kind: settings_of(kind, args.root, args.steps) for kind in args.only}
@@ -120,6 +123,9 @@ def main() -> None:
     music_dir = args.root / "Data" / "demo_music-phase"
     render_demo_music(music_dir, DEMO, first.score_cache_dir)
     trained = {kind: (s, train_or_find(s, music_dir)) for kind, s in settings.items()}
+    if args.release:
+        for kind, (_, run_dir) in trained.items():
+            release_phase(run_dir, RELEASED / f"phase-{kind}")
     print(machine_line(torch.device("cpu")))
     for name, table in rows_of(sets_of_clips(first, music_dir, args.recordings, args.clips), trained):
         print(f"\n{name}\n\n{table}", flush=True)
