@@ -324,7 +324,7 @@ BASE = Settings(
         variance=None,
         churn=None,
     ),
-    phase_run="latest",  # with phase="learned": "latest" that fits, or a name, in Models/phase or Models/released
+    phase_run="latest",  # the newest that fits, or a name in Models/phase or Models/released
     phase_net=PhaseConfig(
         channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
         blocks_per_level=1,
