@@ -15,9 +15,10 @@ from Libraries.Checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from Libraries.CurvePlots import plot_vae_metrics
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.PhaseRuns import open_run_spectrogram
-from Libraries.Plots import plot_reconstructions, plot_vae_metrics, save_figure
+from Libraries.Plots import plot_reconstructions, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
 from Libraries.Settings import Settings, from_dict

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Batches import loaders_of
+from Libraries.CurvePlots import plot_phase_metrics
 from Libraries.Dataset import read_clip
 from Libraries.DatasetManifest import DatasetError, load_manifest
 from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseNet, PhaseObjective, relative_level
 from Libraries.PhaseRetrieval import heap_edges, stft
 from Libraries.PhaseRuns import inverse_by, with_inverse_of
-from Libraries.Plots import plot_inverses, plot_phase_metrics, save_figure
+from Libraries.Plots import plot_inverses, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import open_run, results_of
 from Libraries.Settings import Settings, from_dict

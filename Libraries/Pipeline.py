@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 from Libraries.Autoencoding import LatentCodec, codec_record, train_vae
 from Libraries.Cascade import ViewCodec, open_cascade
 from Libraries.Checkpoint import CheckpointError
+from Libraries.CurvePlots import plot_metrics
 from Libraries.DatasetManifest import load_manifest
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator
 from Libraries.LowResolution import LowResolution
 from Libraries.Objective import DiffusionObjective
 from Libraries.PhaseRuns import with_inverse_of
-from Libraries.Plots import plot_metrics, plot_tensors, save_figure
+from Libraries.Plots import plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, results_of
 from Libraries.Settings import Settings

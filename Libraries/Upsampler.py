@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from Libraries.CurvePlots import plot_metrics
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, edited_x0
 from Libraries.Editing import Editor
 from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
 from Libraries.Objective import DiffusionObjective, Network
 from Libraries.PhaseRuns import open_run_spectrogram
-from Libraries.Plots import plot_metrics, plot_tensors, save_figure
+from Libraries.Plots import plot_tensors, save_figure
 from Libraries.RunLog import read_metrics
 from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
 from Libraries.Samplers import SamplerConfig

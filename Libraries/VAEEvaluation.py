@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from Libraries.Autoencoding import LatentCodec
+from Libraries.CurvePlots import plot_band_errors, plot_latents
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Editing import slerp
 from Libraries.Evaluation import distances, save_clips, spread_clips
 from Libraries.Metrics import COMPARED_HZ, log_spectral_distance, mel_error
-from Libraries.Plots import plot_band_errors, plot_latents, plot_reconstructions, plot_tensors, save_figure
+from Libraries.Plots import plot_reconstructions, plot_tensors, save_figure
 from Libraries.U_Net import count_parameters
 from Libraries.Utils import SampleNoise
 from Libraries.VAEChecks import (

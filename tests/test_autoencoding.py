@@ -11,8 +11,9 @@ import torch
 from Conf import SMOKE
 from Libraries.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
 from Libraries.Checkpoint import CheckpointError
+from Libraries.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
 from Libraries.Dataset import SpectrogramDataset
-from Libraries.Plots import plot_band_errors, plot_latents, plot_reconstructions, plot_vae_metrics
+from Libraries.Plots import plot_reconstructions
 from Libraries.RunLog import read_metrics
 from Libraries.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from Conf import BASE, ORIGIN, SMOKE
 from Libraries.Autoencoding import train_vae
 from Libraries.Checkpoint import CheckpointError
+from Libraries.CurvePlots import plot_phase_metrics
 from Libraries.Dataset import SpectrogramDataset, read_clip
 from Libraries.DatasetManifest import DatasetError
 from Libraries.Generator import Generator
@@ -20,7 +21,7 @@ from Libraries.PhaseRetrieval import heap_edges, stft
 from Libraries.PhaseRuns import find_phase_run, load_phase, open_spectrogram, release_phase
 from Libraries.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
 from Libraries.Pipeline import open_codec, train_diffusion
-from Libraries.Plots import plot_inverses, plot_phase_metrics
+from Libraries.Plots import plot_inverses
 from Libraries.RunLog import read_metrics
 from Libraries.Spectrogram import Gain, Spectrogram
 from Libraries.U_Net import count_parameters

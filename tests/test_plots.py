@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from Conf import CPU, SMOKE
+from Libraries.CurvePlots import plot_metrics, plot_schedules, plot_values
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots import (
     plot_comparison,
-    plot_metrics,
     plot_noising,
-    plot_schedules,
     plot_tensors,
     plot_trajectory,
-    plot_values,
     plot_waveform_spectrograms,
     save_figure,
 )
