@@ -48,6 +48,8 @@ def _draw_distances(axis, groups: dict[str, list[Outcome]], floor: float) -> Non
     axis.axvline(floor, color="black", linestyle="--", label="training recordings")
     axis.set(title="Distance to the test recordings", xlabel="log-mel Frechet distance, 95 % interval")
     axis.set_yticks(range(len(groups)), list(groups))
+    for number, label in enumerate(axis.get_yticklabels()):
+        label.set_color(f"C{number}")  # it names the colours of all three
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.set_xlim(left=0)
     axis.legend(fontsize="small")
@@ -55,17 +57,15 @@ def _draw_distances(axis, groups: dict[str, list[Outcome]], floor: float) -> Non
 
 def _draw_losses(axis, groups: dict[str, list[Outcome]]) -> None:
     """Draw the validation losses that there are; a training that diverged early has none."""
-    for number, (name, own) in enumerate(groups.items()):
+    for number, own in enumerate(groups.values()):
         known = [outcome.losses for outcome in own if outcome.losses]
         for losses in known:
             axis.plot(list(losses), list(losses.values()), color=f"C{number}", alpha=0.3)
         if known:
             means = [statistics.fmean(losses[key] for losses in known) for key in known[0]]
-            axis.plot(list(known[0]), means, "o-", color=f"C{number}", label=name)
+            axis.plot(list(known[0]), means, "o-", color=f"C{number}")
     axis.set(title="Validation loss", xlabel="timesteps (0: least noise)", ylabel="mean squared error")
     axis.set_yscale("log")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small")
 
 
 def _draw_curves(axis, groups: dict[str, list[Outcome]]) -> None:
