@@ -162,6 +162,19 @@ class LowResolution:
         """Return the view as it is at the full size, for pictures: its boxes, or its rows below silence."""
         return self.spread(view) if self.config.kind == "lower_bands" else self.fill(view)
 
+    def quieter(self, x0: Tensor, decibels: Tensor) -> Tensor:
+        """Return x0 (B, C, F, T) as if the clips were `decibels` (B,) below what sets the range's top.
+
+        With `value_range="unit_variance"` it comes back as it is: its values say nothing of the level.
+        """
+        low, high = RANGES[self.spectrogram.value_range]
+        if self.spectrogram.value_range == "unit_variance":
+            return x0
+        decibels = decibels.to(x0).view(-1, 1, 1, 1)
+        if self.spectrogram.scale == "linear":
+            return low + (x0 - low) * 10 ** (-decibels / 20)
+        return (x0 - decibels * (high - low) / self.spectrogram.db_range).clamp(min=low)
+
     def told_of_view(self, view: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
         """Return what an upsampler is told: the view under noise, spread, and how far it can be relied on.
 

@@ -36,7 +36,9 @@ from Libraries.U_Net import UNetConfig
 from Libraries.Utils import SampleNoise, derive_seed, pick_device, spread_indices
 from Libraries.Windows import over_windows
 
-SAMPLE_STREAM, TOLD_STREAM, STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM = range(11, 16)  # share no draws
+# these share no draws
+SAMPLE_STREAM, TOLD_STREAM, STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM, LEVEL_STREAM = range(11, 17)
+QUIETER = 24.0  # dB at most that a training clip is put below the loudest of its piece
 TOLD_CHANNELS = 1  # beside those of the spectrogram: how far it can be relied on, and where
 OVERLAP_SHARE = 4  # windows of music longer than a clip share a quarter unless told otherwise
 PREVIEW_CLIPS = 4
@@ -240,21 +242,29 @@ class UpsamplerObjective(DiffusionObjective):
         super().__init__(schedule, seed, num_classes=0)
         self.low, self.config = low, config
 
+    def varied(self, x0: Tensor, seeds: list[int]) -> Tensor:
+        """Return x0 (B, C, F, T), quieter where rows are told: most of a whole piece is below its loudest."""
+        decibels = QUIETER * _uniform(seeds, LEVEL_STREAM, x0.device)
+        return self.low.quieter(x0, torch.where(self._of_rows(seeds, x0.device), decibels, 0.0))
+
     def told(self, x0: Tensor, seeds: list[int]) -> Tensor:
         """Return what the network is told of x0 (B, C, F, T): (B, C + 1, F, T)."""
         low, (_, f, t) = self.low, self.low.shape
-        u = [[derive_seed(seed, stream) / 2**32 for stream in (STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM)]
-             for seed in seeds]  # fmt: skip
-        strength, kind, share = torch.tensor(u, device=x0.device).unbind(1)
-        strength = self.config.max_strength * strength.square()  # little noise more often: it is what is used
+        # little noise more often: it is what is used
+        strength = self.config.max_strength * _uniform(seeds, STRENGTH_STREAM, x0.device).square()
+        share = _uniform(seeds, ROWS_STREAM, x0.device)
         rows = low.fewest_rows + (share * (x0.shape[2] - low.fewest_rows)).long()
         told_seeds = [derive_seed(seed, TOLD_STREAM) for seed in seeds]
         noise = SampleNoise(told_seeds, x0.device, draw_on=x0.device)(x0.shape[1:])
         of_view = low.told_of_view(low.view(x0), strength, noise[:, :, :f, :t])
         of_rows = low.told_of_rows(x0, rows, strength, noise)
-        return torch.where((kind < self.config.restored_share).view(-1, 1, 1, 1), of_rows, of_view)
+        return torch.where(self._of_rows(seeds, x0.device).view(-1, 1, 1, 1), of_rows, of_view)
+
+    def _of_rows(self, seeds: list[int], device: torch.device) -> Tensor:
+        return _uniform(seeds, KIND_STREAM, device) < self.config.restored_share
 
     def _posed(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> tuple[Network, Tensor]:
+        x0 = self.varied(x0, seeds)
         told = self.told(x0, seeds)
         guess, error = self.low.expected(told)
 
@@ -323,6 +333,11 @@ def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network
     )
     save_figure(figure, results / f"upsampled-{step:08d}.png")
     save_figure(plot_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
+
+
+def _uniform(seeds: list[int], stream: int, device: torch.device) -> Tensor:
+    """Return a draw from [0, 1) for each seed, (B,)."""
+    return torch.tensor([derive_seed(seed, stream) / 2**32 for seed in seeds], device=device)
 
 
 def _make_network(

@@ -158,7 +158,10 @@ def _representations(conf: Settings) -> tuple[Experiment, ...]:
         "spectrogram.win_length": n_fft,
         "spectrogram.max_frequency": conf.spectrogram.sample_rate / 2,
     }
-    mdct = {
+    # a learned phase is for the preset's magnitudes alone
+    plain = {"spectrogram.phase": "pghi"} if conf.spectrogram.phase == "learned" else {}
+    short |= plain
+    mdct = plain | {
         "spectrogram.compression": 0.5,
         "spectrogram.max_frequency": conf.spectrogram.sample_rate / 2,
     }
@@ -170,7 +173,7 @@ def _representations(conf: Settings) -> tuple[Experiment, ...]:
             {
                 "bands": PRESET,
                 "magnitude": Change({"spectrogram.representation": "magnitude", **short}),
-                "mel": Change({"spectrogram.representation": "mel"}),
+                "mel": Change({"spectrogram.representation": "mel", **plain}),
                 "complex": Change({"spectrogram.representation": "complex", **short}),
                 "MDCT": Change({"spectrogram.representation": "mdct", **mdct}),
             },

@@ -25,7 +25,7 @@ from Libraries.Spectrogram import Spectrogram  # noqa: E402
 
 SAMPLE_RATE, CLIP_SECONDS = 32_000, 4.0
 
-BANDS = replace(BASE.spectrogram, clip_seconds=CLIP_SECONDS, band_inverse="pinv")
+BANDS = replace(BASE.spectrogram, clip_seconds=CLIP_SECONDS, phase="pghi", band_inverse="pinv")
 ORIGIN = replace(BANDS, representation="magnitude", n_fft=480, win_length=480, griffin_lim_iterations=0)
 COMPLEX = replace(ORIGIN, representation="complex")
 MDCT = replace(BANDS, representation="mdct", compression=0.5, max_frequency=12_450.0)  # Hz: 224 of 288

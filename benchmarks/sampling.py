@@ -32,6 +32,7 @@ from Conf import BASE, ORIGIN
 from Libraries.Audio import load_audio
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Generator import Generator
+from Libraries.PhaseRuns import open_spectrogram
 from Libraries.Pipeline import build_network
 from Libraries.Samplers import inference_timesteps, sample_ddim
 from Libraries.Settings import Settings
@@ -125,7 +126,7 @@ def time_decoding(settings: Settings) -> float:
     """Return the seconds from x0 to waveform of the example, after a first call that compiles."""
     config, cpu = settings.spectrogram, torch.device("cpu")
     waveform = load_audio(REPOSITORY / "Data" / "music_file.wav", config.sample_rate)
-    spectrogram = Spectrogram(config)
+    spectrogram = open_spectrogram(config, settings.phase_dir, settings.phase_run, device=cpu)
     x0, gain = spectrogram.encode_with_gain(waveform[None, :, : config.clip_samples])
     call = partial(spectrogram.decode, x0, gain)
     return median_in_turns({"decode": call}, 3, cpu)["decode"]

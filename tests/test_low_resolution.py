@@ -7,6 +7,7 @@ import torch
 
 from Conf import BASE, CPU, ORIGIN, SMOKE
 from Libraries.LowResolution import DETAIL_STD, VIEWS, LowResolution, ViewConfig
+from Libraries.Spectrogram import Spectrogram
 
 SHAPE = SMOKE.spectrogram.shape
 
@@ -117,6 +118,22 @@ def test_the_error_that_is_expected_of_the_guess_is_the_one_it_makes():
     residual = (v + detail - guess) / error
     assert torch.allclose(residual.flatten(1).std(dim=1), torch.ones(3), atol=0.05)
     assert (error[0] < error[1]).all() and (error[1] < error[2]).all() and error[0].min() > DETAIL_STD
+
+
+def test_quieter_values_are_those_of_quieter_music_beside_a_loud_place():
+    sound = 0.1 * draw(1, 1, SMOKE.spectrogram.clip_samples)
+    sound[..., :4000] *= 5  # sets the top of the range, whatever comes after
+    soft = torch.cat([sound[..., :4000], 10 ** (-12 / 20) * sound[..., 4000:]], dim=-1)
+    for value_range, scale in (("minus_one_to_one", "db"), ("zero_to_one", "db"), ("zero_to_one", "linear")):
+        each = low(value_range=value_range, scale=scale)
+        loud, quiet = (Spectrogram(each.spectrogram).encode(music)[..., 24:] for music in (sound, soft))
+        assert torch.allclose(each.quieter(loud, torch.tensor([12.0])), quiet, atol=1e-4), (
+            value_range,
+            scale,
+        )
+    x0 = draw(2, *SHAPE).clamp(-1, 1)
+    assert torch.equal(low(value_range="unit_variance").quieter(x0, torch.tensor([3.0, 20.0])), x0)
+    assert torch.equal(low().quieter(x0, torch.zeros(2)), x0)
 
 
 def test_rows_above_the_known_ones_are_not_told():

@@ -12,7 +12,7 @@ from Libraries.FilterBanks import band_centres, band_matrix, mdct_matrix, mel_ma
 from Libraries.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.SpectrogramConfig import SIGNED, SpectrogramConfig
 
-ORIGIN = replace(conf.ORIGIN.spectrogram, band_inverse="pinv", griffin_lim_iterations=0)
+ORIGIN = replace(conf.ORIGIN.spectrogram, phase="pghi", band_inverse="pinv", griffin_lim_iterations=0)
 BANDS = replace(
     ORIGIN,
     representation="bands",

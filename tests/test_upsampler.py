@@ -121,6 +121,10 @@ def test_training_is_told_by_position_and_not_by_batch(settings, upsampler, clip
     assert 0 < trust.min() < 0.3 and trust.max() > 0.95 and (trust > 0.75).float().mean() > 0.4
     rows = (told[:, 1] > 0).all(dim=2).sum(dim=1)  # that are told
     assert rows.min() >= low.fewest_rows and len(rows.unique()) > 10
+    varied = objective.varied(clips[:1].expand(40, -1, -1, -1), seeds)
+    changed = (varied != clips[:1]).flatten(1).any(dim=1)
+    assert changed[rows != rows.mode().values].all() and 0.2 < changed.float().mean() < 0.8  # of rows alone
+    assert (varied <= clips[:1]).all() and len(varied[changed].mean((1, 2, 3)).unique()) == changed.sum()
     views = replace(config, restored_share=0.0)
     told = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, views).told(clips, [1, 2, 3])
     assert len((told[:, 1] > 0).all(dim=2).sum(dim=1).unique()) == 1
