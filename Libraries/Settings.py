@@ -223,10 +223,20 @@ class Settings:
         """Parent of every run's results."""
         return self.root / "Results"
 
-    def describe(self) -> str:
-        """Return every setting of the music, one a line; those of the images are `describe(self.images)`."""
-        values = to_dict(self)
-        return "\n".join(_lines({name: value for name, value in values.items() if name != "images"}, ""))
+    def describe(self, *parts: str) -> str:
+        """Return settings of the music, one a line; those of the images are `describe(self.images)`.
+
+        Args:
+            parts: the settings wanted, as "spectrogram"; preset and root go before them. None named: all.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        values = {name: value for name, value in to_dict(self).items() if name != "images"}
+        if unknown := [name for name in parts if name not in values]:
+            raise ValueError(f"there is no setting {unknown[0]!r}; there are {', '.join(values)}")
+        names = ("preset", "root", *parts) if parts else values
+        return "\n".join(_lines({name: values[name] for name in names}, ""))
 
 
 def require_multiple(what: str, shape: tuple[int, int, int], network: NetworkConfig) -> None:

@@ -94,5 +94,13 @@ def test_every_setting_is_described():
     )
 
 
+def test_parts_of_the_settings_are_described_alone():
+    lines = SMOKE.describe("phase_net", "vae_run").splitlines()
+    assert [line.split(" = ")[0] for line in lines[:2]] == ["preset", "root"]
+    assert {line.split(".")[0].split(" ")[0] for line in lines[2:]} == {"phase_net", "vae_run"}
+    with pytest.raises(ValueError, match="there is no setting 'phase_nets'; there are preset, "):
+        SMOKE.describe("phase_nets")
+
+
 def test_provenance_names_versions():
     assert {"commit", "python", "torch", "device"} == provenance().keys()
