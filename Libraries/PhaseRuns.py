@@ -138,6 +138,8 @@ def release_phase(run_dir: Path, folder: Path) -> None:
     content["weights"] = {name: value.half() for name, value in content["weights"].items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / path.name, content)
+    for earlier in set(folder.glob("ema-*.pth")) - {folder / path.name}:
+        earlier.unlink()
     save_json(folder / "conf.json", {"settings": settings, "provenance": conf["provenance"]})
     (folder / "metrics.csv").write_bytes((run_dir / "metrics.csv").read_bytes())
 

@@ -120,13 +120,13 @@ def save_examples(generator: Generator, settings: Settings) -> str:
     save_audio(stored, load_audio(music / source, STORED_RATE), STORED_RATE)
     restored = restore_file(upsampler, stored)
     save_restored(restored, original, rate, folder)
-    above = rate, settings.spectrogram.kept_frequency, restored.cut_frequency
+    above = rate, settings.spectrogram.kept_frequency, STORED_RATE / 2
     lsd = [
         log_spectral_distance(original[None], waveform[None], *above).item()
         for waveform in (restored.original, restored.waveform)
     ]
     return (
-        f"{source} at {STORED_RATE} Hz: LSD above {restored.cut_frequency:.0f} Hz {lsd[0]:.1f} dB, restored "
+        f"{source} at {STORED_RATE} Hz: LSD above {STORED_RATE // 2} Hz {lsd[0]:.1f} dB, restored "
         f"{lsd[1]:.1f} dB; pictures and sound in {folder}"
     )
 

@@ -38,6 +38,7 @@ from Libraries.SpectrogramConfig import SpectrogramConfig
 REPOSITORY = Path(__file__).parents[1]
 SPECTROGRAM = dataclasses.replace(
     BASE.spectrogram,
+    phase="pghi",
     sample_rate=8000,
     clip_seconds=1.0,
     n_fft=256,

@@ -19,6 +19,7 @@ from Libraries.Spectrogram import Spectrogram
 
 SETTINGS = replace(
     BASE.spectrogram,
+    phase="pghi",
     sample_rate=16_000,
     clip_seconds=1.0,
     n_fft=512,
