@@ -24,7 +24,7 @@ from Libraries.Utils import pick_device
 
 RELEASED = Path(__file__).resolve().parents[1] / "Models" / "released"  # what comes with the repository
 # of its settings, what a released run tells
-GIVEN_AWAY = ("spectrogram", "phase_net", "phase_train", "demo_music", "dataset")
+GIVEN_AWAY = ("spectrogram", "phase_net", "phase_train")
 
 
 def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | None = None) -> LearnedPhase:

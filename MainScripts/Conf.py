@@ -222,7 +222,7 @@ BASE = Settings(
         compression=0.4,  # power, of complex (0.4) and mdct (0.5)
         normalisation="per_sample",  # per_sample | dataset
         value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
-        phase="pghi",  # pghi | griffin_lim | learned (after Train Phase)
+        phase="learned",  # by Models/released, or your own after Train Phase | pghi | griffin_lim
         band_inverse="nnls",  # nnls | pinv (faster)
         griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
     ),
@@ -332,7 +332,7 @@ BASE = Settings(
         frequency_features=8,  # channels
         norm_groups=8,
         activation="silu",  # silu | gelu
-        weight_power=0.3,  # of each of a difference's two magnitudes in the loss
+        weight_power=0.5,  # of each of a difference's two magnitudes in the loss
         crop_frames=64,
         mix=0.25,  # share of clips to which another is added
     ),
@@ -381,7 +381,8 @@ ORIGIN = replace(
     vae=VAES["conv_v2"],
     vae_loss=ORIGIN_VAE_LOSS,
     vae_train=replace(BASE.vae_train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
-    phase_net=replace(BASE.phase_net, fold_bins=4),  # there are half as many as in BASE
+    # half as many bins as in BASE, and more to learn in quiet ones
+    phase_net=replace(BASE.phase_net, fold_bins=4, weight_power=0.3),
 )
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
@@ -421,6 +422,7 @@ CPU = replace(
         BASE.spectrogram,
         sample_rate=16_000,  # Hz
         clip_seconds=2.048,  # s = 128 hops
+        phase="pghi",  # there is no learned one for these magnitudes until Train Phase makes it
         n_fft=768,  # samples = 48 ms
         win_length=768,
         hop_length=256,  # samples = 16 ms

@@ -10,15 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from Conf import BASE, ORIGIN, SMOKE
+from Libraries.Audio import load_audio
 from Libraries.Autoencoding import train_vae
 from Libraries.Checkpoint import CheckpointError
 from Libraries.CurvePlots import plot_phase_metrics
 from Libraries.Dataset import SpectrogramDataset, read_clip
 from Libraries.DatasetManifest import DatasetError
 from Libraries.Generator import Generator
+from Libraries.Metrics import round_trip
 from Libraries.Phase import LearnedPhase, PhaseNet, PhaseObjective, relative_level
 from Libraries.PhaseRetrieval import heap_edges, stft
-from Libraries.PhaseRuns import find_phase_run, load_phase, open_spectrogram, release_phase
+from Libraries.PhaseRuns import RELEASED, find_phase_run, load_phase, open_spectrogram, release_phase
 from Libraries.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
 from Libraries.Pipeline import open_codec, train_diffusion
 from Libraries.Plots import plot_inverses
@@ -354,6 +356,19 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
     assert (magnitude * (ours - theirs).cos()).sum() / magnitude.sum() > 0.99
     with pytest.raises(CheckpointError, match="no learned phase for this spectrogram"):
         find_phase_run(MAGNITUDE, nowhere, "latest")
+
+
+@pytest.mark.parametrize("preset", [BASE, ORIGIN], ids=lambda preset: preset.preset)
+def test_what_comes_with_the_repository_fits_the_presets_and_is_nearer_than_pghi(preset, tmp_path):
+    config = preset.spectrogram
+    run = find_phase_run(config, tmp_path, preset.phase_run)
+    assert config.phase == "learned" and run.parent == RELEASED
+    clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", config.sample_rate)
+    clip = clip[None, :, : config.clip_samples]
+    learned = open_spectrogram(config, tmp_path, preset.phase_run)
+    by_pghi = Spectrogram(replace(config, phase="pghi"))
+    ours, theirs = (round_trip(each, clip).log_spectral_distance for each in (learned, by_pghi))
+    assert ours < theirs
 
 
 def test_generator_and_codec_decode_with_it_when_the_settings_say_so(settings, run_dir):
