@@ -138,14 +138,13 @@ class Upsampler:
             small, own = view[part].to(self.device), seeds[part]
             noise = SampleNoise([derive_seed(seed, TOLD_STREAM) for seed in own], self.device)
             told = self.low.told_of_view(small, torch.full((len(own),), strength), noise(small.shape[1:]))
-            model, schedule = self.denoiser(told, overlap=overlap, circular=circular)
             hold = self.low.limit
             if self.config.consistent and strength < 1:
                 hold = functools.partial(self.low.hold, view=small)
             around = torch.zeros_like(told[:, :-TOLD_CHANNELS]) if x0 is None else x0[part].to(self.device)
             fixed = torch.zeros(1, dtype=torch.bool) if known is None else known[part]
-            model, schedule = edited_x0(model, schedule, self._in_residuals(hold, told))
-            made.append(self._made(model, schedule, told, (around, fixed), own, progress))
+            model, schedule = self.denoiser(told, overlap=overlap, circular=circular)
+            made.append(self._made(model, schedule, told, hold, (around, fixed), own, progress))
         return torch.cat(made).to(view.device)
 
     def complete(
@@ -181,8 +180,8 @@ class Upsampler:
         told = self.low.told_of_rows(clips, every, torch.zeros(len(x0)), torch.zeros_like(clips))
         known = (torch.arange(x0.shape[2], device=self.device) < rows)[:, None]
         model, schedule = self.denoiser(told, overlap=overlap)
-        model, schedule = edited_x0(model, schedule, self._in_residuals(self.low.limit, told))
-        return self._made(model, schedule, told, (clips, known), seeds, progress).to(x0.device)
+        hold = self.low.limit
+        return self._made(model, schedule, told, hold, (clips, known), seeds, progress).to(x0.device)
 
     def denoiser(
         self, told: Tensor, *, overlap: int | None = None, circular: bool = False
@@ -206,22 +205,19 @@ class Upsampler:
         network = in_fast_precision(self.network, self.device, self.precision)
         return network(torch.cat([x_t, told], dim=1), t, None)
 
-    def _in_residuals(self, hold: Callable[[Tensor], Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what does to residuals what `hold` does to x0."""
-        guess, error = self.low.expected(told)
-        return lambda residual: (hold(guess + error * residual) - guess) / error
-
     def _made(
         self,
         model: Denoiser,
         schedule: NoiseSchedule,
         told: Tensor,
+        hold: Callable[[Tensor], Tensor],
         kept: tuple[Tensor, Tensor],
         seeds: list[int],
         progress: bool,
     ) -> Tensor:
-        """Sample the residuals of one batch, around what is kept of x0; return x0."""
+        """Sample the residuals of one batch, their x0 passing through `hold`, around what is kept; return x0."""
         (x0, known), (guess, error) = kept, self.low.expected(told)
+        model, schedule = edited_x0(model, schedule, lambda r: (hold(guess + error * r) - guess) / error)
         # the settings' clamp is that of spectrograms; residuals have no bounds
         sampler = replace(self.sampler, clip_x0=None, dynamic_threshold=None)
         editor = Editor(model, schedule, sampler, progress=progress)
