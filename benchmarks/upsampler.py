@@ -21,6 +21,7 @@ from common import machine_line, make_dataset, print_table, train_or_find
 
 from Conf import CPU
 from Libraries.Audio import load_audio, save_audio
+from Libraries.Cascade import ViewCodec
 from Libraries.Dataset import SpectrogramDataset, load_manifest
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation import distances, spread_clips
@@ -32,8 +33,14 @@ from Libraries.Preparation import find_music
 from Libraries.Restoration import restore_file
 from Libraries.Runs import results_of
 from Libraries.Settings import Settings
-from Libraries.Upsampler import UpsamplerObjective, build_upsampler, train_upsampler
-from Libraries.UpsamplerEvaluation import CascadeRow, compare_cascade, save_restored, save_three_ways
+from Libraries.Upsampler import Upsampler, UpsamplerObjective, build_upsampler, train_upsampler
+from Libraries.UpsamplerEvaluation import (
+    CascadeRow,
+    compare_cascade,
+    save_restored,
+    save_three_ways,
+    with_codec,
+)
 from Libraries.Utils import pick_device
 
 SETS = 3  # of seeds
@@ -58,7 +65,7 @@ def main() -> None:
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for view in args.views:
         own = replace(settings, cascade=True, view=replace(settings.view, kind=view))
-        generator = Generator.load(train_cascade(own, args.minutes))
+        generator = load_cascade(train_cascade(own, args.minutes), own)
         print(f"\n{view}, {own.spectrogram.shape} from {generator.shape}\n")
         print_table(*table(generator, own, direct))
         print(f"\n{save_examples(generator, own)}")
@@ -90,6 +97,13 @@ def train_cascade(settings: Settings, minutes: float) -> Path:
     half = minutes / 2
     train_or_find(train_upsampler, settings, settings.upsampler_dir, "upsampler_train", half, upsampler)
     return train_or_find(train_diffusion, settings, settings.models_dir, "view_train", half, first)
+
+
+def load_cascade(first_dir: Path, settings: Settings) -> Generator:
+    """Return the generator of a first model and the upsampler trained with it, not the newest of its view."""
+    _, _, preset = first_dir.name.partition("-")
+    upsampler = Upsampler.load(sorted(settings.upsampler_dir.glob(f"*-{preset}"))[-1])
+    return with_codec(Generator.load(first_dir), ViewCodec(upsampler.low, upsampler))
 
 
 def table(generator: Generator, settings: Settings, direct: Generator) -> tuple[list[str], list[list[str]]]:

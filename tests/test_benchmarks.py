@@ -63,10 +63,14 @@ def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypat
     cascade = replace(settings, cascade=True)
     first, again = (benchmark.train_cascade(cascade, 0.001) for _ in range(2))
     assert first == again and len(list(cascade.upsampler_dir.iterdir())) == 1
-    header, lines = benchmark.table(Generator.load(first), cascade, Generator.load(direct))
+    newer = benchmark.train_cascade(cascade, 0.002)  # of the same view
+    generator = benchmark.load_cascade(first, cascade)
+    used = generator.codec.upsampler.run_dir.name
+    assert used.endswith("-0.001min") and newer != first
+    header, lines = benchmark.table(generator, cascade, Generator.load(direct))
     assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
     assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"
-    said = benchmark.save_examples(Generator.load(first), cascade)
+    said = benchmark.save_examples(generator, cascade)
     assert said.startswith("piece") and "LSD above" in said
     folder = cascade.results_dir / "cascade" / first.name / "benchmark"
     assert {path.name for path in folder.glob("*.png")} == {"cascade.png", "restored.png"}
