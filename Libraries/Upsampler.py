@@ -215,7 +215,7 @@ class Upsampler:
         seeds: list[int],
         progress: bool,
     ) -> Tensor:
-        """Sample the residuals of one batch, their x0 passing through `hold`, around what is kept; return x0."""
+        """Sample the residuals of a batch, its x0 passing through `hold`, around what is kept; return x0."""
         (x0, known), (guess, error) = kept, self.low.expected(told)
         model, schedule = edited_x0(model, schedule, lambda r: (hold(guess + error * r) - guess) / error)
         # the settings' clamp is that of spectrograms; residuals have no bounds
