@@ -2,7 +2,7 @@
 
 Forward process (Ho et al. 2020, eq. 4): x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise, noise ~ N(0, I),
 t = 0 (least noise) to num_train_timesteps - 1. Data are expected around zero with a variance near one
-or within [-1, 1], because the noise is N(0, I). The curves ᾱ_t are those of `Schedules`.
+or within [-1, 1], because the noise is N(0, I).
 """
 
 import copy
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from Libraries.Schedules import SCHEDULES, make_alphas_cumprod
+from Libraries.Utils import require
 
+SCHEDULES = ("linear", "cosine", "sigmoid", "edm")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "edm")
 TIMESTEP_SAMPLINGS = ("uniform", "log_normal")
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "uncertainty")
@@ -52,22 +53,15 @@ class DiffusionConfig:
     label_dropout: float  # share of training samples whose label is hidden; 0: none. Only with classes
 
     def __post_init__(self):
-        for name, known in (
-            ("schedule", SCHEDULES),
-            ("prediction_type", PREDICTION_TYPES),
-            ("timestep_sampling", TIMESTEP_SAMPLINGS),
-            ("loss_weighting", LOSS_WEIGHTINGS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
-                )
+        require(SCHEDULES, schedule=self.schedule)
+        require(PREDICTION_TYPES, prediction_type=self.prediction_type)
+        require(TIMESTEP_SAMPLINGS, timestep_sampling=self.timestep_sampling)
+        require(LOSS_WEIGHTINGS, loss_weighting=self.loss_weighting)
         self._check_numbers()
         self._check_together()
 
     def _check_numbers(self) -> None:
-        if self.num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps={self.num_train_timesteps} must be 2 or more")
+        require("[2, inf)", num_train_timesteps=self.num_train_timesteps)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must rise within (0, 1); got {self.beta_start} to {self.beta_end}")
         if not 1e-5 <= self.sigma_min < self.sigma_max <= 1e5:
@@ -77,12 +71,10 @@ class DiffusionConfig:
         if not abs(self.log_snr_shift) <= MAX_LOG_SNR_SHIFT:
             raise ValueError(f"log_snr_shift={self.log_snr_shift} must be within ±{MAX_LOG_SNR_SHIFT} nats")
         for name in ("sigma_data", "log_normal_std", "min_snr_gamma"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
+            require("(0, inf)", **{name: getattr(self, name)})
         if not 0 <= self.vlb_weight < math.inf or not math.isfinite(self.log_normal_mean):
             raise ValueError("vlb_weight must be 0 or more, and it and log_normal_mean finite")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout={self.label_dropout} must be within [0, 1)")
+        require("[0, 1)", label_dropout=self.label_dropout)
 
     def _check_together(self) -> None:
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
@@ -153,7 +145,7 @@ class NoiseSchedule(nn.Module):
 
     def scale_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return what the network is shown: x_t (B, ...), with edm x_t/D."""
-        return x_t / self._spread(*self._levels(t, x_t)) if self.prediction_type == "edm" else x_t
+        return x_t / self._std(*self._levels(t, x_t)) if self.prediction_type == "edm" else x_t
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should output at (x0, noise, t): noise, x0, v (Salimans and Ho 2022) or edm's."""
@@ -165,7 +157,7 @@ class NoiseSchedule(nn.Module):
         if self.prediction_type == "v_prediction":
             return a * noise - s * x0
         d = self.config.sigma_data
-        return (s * x0 / d - a * d * noise) / self._spread(a, s)
+        return (s * x0 / d - a * d * noise) / self._std(a, s)
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Recover x0 from the network's output at (x_t, t), all (B, ...); the inverse of `target`."""
@@ -176,7 +168,7 @@ class NoiseSchedule(nn.Module):
             return (x_t - s * output) / a
         if self.prediction_type == "v_prediction":
             return a * x_t - s * output
-        d, D = self.config.sigma_data, self._spread(a, s)
+        d, D = self.config.sigma_data, self._std(a, s)
         return (a * d**2 * x_t / D + s * d * output) / D
 
     def to_eps(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -196,11 +188,11 @@ class NoiseSchedule(nn.Module):
             "epsilon": lambda: s / a,
             "v_prediction": lambda: s,
             "sample": lambda: torch.ones_like(s),
-            "edm": lambda: s * self.config.sigma_data / self._spread(a, s),
+            "edm": lambda: s * self.config.sigma_data / self._std(a, s),
         }[self.prediction_type]()
         return (a / s).square().clamp(max=self.config.min_snr_gamma) * slope.square()
 
-    def _spread(self, a: Tensor, s: Tensor) -> Tensor:
+    def _std(self, a: Tensor, s: Tensor) -> Tensor:
         """D, the standard deviation of x_t when the data have `sigma_data`."""
         return (s**2 + (a * self.config.sigma_data) ** 2).sqrt()
 
@@ -264,3 +256,85 @@ def edited_x0(
         return torch.cat([edit(x0), rest], dim=1)
 
     return denoiser, in_x0(schedule)
+
+
+def make_alphas_cumprod(config) -> Tensor:
+    """Return ᾱ (num_train_timesteps,), float64, of a `DiffusionConfig`, shifted and rescaled as it says."""
+    T = config.num_train_timesteps
+    if config.schedule == "edm":
+        alphas_cumprod = edm_alphas_cumprod(T, config.sigma_min, config.sigma_max)
+    else:
+        betas = {
+            "linear": lambda: linear_betas(T, config.beta_start, config.beta_end),
+            "cosine": lambda: cosine_betas(T),
+            "sigmoid": lambda: sigmoid_betas(T),
+        }[config.schedule]()
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    alphas_cumprod = shift_log_snr(alphas_cumprod, config.log_snr_shift)
+    return rescale_to_zero_terminal_snr(alphas_cumprod) if config.zero_terminal_snr else alphas_cumprod
+
+
+def linear_betas(num_timesteps: int, start: float, end: float) -> Tensor:
+    """Return betas (num_timesteps,), float64, rising linearly (Ho et al. 2020, section 4)."""
+    return torch.linspace(start, end, num_timesteps, dtype=torch.float64)
+
+
+def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """Return betas (num_timesteps,), float64, of the cosine ᾱ (Nichol and Dhariwal 2021, eq. 17).
+
+    ᾱ(u) = cos²(π/2·(u + s)/(1 + s)), beta_t = 1 - ᾱ((t + 1)/T)/ᾱ(t/T), clipped at `max_beta`.
+
+    What goes wrong with it in practice: the last betas run into the clip, and at t = T - 1 the signal is
+    about sqrt(ᾱ) = 5e-5. x0 recovered from a predicted noise is then divided by 5e-5, so an error of 1 %
+    in eps becomes an x0 of ±200; without v_prediction or a clamp of x0 the sampler starts from that.
+    """
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    alphas_cumprod = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return _betas_of(alphas_cumprod, max_beta)
+
+
+def sigmoid_betas(
+    num_timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+) -> Tensor:
+    """Return betas (num_timesteps,), float64, of the sigmoid ᾱ (Jabri et al. 2022; Chen 2023).
+
+    ᾱ(u) = (g(1) - g(u))/(g(1) - g(0)), g(u) = sigmoid((start + u·(end - start))/tau), then as the cosine's.
+    A larger tau is closer to linear in ᾱ.
+    """
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    g = torch.sigmoid((start + u * (end - start)) / tau)
+    return _betas_of((g[-1] - g) / (g[-1] - g[0]), max_beta)
+
+
+def edm_alphas_cumprod(num_timesteps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Return ᾱ (num_timesteps,), float64, of σ from `sigma_min` to `sigma_max`, evenly in log σ.
+
+    Karras et al. 2022 add noise, x̃ = x0 + σ·noise, where this repository mixes it, x = sqrt(ᾱ)·x̃, so
+    ᾱ = 1/(1 + σ²). Their time is σ itself and their network is told ln(σ)/4 (table 1); here that is t up to
+    a constant, because ln σ is linear in t. A t between two integers is a σ between theirs: continuous time.
+    """
+    log_sigma = torch.linspace(math.log(sigma_min), math.log(sigma_max), num_timesteps, dtype=torch.float64)
+    return torch.sigmoid(-2 * log_sigma)
+
+
+def shift_log_snr(alphas_cumprod: Tensor, shift: float) -> Tensor:
+    """Return ᾱ with `shift` nats added to its log-SNR (Hoogeboom et al. 2023, section 3.1), same shape.
+
+    Neighbouring pixels of larger data repeat one another, so the same noise hides less of them; a schedule
+    made for 64x64 does to size d what it did there with shift = 2·log(64/d), which is below 0.
+    """
+    return torch.sigmoid(torch.logit(alphas_cumprod) + shift) if shift else alphas_cumprod
+
+
+def rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return ᾱ that ends at exactly 0 and starts where it did (Lin et al. 2023, algorithm 1), same shape.
+
+    sqrt(ᾱ) is shifted by its last value and stretched back to its first.
+    """
+    signal = alphas_cumprod.sqrt()
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+
+
+def _betas_of(alphas_cumprod: Tensor, max_beta: float) -> Tensor:
+    """beta_t = 1 - ᾱ_t/ᾱ_(t-1) of ᾱ at 0/T, 1/T, ..., 1, clipped so that some signal is left."""
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Conditioning import ACTIVATIONS, FrequencyFeatures, zero_init
-from Libraries.Layers import Downsample, ResBlock, fold, unfold
-from Libraries.PhaseRetrieval import HANN_GAMMA, integrate_differences
-from Libraries.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
-from Libraries.Utils import autocast
+from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, fold, unfold, zero_init
+from Libraries.Sound.PhaseRetrieval import HANN_GAMMA, integrate_differences
+from Libraries.Sound.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
+from Libraries.Utils import autocast, require
 
 LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
 NEPER = math.log(10) / 20  # a dB
@@ -47,21 +46,17 @@ class PhaseConfig:
     mix: float  # share of training clips to which another clip is added
 
     def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation={self.activation!r} is unknown; choose one of {known}")
+        require(ACTIVATIONS, activation=self.activation)
+        require("[1, inf)", blocks_per_level=self.blocks_per_level, fold_bins=self.fold_bins)
+        require("[0, inf)", frequency_features=self.frequency_features, weight_power=self.weight_power)
+        require("[2, inf)", crop_frames=self.crop_frames)
+        require("[0, 1]", mix=self.mix)
         rules = {
             "channels": (bool(self.channels) and min(self.channels) > 0, "one or more widths above 0"),
-            "blocks_per_level": (self.blocks_per_level >= 1, "1 or more"),
-            "fold_bins": (self.fold_bins >= 1, "1 or more"),
-            "frequency_features": (self.frequency_features >= 0, "0 or more"),
             "norm_groups": (
                 self.norm_groups >= 1 and not any(width % self.norm_groups for width in self.channels),
                 f"1 or more and a divisor of channels={self.channels}",
             ),
-            "weight_power": (self.weight_power >= 0, "0 or more"),
-            "crop_frames": (self.crop_frames >= 2, "2 or more"),
-            "mix": (0 <= self.mix <= 1, "within [0, 1]"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -188,7 +183,7 @@ class PhaseNet(nn.Module):
         return self.advance * torch.arange(self.n_bins, device=like.device)[:, None]
 
 
-class PhaseObjective:
+class PhaseLoss:
     """What `Training.fit` minimises and reports for the phase: 1 - cos(error), weighted by magnitude.
 
     0 is exact, 1 as good as chance. Only the differences count that the heap will use, one a bin: which they
@@ -202,7 +197,7 @@ class PhaseObjective:
     def __init__(self, config: PhaseConfig):
         self.config = config
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], positions: Tensor) -> Tensor:
         """Return the loss of each clip, (B,).
 
         Args:

@@ -5,26 +5,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from Libraries.Conditioning import (
+from Libraries.Layers import (
     ACTIVATIONS,
+    BLOCKS,
+    NORMS,
     TIME_INJECTIONS,
+    Downsample,
     FrequencyFeatures,
     LabelEmbedding,
     ModulatedSkip,
-    TimestepEmbedding,
-    check_input,
-    zero_init,
-)
-from Libraries.Layers import (
-    BLOCKS,
-    NORMS,
-    Downsample,
     SelfAttention2d,
+    TimestepEmbedding,
     Upsample,
+    check_input,
     fold,
     make_norm,
     unfold,
+    zero_init,
 )
+from Libraries.Utils import require
 
 SKIPS = ("none", "level", "block", "layer")
 OUTPUTS = ("linear", "sigmoid", "sigmoid_experiment")
@@ -64,10 +63,7 @@ class UNetConfig:
             "activation": ACTIVATIONS, "output": OUTPUTS,
         }  # fmt: skip
         for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(values)}"
-                )
+            require(values, **{name: getattr(self, name)})
         if not self.channels or self.blocks_per_level < 1:
             raise ValueError("channels needs at least one level and blocks_per_level must be 1 or more")
         if self.norm == "group" and any(width % self.norm_groups for width in self.channels):

@@ -16,32 +16,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.CurvePlots import plot_metrics
-from Libraries.Dataset import SpectrogramDataset
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, edited_x0
-from Libraries.Editing import Editor
-from Libraries.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
-from Libraries.Objective import DiffusionObjective, Network
-from Libraries.PhaseRuns import open_run_spectrogram
-from Libraries.Plots import plot_tensors, save_figure
-from Libraries.RunLog import read_metrics
-from Libraries.Runs import clip_loaders, open_run, read_conf, results_of
-from Libraries.Samplers import SamplerConfig
-from Libraries.Settings import Settings, from_dict
-from Libraries.Spectrogram import Spectrogram
-from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries.TrainedNetwork import for_sampling, in_fast_precision, load_average, make_diffusion_network
-from Libraries.Training import fit, resolve_precision
+from Libraries.Sampling.Editing import Editor
+from Libraries.Sampling.Samplers import SamplerConfig
+from Libraries.Sampling.Windows import over_windows
+from Libraries.Sound.LowResolution import LowResolution, UpsamplerConfig
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training.DiffusionLoss import DiffusionLoss, Network
+from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
 from Libraries.U_Net import UNetConfig
-from Libraries.Utils import SampleNoise, derive_seed, pick_device, spread_indices
-from Libraries.Windows import over_windows
+from Libraries.Utils import SampleNoise, derive_seed, require, resolve_precision
 
 # these share no draws
 SAMPLE_STREAM, TOLD_STREAM, STRENGTH_STREAM, KIND_STREAM, ROWS_STREAM, LEVEL_STREAM = range(11, 17)
 QUIETER = 24.0  # dB at most that a training clip is put below the loudest of its piece
 TOLD_CHANNELS = 1  # beside those of the spectrogram: how far it can be relied on, and where
 OVERLAP_SHARE = 4  # windows of music longer than a clip share a quarter unless told otherwise
-PREVIEW_CLIPS = 4
 
 
 class Upsampler:
@@ -70,31 +61,6 @@ class Upsampler:
         self.spectrogram, self.device = spectrogram, device
         self.precision = resolve_precision("auto")
         self.run_dir: Path | None = None
-
-    @classmethod
-    def load(cls, run_dir: Path, device: torch.device | None = None) -> "Upsampler":
-        """Load the newest EMA weights of a run, into the network of the run's own conf.json.
-
-        Raises:
-            CheckpointError: the folder is no run, has no weights, or they do not fit its settings.
-        """
-        conf, device = read_conf(run_dir), device or pick_device()
-        settings = conf["settings"]
-        spectrogram = from_dict(SpectrogramConfig, settings["spectrogram"])
-        diffusion = from_dict(DiffusionConfig, settings["diffusion"])
-        network = _make_network(from_dict(UNetConfig, settings["upsampler_unet"]), diffusion, spectrogram)
-        load_average(network, run_dir)
-        upsampler = cls(
-            network,
-            NoiseSchedule(diffusion),
-            LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram),
-            from_dict(UpsamplerConfig, settings["upsampler"]),
-            from_dict(SamplerConfig, settings["upsampler_sampler"]),
-            open_run_spectrogram(run_dir, device=device),
-            device,
-        )
-        upsampler.run_dir = Path(run_dir)
-        return upsampler
 
     def upsample(
         self,
@@ -130,8 +96,7 @@ class Upsampler:
             raise ValueError(
                 f"there are {len(seeds)} seeds for {len(view)} small spectrograms: give one each"
             )
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength} must be within [0, 1]")
+        require("[0, 1]", strength=strength)
         x0, known = (None, None) if kept is None else kept
         made = []
         for part in (slice(first, first + batch_size) for first in range(0, len(view), batch_size)):
@@ -227,7 +192,7 @@ class Upsampler:
         return torch.where(known.to(x0.device), x0, made)
 
 
-class UpsamplerObjective(DiffusionObjective):
+class UpsamplerLoss(DiffusionLoss):
     """What `Training.fit` minimises for an upsampler: the diffusion loss of the residual of each clip.
 
     Strength of the noise on what it is told, and whether that is the view or the lower rows up to any one,
@@ -270,74 +235,14 @@ class UpsamplerObjective(DiffusionObjective):
         return network, (x0 - guess) / error
 
 
-def train_upsampler(settings: Settings, run_dir: Path | None = None) -> Path:
-    """Train an upsampler on the dataset of these settings; return its run folder.
-
-    Args:
-        settings: of the whole; they are written to the run's conf.json.
-        run_dir: an interrupted run to go on with; None starts a new one.
-
-    Raises:
-        ValueError: the spectrogram has no such view, the dataset was built with another spectrogram, or the
-            run with other settings.
-        CheckpointError: `run_dir` is no run.
-    """
-    low, train = LowResolution(settings.view, settings.spectrogram), settings.upsampler_train
-    network = build_upsampler(settings)
-    parts = ("spectrogram", "diffusion", "view", "upsampler", "upsampler_unet", "upsampler_train")
-    run_dir = open_run(settings, settings.upsampler_dir, run_dir, parts)
-    schedule = NoiseSchedule(settings.diffusion)
-    fit(
-        network,
-        UpsamplerObjective(schedule, train.seed, low, settings.upsampler),
-        functools.partial(clip_loaders, settings),
-        train,
-        run_dir,
-        preview=functools.partial(save_upsampler_preview, settings, run_dir),
-    )
-    return run_dir
-
-
-def build_upsampler(settings: Settings) -> nn.Module:
-    """Return a freshly initialised network of these settings: the same weights for the same seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.upsampler_train.seed)
-        return _make_network(settings.upsampler_unet, settings.diffusion, settings.spectrogram)
-
-
-def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network: nn.Module) -> None:
-    """Write the same validation clips, interpolated and upsampled, and the loss curves to the results."""
-    dataset = SpectrogramDataset(settings.dataset_dir, "validation")
-    x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
-    upsampler = Upsampler(
-        network, NoiseSchedule(settings.diffusion), LowResolution(settings.view, settings.spectrogram),
-        settings.upsampler, settings.upsampler_sampler, Spectrogram(settings.spectrogram),
-        next(network.parameters()).device,
-    )  # fmt: skip
-    view = upsampler.low.view(x0)
-    rows = {
-        "small": upsampler.low.draw(view),
-        "interpolated": upsampler.low.spread(view),
-        "upsampled": upsampler.upsample(view, range(len(x0)), strength=0.0),
-        "real": x0,
-    }
-    titles = [f"{name} {i}" for name in rows for i in range(len(x0))]
-    title = f"{run_dir.name}: upsampled after {step} steps"
-    results = results_of(settings, run_dir)
-    figure = plot_tensors(
-        torch.cat(list(rows.values())), titles, settings.spectrogram, title, columns=len(x0)
-    )
-    save_figure(figure, results / f"upsampled-{step:08d}.png")
-    save_figure(plot_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
-
-
 def _uniform(seeds: list[int], stream: int, device: torch.device) -> Tensor:
     """Return a draw from [0, 1) for each seed, (B,)."""
     return torch.tensor([derive_seed(seed, stream) / 2**32 for seed in seeds], device=device)
 
 
-def _make_network(
+def make_upsampler_network(
     config: UNetConfig, diffusion: DiffusionConfig, spectrogram: SpectrogramConfig
 ) -> nn.Module:
+    """Return a new network that sees the residual and what it is told of the small spectrogram."""
     told_channels = spectrogram.shape[0] + TOLD_CHANNELS
     return make_diffusion_network(config, diffusion, spectrogram.shape, told_channels)

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import math
+import operator
 import os
 import random
-import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ LIGHT_DEBUG = 15  # between DEBUG (10) and INFO (20): our details without the li
 logging.addLevelName(LIGHT_DEBUG, "LIGHT_DEBUG")
 
 ROOT_LOGGER = "MA_DDPM"
-_RUN_NAME = re.compile(r"^(\d{5})-")
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -84,6 +84,33 @@ class SampleNoise:
         return noise.to(self.device)
 
 
+def require(allowed: Iterable | str, **settings) -> None:
+    """Raise a ValueError that names the setting, its value and what is allowed, unless all are allowed.
+
+    Args:
+        allowed: names to choose from, or an interval as in "[0, 1)", where "inf" is no bound.
+        settings: values by their names.
+    """
+    fits, rule = _interval(allowed) if isinstance(allowed, str) else (set(allowed).__contains__, None)
+    for name, value in settings.items():
+        if not fits(value):
+            rule = rule or f"choose one of {', '.join(map(str, allowed))}"
+            sentence = f"must be {rule}" if isinstance(allowed, str) else f"is unknown; {rule}"
+            raise ValueError(f"{name}={value!r} {sentence}")
+
+
+def _interval(text: str) -> tuple[Callable[[float], bool], str]:
+    """Return whether a number is within an interval such as "[0, 1)", and the same in words."""
+    low, high = (float(bound) for bound in text[1:-1].split(","))
+    above = operator.ge if text[0] == "[" else operator.gt
+    below = operator.le if text[-1] == "]" else operator.lt
+    if math.isinf(high):
+        words = f"{low:g} or more" if text[0] == "[" else f"above {low:g}"
+    else:
+        words = f"within {text}"
+    return lambda value: above(value, low) and below(value, high), words
+
+
 def spread_indices(size: int, count: int) -> list[int]:
     """Return `count` indices, at most all, spread evenly over `size` items from the first to the last."""
     return torch.linspace(0, size - 1, min(count, size)).long().tolist()
@@ -96,43 +123,21 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def resolve_precision(mixed_precision: str) -> str:
+    """Turn `auto` into what is fast here: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
+
+
 def autocast(device: torch.device, precision: str):
     """Return a context in which networks compute in this precision: no, fp16 or bf16."""
     if precision == "no" or device.type not in ("cuda", "cpu"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-
-
-def new_run_dir(parent: Path, name: str) -> Path:
-    """Make and return `parent/00007-name` with the next free number; an existing run is never reused.
-
-    Raises:
-        ValueError: `name` has characters other than letters, digits, '.', '_' and '-'.
-    """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"run name {name!r} must be letters, digits, '.', '_' or '-'")
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        number = 1 + max((_run_number(run) for run in parent.iterdir()), default=-1)
-        run_dir = parent / f"{number:05d}-{name}"
-        try:
-            run_dir.mkdir()
-        except FileExistsError:  # another process took this number in between
-            continue
-        return run_dir
-
-
-def latest_run(parent: Path, containing: str = "*.pth") -> Path:
-    """Return the newest run folder in `parent` that holds a file like `containing`.
-
-    Raises:
-        FileNotFoundError: there is none; the sentence says where it looked.
-    """
-    runs = [run for run in parent.iterdir() if _run_number(run) >= 0] if parent.is_dir() else []
-    for run in sorted(runs, key=_run_number, reverse=True):
-        if any(run.glob(containing)):
-            return run
-    raise FileNotFoundError(f"no run with {containing} in {parent}: train a model first")
 
 
 def write_then_rename(path: Path, write) -> None:
@@ -144,8 +149,3 @@ def write_then_rename(path: Path, write) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _run_number(run: Path) -> int:
-    match = _RUN_NAME.match(run.name)
-    return int(match.group(1)) if match else -1

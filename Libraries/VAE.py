@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Conditioning import ACTIVATIONS, FrequencyFeatures
-from Libraries.Layers import Downsample, ResBlock, Upsample, fold, unfold
-from Libraries.OriginVAE import ORIGIN_BUILDERS, Strides
+from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, Upsample, fold, unfold
+from Libraries.Networks.OriginVAE import ORIGIN_BUILDERS, Strides
+from Libraries.Utils import require
 
 KINDS = (*ORIGIN_BUILDERS, "residual")
 LOGVAR_RANGE = (-14.0, 6.0)  # standard deviations of 0.001 to 20; beyond, exp overflows in half precision
@@ -38,11 +38,8 @@ class VAEConfig:
     activation: str  # silu | gelu; residual only
 
     def __post_init__(self):
-        for name, known in (("kind", KINDS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}"
-                )
+        require(KINDS, kind=self.kind)
+        require(ACTIVATIONS, activation=self.activation)
         if not self.channels or not len(self.channels) == len(self.row_strides) == len(self.frame_strides):
             raise ValueError(
                 f"channels={self.channels}, row_strides={self.row_strides} and "
@@ -50,8 +47,8 @@ class VAEConfig:
             )
         if min(*self.row_strides, *self.frame_strides, *self.channels, self.latent_channels) < 1:
             raise ValueError("channels, row_strides, frame_strides and latent_channels must be 1 or more")
-        if self.blocks_per_level < 1 or self.frequency_features < 0:
-            raise ValueError("blocks_per_level must be 1 or more and frequency_features 0 or more")
+        require("[1, inf)", blocks_per_level=self.blocks_per_level)
+        require("[0, inf)", frequency_features=self.frequency_features)
         if self.kind == "residual" and any(width % self.norm_groups for width in self.channels):
             raise ValueError(f"channels={self.channels} must be multiples of norm_groups={self.norm_groups}")
 

@@ -1,1 +1,1 @@
-"""Everything the notebooks import: one module, one idea."""
+"""Everything the notebooks import: models on top, folders below; imports go one way."""

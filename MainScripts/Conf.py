@@ -18,22 +18,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from Libraries.DatasetManifest import DatasetConfig  # noqa: E402
-from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
+from Libraries.Dataset.Manifest import DatasetConfig  # noqa: E402
+from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
-from Libraries.Editing import EditConfig  # noqa: E402
-from Libraries.Guidance import GuidanceConfig  # noqa: E402
-from Libraries.ImagesConfig import ImagesConfig  # noqa: E402
-from Libraries.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
-from Libraries.Samplers import SamplerConfig  # noqa: E402
-from Libraries.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
-from Libraries.SpectrogramConfig import SpectrogramConfig  # noqa: E402
-from Libraries.TrainConfig import TrainConfig  # noqa: E402
+from Libraries.Runs.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
+from Libraries.Sampling.Editing import EditConfig  # noqa: E402
+from Libraries.Sampling.Guidance import GuidanceConfig  # noqa: E402
+from Libraries.Sampling.Samplers import SamplerConfig  # noqa: E402
+from Libraries.Sound.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig  # noqa: E402
+from Libraries.Studies.ImagesConfig import ImagesConfig  # noqa: E402
+from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
+from Libraries.Training.VAELoss import VAELossConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
 from Libraries.Utils import set_log_level  # noqa: E402
 from Libraries.VAE import VAEConfig  # noqa: E402
-from Libraries.VAELoss import VAELossConfig  # noqa: E402
 
 ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
 MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None

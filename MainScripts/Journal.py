@@ -7,8 +7,8 @@ The first variant of each is the preset itself; the others name what they change
 
 import math
 
-from Libraries.Experiments import Change, Experiment
-from Libraries.Settings import Settings
+from Libraries.Runs.Settings import Settings
+from Libraries.Studies.Experiments import Change, Experiment
 
 PRESET = Change({})
 

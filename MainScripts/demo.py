@@ -11,14 +11,14 @@ import time
 
 os.environ.setdefault("CONF_PRESET", "CPU")
 from Conf import conf
-from Libraries.Checkpoint import export_graph, save_json
-from Libraries.Dataset import SpectrogramDataset, build_dataset
-from Libraries.DemoMusic import render_demo_music
-from Libraries.Evaluation import evaluate, example_input
-from Libraries.Generator import Generator
-from Libraries.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
-from Libraries.Runs import results_of
-from Libraries.Utils import get_logger, latest_run, new_run_dir
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, build_dataset
+from Libraries.DemoMusic.Corpus import render_demo_music
+from Libraries.Evaluation.Samples import evaluate, example_input
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
+from Libraries.Runs.Run import latest_run, new_run_dir, results_of
+from Libraries.Training.Checkpoint import export_graph, save_json
+from Libraries.Utils import get_logger
 
 logger = get_logger("demo")
 

@@ -12,8 +12,8 @@ import argparse
 
 from Conf import PRESETS, choose
 from Journal import journal_experiments
-from Libraries.ExperimentReport import write_index, write_report
-from Libraries.Experiments import run_experiment
+from Libraries.Studies.ExperimentReport import write_index, write_report
+from Libraries.Studies.Experiments import run_experiment
 
 
 def main() -> None:

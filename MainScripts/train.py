@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 from Conf import PRESETS, choose
-from Libraries.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
-from Libraries.Preparation import ensure_dataset
-from Libraries.Training import process_state
+from Libraries.Runs.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
+from Libraries.Runs.Preparation import ensure_dataset
+from Libraries.Training.Loop import process_state
 
 
 def main() -> None:

@@ -20,15 +20,19 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
-from Libraries.Dataset import build_dataset  # noqa: E402
-from Libraries.DemoMusic import render_demo_music  # noqa: E402
-from Libraries.Runs import read_conf  # noqa: E402
-from Libraries.Settings import Settings, from_dict  # noqa: E402
-from Libraries.Timing import median_in_turns, training_step  # noqa: E402
-from Libraries.TrainConfig import TrainConfig  # noqa: E402
-from Libraries.Training import Objective, resolve_precision  # noqa: E402
+from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
+from Libraries.DemoMusic.Corpus import render_demo_music  # noqa: E402
+from Libraries.Runs.Run import read_conf  # noqa: E402
+from Libraries.Runs.Settings import Settings, from_dict  # noqa: E402
+from Libraries.Training.Loop import Loss  # noqa: E402
+from Libraries.Training.Timing import median_in_turns, training_step  # noqa: E402
+from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
-from Libraries.Utils import autocast, pick_device  # noqa: E402
+from Libraries.Utils import (  # noqa: E402
+    autocast,
+    pick_device,
+    resolve_precision,
+)
 
 SHAPE = (1, 224, 416)  # channels, rows, frames of every input: what BASE, ORIGIN and the peer all take
 PEER = "UNet2DModel"
@@ -76,7 +80,7 @@ def train_or_find(
     parent: Path,
     part: str,
     minutes: float,
-    timed: Callable[[], tuple[nn.Module, Objective, tuple[int, int, int]]],
+    timed: Callable[[], tuple[nn.Module, Loss, tuple[int, int, int]]],
 ) -> Path:
     """Return this preset's run below `parent`: one that is there, one that is gone on with, or a new one.
 
@@ -85,14 +89,14 @@ def train_or_find(
     Args:
         train: (settings, run_dir) -> run_dir.
         part: the settings of this training, as "vae_train".
-        timed: network, objective and shape of the data whose step is timed; called for a new run only.
+        timed: network, loss and shape of the data whose step is timed; called for a new run only.
     """
     known = sorted(parent.glob(f"*-{settings.preset}"))
     if known:  # its steps were counted when it began; with all of them done this trains none
         config = from_dict(TrainConfig, read_conf(known[-1])["settings"][part])
         return train(replace(settings, **{part: config}), known[-1])
-    config, (network, objective, shape) = getattr(settings, part), timed()
-    step = training_step(network, objective, config, shape)
+    config, (network, loss_fn, shape) = getattr(settings, part), timed()
+    step = training_step(network, loss_fn, config, shape)
     seconds = median_in_turns({"step": step}, TIMED_STEPS, pick_device())["step"]
     steps = max(10, int(minutes * 60 / seconds))
     tenth = max(1, steps // 10)

@@ -27,9 +27,9 @@ from common import (
 from torch import nn
 
 from Conf import BASE, ORIGIN
-from Libraries.Networks import JOURNAL, make_network, network_config
-from Libraries.Pipeline import build_network
-from Libraries.Timing import median_in_turns
+from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config
+from Libraries.Runs.Pipeline import build_network
+from Libraries.Training.Timing import median_in_turns
 from Libraries.Utils import autocast
 
 PRESETS = {settings.preset: partial(build_network, settings) for settings in (BASE, ORIGIN)}

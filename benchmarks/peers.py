@@ -33,20 +33,20 @@ from common import machine_line, make_dataset, peak_gigabytes, print_table
 from torch import Tensor
 
 from Conf import CPU
-from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, measure_latents
-from Libraries.Checkpoint import save_json
-from Libraries.Dataset import SpectrogramDataset
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Evaluation import distances, spread_clips
-from Libraries.Generator import Generator
-from Libraries.Pipeline import build_network, diffusion_loaders, make_objective
-from Libraries.RunLog import read_metrics
-from Libraries.Runs import clip_loaders
-from Libraries.Settings import Settings, provenance
-from Libraries.Spectrogram import Spectrogram
-from Libraries.Timing import synchronise
-from Libraries.TrainConfig import TrainConfig
-from Libraries.Training import fit
+from Libraries.Evaluation.Samples import distances, spread_clips
+from Libraries.Runs.Autoencoding import LatentCodec, build_vae, make_vae_loss, measure_latents
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import build_network, diffusion_loaders, make_loss
+from Libraries.Runs.Run import clip_loaders
+from Libraries.Runs.Settings import Settings, provenance
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Checkpoint import save_json
+from Libraries.Training.Loop import fit
+from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.Timing import synchronise
+from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.U_Net import count_parameters
 from Libraries.Utils import SampleNoise, pick_device
 
@@ -233,14 +233,14 @@ def fit_diffusion(settings: Settings, codec: LatentCodec | None, config: TrainCo
     """Train a new diffusion network in `folder`; return it with its EMA weights."""
     folder.mkdir(exist_ok=True)
     loaders = functools.partial(diffusion_loaders, settings, codec)
-    return fit(build_network(settings, codec), make_objective(settings), loaders, config, folder)
+    return fit(build_network(settings, codec), make_loss(settings), loaders, config, folder)
 
 
 def fit_vae(settings: Settings, config: TrainConfig, folder: Path):
     """Train a new autoencoder in `folder`; return it with its EMA weights."""
     folder.mkdir(exist_ok=True)
     loaders = functools.partial(clip_loaders, settings)
-    return fit(build_vae(settings), make_vae_objective(settings), loaders, config, folder)
+    return fit(build_vae(settings), make_vae_loss(settings), loaders, config, folder)
 
 
 def with_steps(config: TrainConfig, steps: float) -> TrainConfig:

@@ -18,16 +18,16 @@ import torch
 from common import machine_line
 
 from Conf import BASE, CPU, ORIGIN
-from Libraries.Audio import find_audio_files
-from Libraries.Checkpoint import find_checkpoints
-from Libraries.Dataset import build_dataset
-from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
-from Libraries.Metrics import round_trip, round_trip_table
-from Libraries.PhaseRuns import RELEASED, load_phase, release_phase
-from Libraries.PhaseTraining import PhaseDataset, train_phase
-from Libraries.Preparation import load_example_clips
-from Libraries.Settings import Settings
-from Libraries.Spectrogram import Spectrogram
+from Libraries.Dataset.SpectrogramDataset import build_dataset
+from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
+from Libraries.Runs.PhaseRuns import RELEASED, load_phase, release_phase
+from Libraries.Runs.PhaseTraining import PhaseDataset, train_phase
+from Libraries.Runs.Preparation import load_example_clips
+from Libraries.Runs.Settings import Settings
+from Libraries.Sound.Audio import find_audio_files
+from Libraries.Sound.Metrics import round_trip, round_trip_table
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Checkpoint import find_checkpoints
 from Libraries.Utils import spread_indices
 
 STEPS = {"magnitude": 9_000, "bands": 3_000}  # 50 and 30 minutes of one core

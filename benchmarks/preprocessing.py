@@ -122,8 +122,8 @@ def measure(how: str, audio: Path, out: Path, settings: dict) -> dict:
 
 def encode_with_build_dataset(audio: Path, out: Path, settings: dict) -> tuple[float, int, float]:
     """Build the dataset; return seconds of audio, clips, and when the imports were done."""
-    from Libraries.Dataset import DatasetConfig, build_dataset
-    from Libraries.SpectrogramConfig import SpectrogramConfig
+    from Libraries.Dataset.SpectrogramDataset import DatasetConfig, build_dataset
+    from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 
     spectrogram, config = SpectrogramConfig(**settings["spectrogram"]), DatasetConfig(**settings["dataset"])
     start = time.perf_counter()

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
 from Conf import BASE  # noqa: E402
-from Libraries.Audio import find_audio_files  # noqa: E402
-from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music  # noqa: E402
-from Libraries.Metrics import round_trip, round_trip_table  # noqa: E402
-from Libraries.Preparation import load_example_clips  # noqa: E402
-from Libraries.Spectrogram import Spectrogram  # noqa: E402
+from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music  # noqa: E402
+from Libraries.Runs.Preparation import load_example_clips  # noqa: E402
+from Libraries.Sound.Audio import find_audio_files  # noqa: E402
+from Libraries.Sound.Metrics import round_trip, round_trip_table  # noqa: E402
+from Libraries.Sound.Spectrogram import Spectrogram  # noqa: E402
 
 SAMPLE_RATE, CLIP_SECONDS = 32_000, 4.0
 

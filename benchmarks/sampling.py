@@ -29,17 +29,16 @@ from common import (
 from torch import Tensor
 
 from Conf import BASE, ORIGIN
-from Libraries.Audio import load_audio
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Generator import Generator
-from Libraries.PhaseRuns import open_spectrogram
-from Libraries.Pipeline import build_network
-from Libraries.Samplers import inference_timesteps, sample_ddim
-from Libraries.Settings import Settings
-from Libraries.Spectrogram import Spectrogram
-from Libraries.Timing import median_in_turns, time_call
-from Libraries.Training import resolve_precision
-from Libraries.Utils import SampleNoise, autocast
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.PhaseRuns import open_spectrogram
+from Libraries.Runs.Pipeline import build_network
+from Libraries.Runs.Settings import Settings
+from Libraries.Sampling.Samplers import inference_timesteps, sample_ddim
+from Libraries.Sound.Audio import load_audio
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Timing import median_in_turns, time_call
+from Libraries.Utils import SampleNoise, autocast, resolve_precision
 
 STEPS = (20, 50)  # of DDIM
 CLIP_SECONDS = SHAPE[2] * BASE.spectrogram.hop_length / BASE.spectrogram.sample_rate  # the same in ORIGIN

@@ -26,8 +26,8 @@ from common import (
 )
 
 from Conf import BASE, ORIGIN
-from Libraries.Pipeline import build_network
-from Libraries.Timing import median_in_turns
+from Libraries.Runs.Pipeline import build_network
+from Libraries.Training.Timing import median_in_turns
 
 BUILDERS = {s.preset: partial(build_network, s) for s in (BASE, ORIGIN)} | {PEER: Peer}
 

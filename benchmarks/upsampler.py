@@ -20,27 +20,28 @@ from pathlib import Path
 from common import machine_line, make_dataset, print_table, train_or_find
 
 from Conf import CPU
-from Libraries.Audio import load_audio, save_audio
-from Libraries.Cascade import ViewCodec
-from Libraries.Dataset import SpectrogramDataset, load_manifest
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, load_manifest
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Evaluation import distances, spread_clips
-from Libraries.Generator import Generator
-from Libraries.LowResolution import VIEWS, LowResolution
-from Libraries.Metrics import log_spectral_distance
-from Libraries.Pipeline import build_network, make_objective, open_codec, train_diffusion
-from Libraries.Preparation import find_music
-from Libraries.Restoration import restore_file
-from Libraries.Runs import results_of
-from Libraries.Settings import Settings
-from Libraries.Upsampler import Upsampler, UpsamplerObjective, build_upsampler, train_upsampler
-from Libraries.UpsamplerEvaluation import (
+from Libraries.Evaluation.Restoration import restore_file
+from Libraries.Evaluation.Samples import distances, spread_clips
+from Libraries.Evaluation.UpsamplerEvaluation import (
     CascadeRow,
     compare_cascade,
     save_restored,
     save_three_ways,
     with_codec,
 )
+from Libraries.Runs.Cascade import ViewCodec
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import build_network, make_loss, open_codec, train_diffusion
+from Libraries.Runs.Preparation import find_music
+from Libraries.Runs.Run import results_of
+from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
+from Libraries.Sound.Audio import load_audio, save_audio
+from Libraries.Sound.LowResolution import VIEWS, LowResolution
+from Libraries.Sound.Metrics import log_spectral_distance
+from Libraries.Upsampler import UpsamplerLoss
 from Libraries.Utils import pick_device
 
 SETS = 3  # of seeds
@@ -76,7 +77,7 @@ def train_directly(settings: Settings, minutes: float) -> Path:
     settings = replace(settings, preset=f"direct-{minutes:g}min")
 
     def timed():
-        return build_network(settings), make_objective(settings), settings.spectrogram.shape
+        return build_network(settings), make_loss(settings), settings.spectrogram.shape
 
     return train_or_find(train_diffusion, settings, settings.models_dir, "train", minutes, timed)
 
@@ -88,11 +89,11 @@ def train_cascade(settings: Settings, minutes: float) -> Path:
 
     def upsampler():
         schedule, seed = NoiseSchedule(settings.diffusion), settings.upsampler_train.seed
-        objective = UpsamplerObjective(schedule, seed, low, settings.upsampler)
-        return build_upsampler(settings), objective, settings.spectrogram.shape
+        loss_fn = UpsamplerLoss(schedule, seed, low, settings.upsampler)
+        return build_upsampler(settings), loss_fn, settings.spectrogram.shape
 
     def first():
-        return build_network(settings, open_codec(settings)), make_objective(settings), low.shape
+        return build_network(settings, open_codec(settings)), make_loss(settings), low.shape
 
     half = minutes / 2
     train_or_find(train_upsampler, settings, settings.upsampler_dir, "upsampler_train", half, upsampler)
@@ -102,7 +103,7 @@ def train_cascade(settings: Settings, minutes: float) -> Path:
 def load_cascade(first_dir: Path, settings: Settings) -> Generator:
     """Return the generator of a first model and the upsampler trained with it, not the newest of its view."""
     _, _, preset = first_dir.name.partition("-")
-    upsampler = Upsampler.load(sorted(settings.upsampler_dir.glob(f"*-{preset}"))[-1])
+    upsampler = load_upsampler(sorted(settings.upsampler_dir.glob(f"*-{preset}"))[-1])
     return with_codec(Generator.load(first_dir), ViewCodec(upsampler.low, upsampler))
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from common import machine_line, make_dataset, print_table, train_or_find
 
 from Conf import CPU, ORIGIN, VAES
-from Libraries.Autoencoding import LatentCodec, build_vae, make_vae_objective, train_vae
-from Libraries.Dataset import SpectrogramDataset
-from Libraries.Runs import read_conf, results_of
-from Libraries.Settings import Settings
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.VAEEvaluation import evaluate_vae
+from Libraries.Runs.Autoencoding import LatentCodec, build_vae, make_vae_loss, train_vae
+from Libraries.Runs.Run import read_conf, results_of
+from Libraries.Runs.Settings import Settings
 from Libraries.Utils import pick_device
-from Libraries.VAEEvaluation import evaluate_vae
 
 VARIANTS = ("linear", "conv", "conv_v2", "residual_8", "residual_16", "residual_32")
 HEADER = [
@@ -63,7 +63,7 @@ def trained(name: str, settings: Settings, minutes: float) -> Path:
     settings = variant(name, settings, minutes)
 
     def timed():
-        return build_vae(settings), make_vae_objective(settings), settings.spectrogram.shape
+        return build_vae(settings), make_vae_loss(settings), settings.spectrogram.shape
 
     return train_or_find(train_vae, settings, settings.vae_dir, "vae_train", minutes, timed)
 

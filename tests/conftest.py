@@ -10,9 +10,9 @@ import soundfile
 import torch
 
 from Conf import SMOKE
-from Libraries.Checkpoint import find_checkpoints, load_checkpoint
-from Libraries.Dataset import build_dataset
-from Libraries.Preparation import find_music
+from Libraries.Dataset.SpectrogramDataset import build_dataset
+from Libraries.Runs.Preparation import find_music
+from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,9 @@ def goes_on_to_the_same(monkeypatch):
         again.mkdir(parents=True)
         shutil.copy(whole / "conf.json", again)
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr("Libraries.RunLog.is_due", lambda step, _, what: what == "preview" and step == 3)
+            patch.setattr(
+                "Libraries.Training.RunLog.is_due", lambda step, _, what: what == "preview" and step == 3
+            )
             patch.setattr(f"Libraries.{preview}", stop)
             train(again)
         assert [step for step, _ in find_checkpoints(again, "state")] == [2]

@@ -10,7 +10,14 @@ import soundfile
 import soxr
 import torch
 
-from Libraries.Audio import AudioError, audio_info, find_audio_files, load_audio, read_blocks, save_audio
+from Libraries.Sound.Audio import (
+    AudioError,
+    audio_info,
+    find_audio_files,
+    load_audio,
+    read_blocks,
+    save_audio,
+)
 
 RATE = 44100
 LOSSLESS = [
@@ -291,7 +298,7 @@ def test_saving_to_an_unknown_suffix_is_refused(tmp_path):
 PEAK = """
 import sys
 from pathlib import Path
-from Libraries.Audio import read_blocks
+from Libraries.Sound.Audio import read_blocks
 total = sum(block.shape[1] for block in read_blocks(sys.argv[1], 32000, 10.0))
 peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]  # ru_maxrss inherits
 print(total, peak)

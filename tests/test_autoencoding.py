@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
-from Libraries.Checkpoint import CheckpointError
-from Libraries.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
-from Libraries.Dataset import SpectrogramDataset
-from Libraries.Plots import plot_reconstructions
-from Libraries.RunLog import read_metrics
-from Libraries.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
+from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
+from Libraries.Plots.SpectrogramPlots import plot_reconstructions
+from Libraries.Runs.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
+from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Training.RunLog import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_without_statistics_says_so(settings, run_dir, tmp_path):
 def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
     again = tmp_path / "vae" / "00000-again"
     assert goes_on_to_the_same(
-        functools.partial(train_vae, settings), run_dir, again, "Autoencoding.save_vae_preview"
+        functools.partial(train_vae, settings), run_dir, again, "Runs.Autoencoding.save_vae_preview"
     )
 
 

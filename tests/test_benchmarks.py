@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
 from Conf import SMOKE
-from Libraries.Generator import Generator
-from Libraries.Timing import median_in_turns
+from Libraries.Runs.Generator import Generator
+from Libraries.Training.Timing import median_in_turns
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from Libraries.Checkpoint import (
+from Libraries.Training.Checkpoint import (
     CheckpointError,
     export_graph,
     find_checkpoints,

@@ -18,10 +18,11 @@ import soundfile
 import torch
 
 from Conf import BASE
-from Libraries import DatasetBuild, DatasetShards
-from Libraries.Audio import AudioError, load_audio
-from Libraries.Augmentation import Augmentation, seam_frame
-from Libraries.Dataset import (
+from Libraries.Dataset import Build as DatasetBuild
+from Libraries.Dataset import Shards as DatasetShards
+from Libraries.Dataset.Augmentation import Augmentation, seam_frame
+from Libraries.Dataset.Manifest import split_pieces
+from Libraries.Dataset.SpectrogramDataset import (
     DatasetConfig,
     DatasetError,
     SpectrogramDataset,
@@ -31,9 +32,9 @@ from Libraries.Dataset import (
     make_loaders,
     manifest_hash,
 )
-from Libraries.DatasetManifest import split_pieces
-from Libraries.Spectrogram import Gain, Spectrogram
-from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Audio import AudioError, load_audio
+from Libraries.Sound.Spectrogram import Gain, Spectrogram
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 
 REPOSITORY = Path(__file__).parents[1]
 SPECTROGRAM = dataclasses.replace(
@@ -348,9 +349,9 @@ def test_a_kill_while_the_dataset_is_moved_into_place_is_mended(music, tmp_path,
 BUILD = """
 import json, sys
 from pathlib import Path
-from Libraries.Dataset import DatasetConfig, build_dataset
-from Libraries.SpectrogramConfig import SpectrogramConfig
-from Libraries import DatasetShards
+from Libraries.Dataset.SpectrogramDataset import DatasetConfig, build_dataset
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Dataset import Shards as DatasetShards
 DatasetShards.WORTH_A_WORKER = 0.1
 if __name__ == "__main__":
     spectrogram, config = json.loads(sys.argv[3])
@@ -695,8 +696,8 @@ def test_polarity_flips_the_signed_feature_and_nothing_without_a_sign(tmp_path, 
 MEASURE = """
 import json, sys
 from pathlib import Path
-from Libraries.Dataset import DatasetConfig, build_dataset
-from Libraries.SpectrogramConfig import SpectrogramConfig
+from Libraries.Dataset.SpectrogramDataset import DatasetConfig, build_dataset
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 spectrogram, config = json.loads(sys.argv[3])
 spectrogram, config = SpectrogramConfig(**spectrogram), DatasetConfig(**config)
 report = build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), spectrogram, config)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from Libraries.DemoMusic import (
+from Libraries.DemoMusic.Corpus import (
     ENSEMBLES,
     INSTRUMENTS,
     DemoMusicConfig,
@@ -15,7 +15,7 @@ from Libraries.DemoMusic import (
     render_demo_music,
     write_example,
 )
-from Libraries.Scores import Score, list_scores
+from Libraries.DemoMusic.Scores import Score, list_scores
 
 CONFIG = DemoMusicConfig(
     clips=24,
@@ -118,7 +118,7 @@ def test_folder_of_other_settings_is_refused(cache, tmp_path):
 def test_scores_are_shared_out_again_only_when_they_run_out(cache, tmp_path, monkeypatch):
     few = dict(list(list_scores("fiddle_tunes").items())[:4])
     monkeypatch.setattr(
-        "Libraries.DemoMusic.list_scores", lambda source: few if source == "fiddle_tunes" else {}
+        "Libraries.DemoMusic.Corpus.list_scores", lambda source: few if source == "fiddle_tunes" else {}
     )
     config = replace(CONFIG, clips=6, ensembles=("fiddle", "banjo"), clip_seconds=2.0)
     pieces = render_demo_music(tmp_path, config, cache)

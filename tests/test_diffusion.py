@@ -10,9 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, DiffusionConfig, NoiseSchedule
-from Libraries.Objective import DiffusionObjective, diffusion_loss, stream_timesteps
-from Libraries.Schedules import sigmoid_betas
+from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, DiffusionConfig, NoiseSchedule, sigmoid_betas
+from Libraries.Training.DiffusionLoss import DiffusionLoss, diffusion_loss, stream_timesteps
 
 DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 DIFFUSERS_TYPES = ("epsilon", "v_prediction", "sample")  # edm is a scheduler of its own there
@@ -152,14 +151,12 @@ def test_validation_is_unweighted_and_training_is_not():
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     batch, positions = (torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)), torch.arange(6)
     uniform, weighted = (
-        DiffusionObjective(make_schedule(weighting=weighting), seed=0, num_classes=0)
+        DiffusionLoss(make_schedule(weighting=weighting), seed=0, num_classes=0)
         for weighting in ("uniform", "min_snr")
     )
     assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
     weights = weighted.schedule.min_snr_weight(stream_timesteps(positions, 1000))
-    assert torch.allclose(
-        weighted.loss(model, batch, positions), weights * uniform.loss(model, batch, positions)
-    )
+    assert torch.allclose(weighted(model, batch, positions), weights * uniform(model, batch, positions))
 
 
 def test_stream_timesteps_cover_every_stretch_evenly():
@@ -170,36 +167,34 @@ def test_stream_timesteps_cover_every_stretch_evenly():
         assert counts.min() >= 6 and counts.max() <= 10  # independent draws give 2 to 14
 
 
-def test_objective_depends_on_positions_not_on_the_batch():
-    objective = DiffusionObjective(make_schedule(), seed=3, num_classes=0)
+def test_loss_depends_on_positions_not_on_the_batch():
+    loss_fn = DiffusionLoss(make_schedule(), seed=3, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1)
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     x0, label, positions = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), torch.arange(100, 106)
-    whole = objective.loss(model, (x0, label), positions)
-    halves = [
-        objective.loss(model, (x0[part], label[part]), positions[part]) for part in (slice(0, 3), slice(3, 6))
-    ]
+    whole = loss_fn(model, (x0, label), positions)
+    halves = [loss_fn(model, (x0[part], label[part]), positions[part]) for part in (slice(0, 3), slice(3, 6))]
     assert torch.allclose(whole, torch.cat(halves), atol=1e-6)
 
 
 @pytest.mark.gpu
-def test_objective_follows_the_model_to_the_gpu():
-    objective = DiffusionObjective(make_schedule(weighting="min_snr"), seed=0, num_classes=0)
+def test_loss_follows_the_model_to_the_gpu():
+    loss_fn = DiffusionLoss(make_schedule(weighting="min_snr"), seed=0, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1).cuda()
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     batch = torch.randn(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
-    assert objective.loss(model, batch, torch.arange(6)).isfinite().all()
-    assert math.isfinite(objective.validate(model, [batch])["val_loss"])
+    assert loss_fn(model, batch, torch.arange(6)).isfinite().all()
+    assert math.isfinite(loss_fn.validate(model, [batch])["val_loss"])
 
 
 def test_validation_is_the_same_twice_and_whatever_the_batches():
-    objective = DiffusionObjective(make_schedule(), seed=0, num_classes=0)
+    loss_fn = DiffusionLoss(make_schedule(), seed=0, num_classes=0)
     model = torch.nn.Conv2d(1, 1, 1)
     model.forward = lambda x, t, cond, f=model.forward: f(x)
     x0, label = torch.randn(7, 1, 8, 8), torch.zeros(7, dtype=torch.int64)
-    one = objective.validate(model, [(x0, label)])
-    two = objective.validate(model, [(x0[:4], label[:4]), (x0[4:], label[4:])])
-    assert tuple(one) == objective.metric_names
+    one = loss_fn.validate(model, [(x0, label)])
+    two = loss_fn.validate(model, [(x0[:4], label[:4]), (x0[4:], label[4:])])
+    assert tuple(one) == loss_fn.metric_names
     assert all(math.isclose(one[name], two[name], rel_tol=1e-5) for name in one)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import CONFIG, Regression, loaders, state_of
 
-from Libraries.Checkpoint import find_checkpoints
+from Libraries.Training.Checkpoint import find_checkpoints
 
 TESTS = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def plain_network():
 
 
 def train_plainly(run_dir, batch_size):
-    from Libraries.Training import fit
+    from Libraries.Training.Loop import fit
 
     run_dir.mkdir(exist_ok=True)
     return fit(plain_network(), Regression(), loaders, replace(CONFIG, batch_size=batch_size), run_dir)

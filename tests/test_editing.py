@@ -10,9 +10,9 @@ from test_guidance import MEANS, STD, Classes
 from test_samplers import SHAPE, GaussianDenoiser, make_config, wavy
 
 from Libraries.Diffusion import PREDICTION_TYPES
-from Libraries.Editing import Editor, interpolate, invert, known_outside, slerp
-from Libraries.Guidance import classifier_free_guidance
-from Libraries.Samplers import SAMPLERS, inference_timesteps, sample, sample_ddim
+from Libraries.Sampling.Editing import Editor, interpolate, invert, known_outside, slerp
+from Libraries.Sampling.Guidance import classifier_free_guidance
+from Libraries.Sampling.Samplers import SAMPLERS, inference_timesteps, sample, sample_ddim
 from Libraries.Utils import SampleNoise
 
 ODES = ("ddim", "euler", "heun", "dpmpp_2m", "unipc")

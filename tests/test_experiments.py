@@ -10,8 +10,10 @@ from scipy.stats import ttest_1samp
 
 from Conf import BASE, PRESETS, SMOKE, TRIAL
 from Journal import journal_experiments
-from Libraries import Experiments
-from Libraries.ExperimentReport import (
+from Libraries.Networks.Catalogue import make_network
+from Libraries.Sound.Metrics import mean_interval, power_share_above
+from Libraries.Studies import Experiments
+from Libraries.Studies.ExperimentReport import (
     conclusion,
     differences,
     report_folder,
@@ -20,10 +22,8 @@ from Libraries.ExperimentReport import (
     write_index,
     write_report,
 )
-from Libraries.Experiments import Change, Experiment, Outcome, changed, plan, run_experiment
-from Libraries.Metrics import mean_interval, power_share_above
-from Libraries.Networks import make_network
-from Libraries.Training import TrainingDiverged
+from Libraries.Studies.Experiments import Change, Experiment, Outcome, changed, plan, run_experiment
+from Libraries.Training.Loop import TrainingDiverged
 from Libraries.U_Net import count_parameters
 
 

@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Checkpoint import CheckpointError, find_checkpoints
-from Libraries.Comparison import compare_ema_lengths, compare_guidance, compare_samplers, variant_table
-from Libraries.Dataset import SpectrogramDataset
-from Libraries.Generator import Generator
-from Libraries.Guidance import GuidanceConfig
-from Libraries.Pipeline import train_diffusion
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Comparison import (
+    compare_ema_lengths,
+    compare_guidance,
+    compare_samplers,
+    variant_table,
+)
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import train_diffusion
+from Libraries.Sampling.Guidance import GuidanceConfig
+from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 
 AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, weaker_at=0.5)
 BY_LABEL = replace(AUTO, method="classifier_free")

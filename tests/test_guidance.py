@@ -10,9 +10,9 @@ from torch import nn
 
 from Conf import SMOKE
 from Libraries.Diffusion import PREDICTION_TYPES
-from Libraries.Guidance import autoguidance, classifier_free_guidance, rescaled, with_labels
-from Libraries.Objective import DiffusionObjective
-from Libraries.Samplers import SAMPLERS, inference_timesteps, sample
+from Libraries.Sampling.Guidance import autoguidance, classifier_free_guidance, rescaled, with_labels
+from Libraries.Sampling.Samplers import SAMPLERS, inference_timesteps, sample
+from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.U_Net import UNet
 from Libraries.Utils import SampleNoise
 
@@ -149,11 +149,11 @@ class LabelKeeper(nn.Conv2d):
 
 
 def labels_seen(dropout, positions, num_classes=NUM_CLASSES):
-    objective, model = (
-        DiffusionObjective(make_schedule(label_dropout=dropout), seed=3, num_classes=num_classes),
+    loss_fn, model = (
+        DiffusionLoss(make_schedule(label_dropout=dropout), seed=3, num_classes=num_classes),
         LabelKeeper(1, 1, 1),
     )
-    objective.loss(model, (torch.zeros(len(positions), 1, 2, 2), positions % 2), positions)
+    loss_fn(model, (torch.zeros(len(positions), 1, 2, 2), positions % 2), positions)
     return model.cond
 
 
@@ -179,7 +179,7 @@ def test_label_dropout_means_nothing_to_a_network_without_labels():
 
 
 def test_validation_hides_no_label():
-    objective = DiffusionObjective(make_schedule(label_dropout=0.9), seed=3, num_classes=NUM_CLASSES)
+    loss_fn = DiffusionLoss(make_schedule(label_dropout=0.9), seed=3, num_classes=NUM_CLASSES)
     model, labels = LabelKeeper(1, 1, 1), torch.arange(20) % 2
-    objective.validate(model, [(torch.zeros(20, 1, 2, 2), labels)])
+    loss_fn.validate(model, [(torch.zeros(20, 1, 2, 2), labels)])
     assert torch.equal(model.cond, labels)

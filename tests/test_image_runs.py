@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from Conf import BASE, CPU, SMOKE
-from Libraries.Checkpoint import CheckpointError
-from Libraries.ImageClassifier import ClassifierObjective, ImageClassifier, accuracy, classify
-from Libraries.ImageEvaluation import (
+from Libraries.Networks.Catalogue import make_network
+from Libraries.Studies.ImageClassifier import ClassifierLoss, ImageClassifier, accuracy, classify
+from Libraries.Studies.ImageEvaluation import (
     Judge,
     compare_networks,
     load_inception,
@@ -20,8 +20,8 @@ from Libraries.ImageEvaluation import (
     score_table,
     seconds_per_step,
 )
-from Libraries.ImagePlots import plot_by_class, plot_losses, tile_by_class, training_seconds
-from Libraries.ImageRuns import (
+from Libraries.Studies.ImagePlots import plot_by_class, plot_losses, tile_by_class, training_seconds
+from Libraries.Studies.ImageRuns import (
     ImageModel,
     equal_networks,
     labels_in_turn,
@@ -29,9 +29,9 @@ from Libraries.ImageRuns import (
     train_classifier,
     train_image_network,
 )
-from Libraries.Images import load_digits, spread_images, to_x0
-from Libraries.Networks import make_network
-from Libraries.RunLog import read_metrics
+from Libraries.Studies.Images import load_digits, spread_images, to_x0
+from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Training.RunLog import read_metrics
 from Libraries.U_Net import count_parameters
 
 DIGITS = load_digits(SMOKE.images)
@@ -127,15 +127,15 @@ def test_classifier_is_a_tenth_of_a_million_parameters_and_counts_right_answers(
     assert accuracy(model, x0, wrong) == 0.75
 
 
-def test_classifier_objective_is_cross_entropy_and_share_of_right_answers():
+def test_classifier_loss_is_cross_entropy_and_share_of_right_answers():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     model = nn.Linear(2, 2, bias=False)
     model.weight.data = torch.eye(2)
     labels = torch.tensor([0, 0, 1])
     expected = -logits.log_softmax(1)[range(3), labels]
-    objective = ClassifierObjective()
-    assert torch.allclose(objective.loss(model, (logits, labels), torch.arange(3)), expected)
-    found = objective.validate(model, [(logits[:2], labels[:2]), (logits[2:], labels[2:])])
+    loss_fn = ClassifierLoss()
+    assert torch.allclose(loss_fn(model, (logits, labels), torch.arange(3)), expected)
+    found = loss_fn.validate(model, [(logits[:2], labels[:2]), (logits[2:], labels[2:])])
     assert found == pytest.approx({"val_loss": expected.mean().item(), "val_accuracy": 1 / 3})
 
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from Conf import PRESETS, SMOKE
-from Libraries import Images
-from Libraries.Dataset import DatasetError, LabelledImages, read_cifar10, read_cifar10_batch
-from Libraries.Images import (
+from Libraries.Dataset.CIFAR10 import LabelledImages, read_cifar10, read_cifar10_batch
+from Libraries.Dataset.SpectrogramDataset import DatasetError
+from Libraries.Studies import Images
+from Libraries.Studies.Images import (
     DownloadError,
     ImageDataset,
     fetch_cifar10,

@@ -1,4 +1,4 @@
-"""Imports go one way: a module of Libraries uses only those above it, and none knows Conf."""
+"""The street plan: a place of Libraries imports only from places above it, and none knows Conf."""
 
 import ast
 from pathlib import Path
@@ -7,26 +7,20 @@ import pytest
 
 LIBRARIES = Path(__file__).parent.parent / "Libraries"
 
-# From the ground up; each may import those before it.
-ORDER = (
-    "Utils", "Interrupt", "RunLog",
-    "Audio", "FilterBanks", "PhaseRetrieval", "SpectrogramConfig", "Spectrogram", "LowResolution",
-    "Metrics", "Seams",
-    "SoundFont", "Scores", "DemoMusic",
-    "DatasetManifest", "DatasetShards", "DatasetBuild", "Augmentation", "Batches", "Dataset",
-    "Conditioning", "Layers", "Phase", "OriginVAE", "VAE", "VAELoss", "VAEChecks",
-    "U_Net", "UNetV0", "AttentionUNet", "Networks",
-    "Schedules", "Diffusion", "Likelihood", "Objective", "Solvers", "Samplers", "Windows", "Guidance",
-    "Editing",
-    "Checkpoint", "PostHocEMA", "TrainConfig", "Training", "Timing",
-    "ImagesConfig", "Images", "ImageClassifier",
-    "Settings", "TrainedNetwork", "Plots", "CurvePlots", "ImagePlots", "Preparation", "Runs",
-    "PhaseRuns", "PhaseTraining",
-    "Autoencoding", "LatentEditing", "Upsampler", "Restoration", "Cascade", "Generator", "Pipeline",
-    "Evaluation", "Comparison", "VAEEvaluation", "UpsamplerEvaluation",
-    "ImageRuns", "ImageEvaluation",
-    "Experiments", "ExperimentPlots", "ExperimentReport",
+# From the top down; each may import from those before it. README.md shows the same map.
+PLACES = (
+    "Utils", "Layers", "Sound", "DemoMusic", "Dataset", "U_Net", "Networks", "VAE", "Phase", "Diffusion",
+    "Sampling", "Training", "Upsampler", "Plots", "Runs", "Evaluation", "Studies",
 )  # fmt: skip
+FACE_LINES = 30
+
+
+def place_of(path):
+    return path.relative_to(LIBRARIES).parts[0].removesuffix(".py")
+
+
+def modules():
+    return sorted({*LIBRARIES.rglob("*.py")} - {LIBRARIES / "__init__.py"})
 
 
 def imported_modules(path):
@@ -37,16 +31,31 @@ def imported_modules(path):
             yield from (alias.name for alias in node.names)
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in LIBRARIES.glob("*.py")} == {*ORDER, "__init__"}
+def test_every_module_stands_in_a_place_of_the_plan():
+    assert {place_of(path) for path in modules()} == set(PLACES)
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_module_imports_only_from_above(module):
-    names = list(imported_modules(LIBRARIES / f"{module}.py"))
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(LIBRARIES)))
+def test_module_imports_only_from_its_own_place_and_those_above(path):
+    names = list(imported_modules(path))
     assert not [name for name in names if name.split(".")[0] in ("Conf", "MainScripts")]
     used = {name.split(".")[1] for name in names if name.startswith("Libraries.")}
-    assert used <= set(ORDER[: ORDER.index(module)])
+    assert used <= set(PLACES[: PLACES.index(place_of(path)) + 1])
+
+
+@pytest.mark.parametrize("face", sorted(LIBRARIES.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_a_face_holds_names_only(face):
+    text = face.read_text(encoding="utf-8")
+    allowed = (ast.ImportFrom, ast.Expr)
+    assert len(text.splitlines()) <= FACE_LINES
+    assert all(isinstance(node, allowed) for node in ast.parse(text).body)
+
+
+def test_the_names_of_the_user_are_there():
+    from Libraries import VAE, Diffusion, U_Net, Utils
+
+    names = ("VAE", VAE), ("NoiseSchedule", Diffusion), ("UNet", U_Net), ("LIGHT_DEBUG", Utils)
+    assert all(hasattr(module, name) for name, module in names)
 
 
 def test_only_the_process_knows_the_schedule_and_only_the_network_the_layers():

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Autoencoding import LatentCodec, train_vae
-from Libraries.Checkpoint import CheckpointError, latest_checkpoint
-from Libraries.Dataset import SpectrogramDataset
-from Libraries.Editing import known_outside
-from Libraries.Evaluation import bits_of_clips, evaluate, example_input, spread_clips
-from Libraries.Generator import Generator
-from Libraries.LatentEditing import LatentEditor
-from Libraries.Pipeline import EncodedLoader, open_codec, overfit_one_batch, train_diffusion
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input, spread_clips
+from Libraries.Runs.Autoencoding import LatentCodec, train_vae
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.LatentEditing import LatentEditor
+from Libraries.Runs.Pipeline import EncodedLoader, open_codec, overfit_one_batch, train_diffusion
+from Libraries.Sampling.Editing import known_outside
+from Libraries.Training.Checkpoint import CheckpointError, latest_checkpoint
 from Libraries.VAE import VAE
 
 

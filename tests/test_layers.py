@@ -6,23 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from Libraries.Conditioning import (
+from Libraries.Layers import (
+    BLOCKS,
     Addition,
     LabelEmbedding,
     ModulatedSkip,
     Modulation,
-    TimestepEmbedding,
-    check_input,
-    norm_with_time,
-    sinusoids,
-)
-from Libraries.Layers import (
-    BLOCKS,
     SelfAttention2d,
     SqueezeExcitation,
+    TimestepEmbedding,
+    check_input,
     full_attention,
     linear_attention,
     make_norm,
+    norm_with_time,
+    sinusoids,
 )
 
 

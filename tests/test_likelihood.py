@@ -10,8 +10,8 @@ from test_diffusion import make_schedule
 from test_samplers import SHAPE, GaussianDenoiser, Replay, wavy
 
 from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, NoiseSchedule
-from Libraries.Likelihood import bits_per_dimension, interpolated_log_variance
-from Libraries.Samplers import inference_timesteps, sample_ddpm
+from Libraries.Sampling.Likelihood import bits_per_dimension, interpolated_log_variance
+from Libraries.Sampling.Samplers import inference_timesteps, sample_ddpm
 from Libraries.Utils import SampleNoise
 
 STD = 0.7

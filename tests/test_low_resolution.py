@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from Conf import BASE, CPU, ORIGIN, SMOKE
-from Libraries.LowResolution import DETAIL_STD, VIEWS, LowResolution, ViewConfig
-from Libraries.Spectrogram import Spectrogram
+from Libraries.Sound.LowResolution import DETAIL_STD, VIEWS, LowResolution, ViewConfig
+from Libraries.Sound.Spectrogram import Spectrogram
 
 SHAPE = SMOKE.spectrogram.shape
 

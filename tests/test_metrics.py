@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from Conf import BASE
-from Libraries.Metrics import (
+from Libraries.Sound.Metrics import (
     frechet_distance,
     log_mel_statistics,
     log_spectral_distance,
@@ -15,7 +15,7 @@ from Libraries.Metrics import (
     round_trip_table,
     spectral_convergence,
 )
-from Libraries.Spectrogram import Spectrogram
+from Libraries.Sound.Spectrogram import Spectrogram
 
 SETTINGS = replace(
     BASE.spectrogram,

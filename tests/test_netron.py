@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Checkpoint import export_graph
+from Libraries.Training.Checkpoint import export_graph
 from Libraries.U_Net import UNet
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from Conf import CPU, SMOKE
-from Libraries.AttentionUNet import AttentionUNet, AttentionUNetConfig
-from Libraries.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
-from Libraries.Networks import JOURNAL, make_network, network_config, scale_widths, width_for
-from Libraries.Pipeline import build_network
+from Libraries.Networks.AttentionUNet import AttentionUNet, AttentionUNetConfig
+from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config, scale_widths, width_for
+from Libraries.Networks.UNetV0 import UNetV0
+from Libraries.Runs.Pipeline import build_network
+from Libraries.Training.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
 from Libraries.U_Net import UNet, UNetConfig, count_parameters
-from Libraries.UNetV0 import UNetV0
 
 SIZES = {
     "conv_unet_450k": (0.45e6, 0.01),

@@ -10,22 +10,22 @@ import torch
 from torch.nn import functional as F
 
 from Conf import BASE, ORIGIN, SMOKE
-from Libraries.Audio import load_audio
-from Libraries.Autoencoding import train_vae
-from Libraries.Checkpoint import CheckpointError
-from Libraries.CurvePlots import plot_phase_metrics
-from Libraries.Dataset import SpectrogramDataset, read_clip
-from Libraries.DatasetManifest import DatasetError
-from Libraries.Generator import Generator
-from Libraries.Metrics import round_trip
-from Libraries.Phase import LearnedPhase, PhaseNet, PhaseObjective, relative_level
-from Libraries.PhaseRetrieval import heap_edges, stft
-from Libraries.PhaseRuns import RELEASED, find_phase_run, load_phase, open_spectrogram, release_phase
-from Libraries.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
-from Libraries.Pipeline import open_codec, train_diffusion
-from Libraries.Plots import plot_inverses
-from Libraries.RunLog import read_metrics
-from Libraries.Spectrogram import Gain, Spectrogram
+from Libraries.Dataset.Manifest import DatasetError
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, read_clip
+from Libraries.Phase import LearnedPhase, PhaseLoss, PhaseNet, relative_level
+from Libraries.Plots.CurvePlots import plot_phase_metrics
+from Libraries.Plots.SpectrogramPlots import plot_inverses
+from Libraries.Runs.Autoencoding import train_vae
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.PhaseRuns import RELEASED, find_phase_run, load_phase, open_spectrogram, release_phase
+from Libraries.Runs.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
+from Libraries.Runs.Pipeline import open_codec, train_diffusion
+from Libraries.Sound.Audio import load_audio
+from Libraries.Sound.Metrics import round_trip
+from Libraries.Sound.PhaseRetrieval import heap_edges, stft
+from Libraries.Sound.Spectrogram import Gain, Spectrogram
+from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Training.RunLog import read_metrics
 from Libraries.U_Net import count_parameters
 
 BANDS = SMOKE.spectrogram
@@ -87,8 +87,7 @@ def test_loss_does_not_depend_on_a_constant_phase_nor_on_the_level():
     spectrum, network = tone_spectrum(clips=2), make_net()
     turned = 3 * spectrum * torch.polar(torch.ones(1), torch.tensor([2.0]))
     loss, same = (
-        PhaseObjective(SMOKE.phase_net).loss(network, batch_of(x), torch.arange(2))
-        for x in (spectrum, turned)
+        PhaseLoss(SMOKE.phase_net)(network, batch_of(x), torch.arange(2)) for x in (spectrum, turned)
     )
     torch.testing.assert_close(loss, same, atol=1e-4, rtol=0)
     assert (loss > 0.01).all()
@@ -107,25 +106,25 @@ class Said(torch.nn.Module):
 
 
 def test_loss_is_zero_for_true_differences_and_one_for_chance():
-    spectrum, network, objective = tone_spectrum(), make_net(), PhaseObjective(SMOKE.phase_net)
+    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase_net)
     answer = unit_vectors(*network.residuals(spectrum.angle()))
-    true = objective.validate(Said(network, answer), [batch_of(spectrum)])
-    assert list(true) == list(objective.metric_names) and max(map(abs, true.values())) < 1e-5
+    true = loss_fn.validate(Said(network, answer), [batch_of(spectrum)])
+    assert list(true) == list(loss_fn.metric_names) and max(map(abs, true.values())) < 1e-5
     chance = torch.randn(answer.shape, generator=torch.Generator().manual_seed(0)).chunk(2, dim=1)
     chance = torch.cat([F.normalize(part, dim=1) for part in chance], dim=1)
-    for value in objective.validate(Said(network, chance), [batch_of(spectrum)]).values():
+    for value in loss_fn.validate(Said(network, chance), [batch_of(spectrum)]).values():
         assert abs(value - 1) < 0.2
 
 
 def test_only_differences_that_the_heap_uses_count():
-    spectrum, network, objective = tone_spectrum(), make_net(), PhaseObjective(SMOKE.phase_net)
+    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase_net)
     residuals, edges = network.residuals(spectrum.angle()), heap_edges(spectrum.abs())
     wrong = [
         torch.where(used[:, : part.shape[1]], part, part + torch.pi)
         for part, used in zip(residuals, edges, strict=True)
     ]
     said = Said(network, unit_vectors(*wrong))
-    assert objective.loss(said, batch_of(spectrum), torch.arange(1)).abs().max() < 1e-5
+    assert loss_fn(said, batch_of(spectrum), torch.arange(1)).abs().max() < 1e-5
 
 
 def test_a_fresh_network_says_what_pghi_says():
@@ -272,7 +271,9 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
     train = functools.partial(train_phase, settings, settings.music_dir)
-    assert goes_on_to_the_same(train, run_dir, tmp_path / "00007-again", "PhaseTraining.save_phase_preview")
+    assert goes_on_to_the_same(
+        train, run_dir, tmp_path / "00007-again", "Runs.PhaseTraining.save_phase_preview"
+    )
 
 
 def test_a_clip_is_the_sound_that_was_encoded_and_refused_where_its_file_changed(settings, dataset, tmp_path):
@@ -344,7 +345,7 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
     files = {path.name for path in (tmp_path / "released" / "phase-bands").iterdir()}
     assert files == {"conf.json", "metrics.csv", "ema-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "phase-bands" / "conf.json").read_text()
-    monkeypatch.setattr("Libraries.PhaseRuns.RELEASED", tmp_path / "released")
+    monkeypatch.setattr("Libraries.Runs.PhaseRuns.RELEASED", tmp_path / "released")
     nowhere = tmp_path / "phase"
     found = [find_phase_run(BANDS, nowhere, name) for name in ("latest", "phase-bands")]
     assert [path.name for path in found] == ["phase-bands"] * 2

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from Libraries.Metrics import spectral_convergence
-from Libraries.PhaseRetrieval import (
+from Libraries.Sound.Metrics import spectral_convergence
+from Libraries.Sound.PhaseRetrieval import (
     griffin_lim,
     heap_edges,
     integrate_differences,

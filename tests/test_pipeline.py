@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Audio import AudioError
-from Libraries.Checkpoint import CheckpointError
-from Libraries.Dataset import SpectrogramDataset
-from Libraries.Evaluation import copying, distances, evaluate, nearest_in_training, spread_clips
-from Libraries.Generator import Generator
-from Libraries.Networks import JOURNAL
-from Libraries.Pipeline import (
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Samples import copying, distances, evaluate, nearest_in_training, spread_clips
+from Libraries.Networks.Catalogue import JOURNAL
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import (
     build_network,
-    make_objective,
+    make_loss,
     overfit_one_batch,
     require_classes,
     train_diffusion,
 )
-from Libraries.Preparation import compare_representations, find_music, load_example_clips
-from Libraries.Runs import clip_loaders
-from Libraries.Spectrogram import Spectrogram
+from Libraries.Runs.Preparation import compare_representations, find_music, load_example_clips
+from Libraries.Runs.Run import clip_loaders
+from Libraries.Sound.Audio import AudioError
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings)
 
 def test_conditional_training_uses_the_labels(settings):
     conditional = replace(settings, unet=replace(settings.unet, num_classes=2))
-    network, objective = build_network(conditional), make_objective(conditional)
+    network, loss_fn = build_network(conditional), make_loss(conditional)
     batch = torch.randn(2, *settings.spectrogram.shape), torch.tensor([0, 1])
-    objective.loss(network, batch, torch.arange(2)).mean().backward()
+    loss_fn(network, batch, torch.arange(2)).mean().backward()
     network.out.weight.grad.zero_()
     assert network.embed_class.weight.grad is not None
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from Conf import CPU, SMOKE
-from Libraries.CurvePlots import plot_metrics, plot_schedules, plot_values
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Plots import (
+from Libraries.Plots.CurvePlots import plot_metrics, plot_schedules, plot_values
+from Libraries.Plots.SpectrogramPlots import (
     plot_comparison,
     plot_noising,
     plot_tensors,

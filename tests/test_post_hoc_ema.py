@@ -8,8 +8,9 @@ import torch
 from test_training import CONFIG, assert_same, network, train, weights
 from torch import nn
 
-from Libraries.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint, save_checkpoint
-from Libraries.PostHocEMA import (
+from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints, load_checkpoint, save_checkpoint
+from Libraries.Training.Loop import TrainState
+from Libraries.Training.PostHocEMA import (
     LONGEST,
     gamma_of,
     inner_product,
@@ -18,7 +19,6 @@ from Libraries.PostHocEMA import (
     save_snapshot,
     solve_shares,
 )
-from Libraries.Training import TrainState
 
 STORED = (0.05, 0.10)
 

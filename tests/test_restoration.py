@@ -9,9 +9,9 @@ import soxr
 import torch
 
 from Conf import SMOKE
-from Libraries.Audio import AudioError
-from Libraries.Restoration import cross_over, find_cut, restore, restore_file, rows_below
-from Libraries.Upsampler import Upsampler, train_upsampler
+from Libraries.Evaluation.Restoration import cross_over, find_cut, restore, restore_file, rows_below
+from Libraries.Runs.Upsampling import load_upsampler, train_upsampler
+from Libraries.Sound.Audio import AudioError
 
 RATE = SMOKE.spectrogram.sample_rate
 
@@ -20,7 +20,7 @@ RATE = SMOKE.spectrogram.sample_rate
 def upsampler(chords):
     quick = {"num_steps": 2, "save_every": 2, "validate_every": 2, "preview_every": 2}
     settings = replace(chords, upsampler_train=replace(SMOKE.upsampler_train, **quick))
-    return Upsampler.load(train_upsampler(settings))
+    return load_upsampler(train_upsampler(settings))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(upsampler, music, tmp_
     with pytest.raises(ValueError, match=r"shape \(2, 80000\); expected \(1, L\)"):
         restore(upsampler, music.expand(2, -1))
     with pytest.raises(ValueError, match="restored_share=0"):
-        own = Upsampler.load(upsampler.run_dir)
+        own = load_upsampler(upsampler.run_dir)
         own.config = replace(own.config, restored_share=0.0)
         restore(own, low_passed(music, 3_000))
     (tmp_path / "none.wav").touch()

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from test_diffusion import DIFFUSERS_TYPES, make_schedule
 
 from Libraries.Diffusion import SCHEDULES
-from Libraries.Samplers import (
+from Libraries.Sampling.Samplers import (
     SAMPLERS,
     SPACINGS,
     SamplerConfig,

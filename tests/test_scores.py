@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from Libraries.Scores import SOURCES, list_scores, load_score, rights_statement
+from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score, rights_statement
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,9 @@ def test_free_scores_pass(text):
 def test_score_with_kept_rights_is_not_loaded(tmp_path, monkeypatch):
     path = tmp_path / "tune.abc"
     head, tune = "X:1\nT:Air\nM:4/4\nL:1/4\n", "K:C\nCDEF|GABc|\n"
-    monkeypatch.setattr("Libraries.Scores.list_scores", lambda source: {"tune": (path, 0, "Nobody")})
+    monkeypatch.setattr(
+        "Libraries.DemoMusic.Scores.list_scores", lambda source: {"tune": (path, 0, "Nobody")}
+    )
     path.write_text(head + "Z:(c) 1999 Somebody, all rights reserved\n" + tune, encoding="utf-8")
     assert load_score("tune", "airs", tmp_path) is None
     path.write_text(head + "Q:1/4=90\n" + tune, encoding="utf-8")

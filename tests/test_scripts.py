@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from Libraries.Checkpoint import find_checkpoints
-from Libraries.RunLog import read_metrics
+from Libraries.Training.Checkpoint import find_checkpoints
+from Libraries.Training.RunLog import read_metrics
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 

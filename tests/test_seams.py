@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from Libraries.Seams import measure_seams
+from Libraries.Evaluation.Seams import measure_seams
 
 RATE = 16_000
 

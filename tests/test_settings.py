@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose
-from Libraries.Settings import from_dict, provenance, to_dict
+from Libraries.Runs.Settings import from_dict, provenance, to_dict
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 

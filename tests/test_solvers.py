@@ -13,8 +13,8 @@ from test_diffusion import DIFFUSERS_TYPES, make_schedule
 from test_samplers import SHAPE, GaussianDenoiser, Replay, wavy
 
 from Libraries.Diffusion import SCHEDULES
-from Libraries.Samplers import SAMPLERS, SPACINGS, inference_timesteps, sample_ddim
-from Libraries.Solvers import (
+from Libraries.Sampling.Samplers import SAMPLERS, SPACINGS, inference_timesteps, sample_ddim
+from Libraries.Sampling.Solvers import (
     sample_dpmpp_2m,
     sample_dpmpp_2m_sde,
     sample_euler,

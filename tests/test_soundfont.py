@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from Libraries.DemoMusic import find_soundfont
-from Libraries.SoundFont import Note, SoundFont, SoundFontError
+from Libraries.DemoMusic.Corpus import find_soundfont
+from Libraries.DemoMusic.SoundFont import Note, SoundFont, SoundFontError
 
 RATE = 32_000
 

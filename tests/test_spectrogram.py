@@ -8,9 +8,15 @@ import pytest
 import torch
 
 import Conf as conf
-from Libraries.FilterBanks import band_centres, band_matrix, mdct_matrix, mel_matrix, nonnegative_inverse
-from Libraries.Spectrogram import Gain, Spectrogram, typical_gain
-from Libraries.SpectrogramConfig import SIGNED, SpectrogramConfig
+from Libraries.Sound.FilterBanks import (
+    band_centres,
+    band_matrix,
+    mdct_matrix,
+    mel_matrix,
+    nonnegative_inverse,
+)
+from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
+from Libraries.Sound.SpectrogramConfig import SIGNED, SpectrogramConfig
 
 ORIGIN = replace(conf.ORIGIN.spectrogram, phase="pghi", band_inverse="pinv", griffin_lim_iterations=0)
 BANDS = replace(

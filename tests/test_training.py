@@ -12,18 +12,11 @@ import torch
 from torch import nn
 
 from Conf import SMOKE
-from Libraries.Checkpoint import find_checkpoints, load_checkpoint
-from Libraries.Dataset import StepSampler
-from Libraries.RunLog import read_metrics
-from Libraries.Training import (
-    TrainingDiverged,
-    fit,
-    learning_rate_factor,
-    make_accelerator,
-    make_ema,
-    resolve_precision,
-)
-from Libraries.Utils import SampleNoise, derive_seed
+from Libraries.Dataset.SpectrogramDataset import StepSampler
+from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
+from Libraries.Training.Loop import TrainingDiverged, fit, learning_rate_factor, make_accelerator, make_ema
+from Libraries.Training.RunLog import read_metrics
+from Libraries.Utils import SampleNoise, derive_seed, resolve_precision
 
 CONFIG = replace(
     SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,
@@ -35,11 +28,11 @@ LABELS = DATA.sum(1, keepdim=True)
 
 
 class Regression:
-    """A small objective with noise by position, as diffusion has."""
+    """A small loss with noise by position, as diffusion has."""
 
     metric_names = ("val_loss",)
 
-    def loss(self, model, batch, positions):
+    def __call__(self, model, batch, positions):
         x, y = batch
         noise = SampleNoise([derive_seed(0, p) for p in positions.tolist()])(x.shape[1:])
         return (model(x + 0.1 * noise) - y).square().mean(1)
@@ -60,9 +53,9 @@ def network():
     return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
-def train(run_dir, config=CONFIG, objective=None, model=None, **options):
+def train(run_dir, config=CONFIG, loss_fn=None, model=None, **options):
     run_dir.mkdir(exist_ok=True)
-    return fit(model or network(), objective or Regression(), loaders, config, run_dir, **options)
+    return fit(model or network(), loss_fn or Regression(), loaders, config, run_dir, **options)
 
 
 def weights(model):
@@ -108,15 +101,15 @@ def test_resumed_equals_never_stopped_bit_for_bit(tmp_path):
     class Stop(Regression):
         calls = 0
 
-        def loss(self, model, batch, positions):
+        def __call__(self, model, batch, positions):
             Stop.calls += 1
             if Stop.calls == 7:
                 os.kill(os.getpid(), signal.SIGINT)
-            return super().loss(model, batch, positions)
+            return super()(model, batch, positions)
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", objective=Stop())
+        train(tmp_path / "cut", loss_fn=Stop())
     assert find_checkpoints(tmp_path / "cut", "state")[-1][0] == 7  # the stop button saved that step
     assert list(snapshots_of(tmp_path / "cut")) == [3, 6]
     resumed = train(tmp_path / "cut")
@@ -136,8 +129,8 @@ class Kill(Regression):
         Kill.calls += 1
         if Kill.calls == int(sys.argv[2]):
             os.kill(os.getpid(), 9)
-        return super().loss(*arguments)
-train(Path(sys.argv[1]), objective=Kill())
+        return super()(*arguments)
+train(Path(sys.argv[1]), loss_fn=Kill())
 """
 
 
@@ -176,12 +169,12 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     class Diverges(Regression):
         calls = 0
 
-        def loss(self, model, batch, positions):
+        def __call__(self, model, batch, positions):
             Diverges.calls += 1
-            return super().loss(model, batch, positions) * (float("nan") if Diverges.calls > 6 else 1)
+            return super()(model, batch, positions) * (float("nan") if Diverges.calls > 6 else 1)
 
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
-        train(tmp_path / "run", objective=Diverges())
+        train(tmp_path / "run", loss_fn=Diverges())
     assert find_checkpoints(tmp_path / "run", "state")[-1][0] == 4
     assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
 
@@ -266,7 +259,7 @@ def test_impossible_settings_say_what_is_allowed(change, says):
 @pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
 def test_training_on_a_gpu_lowers_the_loss(tmp_path, precision):
     class OnDevice(Regression):
-        def loss(self, model, batch, positions):
+        def __call__(self, model, batch, positions):
             return (model(batch[0]) - batch[1]).square().mean(1)
 
         def validate(self, model, batches):
@@ -274,6 +267,6 @@ def test_training_on_a_gpu_lowers_the_loss(tmp_path, precision):
             return super().validate(model, [(x.to(device), y.to(device)) for x, y in batches])
 
     config = replace(CONFIG, num_steps=200, mixed_precision=precision, log_every=10, save_every=200)
-    train(tmp_path / "run", config, objective=OnDevice())
+    train(tmp_path / "run", config, loss_fn=OnDevice())
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
     assert losses[-1] < 0.3 * losses[0]

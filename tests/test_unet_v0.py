@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from Libraries.Networks import UNET_V0
+from Libraries.Networks.Catalogue import UNET_V0
+from Libraries.Networks.UNetV0 import UNetV0, UNetV0Config
 from Libraries.U_Net import count_parameters
-from Libraries.UNetV0 import UNetV0, UNetV0Config
 
 
 def reference_v0(config, in_channels):

@@ -8,26 +8,27 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.Cascade import CascadeEditor, ViewCodec, open_cascade
-from Libraries.Checkpoint import CheckpointError
-from Libraries.Dataset import SpectrogramDataset
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Editing import known_outside
-from Libraries.Evaluation import evaluate, spread_clips
-from Libraries.Generator import Generator
-from Libraries.Guidance import GuidanceConfig
-from Libraries.LowResolution import LowResolution
-from Libraries.Pipeline import ensure_upsampler, train_diffusion
-from Libraries.Samplers import SAMPLERS, switch_sampler
-from Libraries.Spectrogram import Spectrogram
-from Libraries.Upsampler import Upsampler, UpsamplerObjective, build_upsampler, train_upsampler
-from Libraries.UpsamplerEvaluation import (
+from Libraries.Evaluation.Samples import evaluate, spread_clips
+from Libraries.Evaluation.UpsamplerEvaluation import (
     cascade_table,
     compare_cascade,
     errors_by_strength,
     same_seeds,
     view_error,
 )
+from Libraries.Runs.Cascade import CascadeEditor, ViewCodec, open_cascade
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Pipeline import ensure_upsampler, train_diffusion
+from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
+from Libraries.Sampling.Editing import known_outside
+from Libraries.Sampling.Guidance import GuidanceConfig
+from Libraries.Sampling.Samplers import SAMPLERS, switch_sampler
+from Libraries.Sound.LowResolution import LowResolution
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Upsampler import Upsampler, UpsamplerLoss
 
 QUICK = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 4, "snapshot_every": 2}
 
@@ -48,7 +49,7 @@ def run_dir(settings):
 
 @pytest.fixture(scope="module")
 def upsampler(run_dir):
-    upsampler = Upsampler.load(run_dir)
+    upsampler = load_upsampler(run_dir)
     upsampler.precision = "no"
     return upsampler
 
@@ -112,21 +113,21 @@ def test_errors_by_strength_are_of_a_network_that_is_not_held(upsampler, clips):
 
 def test_training_is_told_by_position_and_not_by_batch(settings, upsampler, clips):
     low, config = upsampler.low, replace(settings.upsampler, restored_share=0.5)
-    objective = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, config)
+    loss_fn = UpsamplerLoss(NoiseSchedule(settings.diffusion), 0, low, config)
     seeds = list(range(100, 140))
-    told = objective.told(clips[:1].expand(40, -1, -1, -1), seeds)
+    told = loss_fn.told(clips[:1].expand(40, -1, -1, -1), seeds)
     assert told.shape == (40, 2, *clips.shape[2:])
-    assert torch.equal(told[7:9], objective.told(clips[:1].expand(2, -1, -1, -1), seeds[7:9]))
+    assert torch.equal(told[7:9], loss_fn.told(clips[:1].expand(2, -1, -1, -1), seeds[7:9]))
     trust = told[:, 1].amax((1, 2))
     assert 0 < trust.min() < 0.3 and trust.max() > 0.95 and (trust > 0.75).float().mean() > 0.4
     rows = (told[:, 1] > 0).all(dim=2).sum(dim=1)  # that are told
     assert rows.min() >= low.fewest_rows and len(rows.unique()) > 10
-    varied = objective.varied(clips[:1].expand(40, -1, -1, -1), seeds)
+    varied = loss_fn.varied(clips[:1].expand(40, -1, -1, -1), seeds)
     changed = (varied != clips[:1]).flatten(1).any(dim=1)
     assert changed[rows != rows.mode().values].all() and 0.2 < changed.float().mean() < 0.8  # of rows alone
     assert (varied <= clips[:1]).all() and len(varied[changed].mean((1, 2, 3)).unique()) == changed.sum()
     views = replace(config, restored_share=0.0)
-    told = UpsamplerObjective(NoiseSchedule(settings.diffusion), 0, low, views).told(clips, [1, 2, 3])
+    told = UpsamplerLoss(NoiseSchedule(settings.diffusion), 0, low, views).told(clips, [1, 2, 3])
     assert len((told[:, 1] > 0).all(dim=2).sum(dim=1).unique()) == 1
 
 
@@ -153,7 +154,7 @@ def test_run_holds_its_settings_and_goes_on_to_the_same_weights(
         train_upsampler(other, run_dir)
     again = tmp_path / "00000-again"
     train = functools.partial(train_upsampler, settings)
-    assert goes_on_to_the_same(train, run_dir, again, "Upsampler.save_upsampler_preview")
+    assert goes_on_to_the_same(train, run_dir, again, "Runs.Upsampling.save_upsampler_preview")
 
 
 def test_longer_views_become_longer_music(upsampler, clips, monkeypatch):
@@ -231,7 +232,7 @@ def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_it
 
 def test_an_upsampler_is_trained_for_a_cascade_that_has_none_and_only_then(settings, run_dir, monkeypatch):
     trained = []
-    monkeypatch.setattr("Libraries.Pipeline.train_upsampler", trained.append)
+    monkeypatch.setattr("Libraries.Runs.Pipeline.train_upsampler", trained.append)
     for own in (settings, replace(settings, cascade=False)):
         ensure_upsampler(own)
     assert not trained
@@ -244,7 +245,7 @@ def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, generator):
     with pytest.raises(ValueError, match="cascade is True there and False here"):
         train_diffusion(plain, generator.run_dir)
     with pytest.raises(CheckpointError, match="name a run's own folder"):
-        Upsampler.load(settings.root)
+        load_upsampler(settings.root)
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(upsampler, clips):

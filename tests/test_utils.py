@@ -5,13 +5,12 @@ import logging
 import pytest
 import torch
 
+from Libraries.Runs.Run import latest_run, new_run_dir
 from Libraries.Utils import (
     LIGHT_DEBUG,
     SampleNoise,
     derive_seed,
     get_logger,
-    latest_run,
-    new_run_dir,
     set_log_level,
     spread_indices,
     write_then_rename,

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from Conf import SMOKE
-from Libraries.VAE import VAE, Posterior
-from Libraries.VAEChecks import (
+from Libraries.Evaluation.VAEChecks import (
     band_errors,
     check_bands,
     check_collapse,
@@ -15,6 +14,7 @@ from Libraries.VAEChecks import (
     check_standard,
     kl_per_channel,
 )
+from Libraries.VAE import VAE, Posterior
 
 CONFIG = SMOKE.spectrogram
 X0 = torch.rand(6, *CONFIG.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1

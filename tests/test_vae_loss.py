@@ -8,16 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from Conf import ORIGIN_VAE_LOSS, SMOKE
-from Libraries.RunLog import read_metrics
-from Libraries.Training import fit
-from Libraries.Utils import SampleNoise, derive_seed
-from Libraries.VAE import VAE, Posterior
-from Libraries.VAELoss import (
+from Libraries.Training.Loop import fit
+from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.VAELoss import (
     TrainableVAE,
-    VAEObjective,
+    VAELoss,
     reconstruction_error,
     spectral_error,
 )
+from Libraries.Utils import SampleNoise, derive_seed
+from Libraries.VAE import VAE, Posterior
 
 SHAPE = (1, 16, 24)
 CONFIG = replace(SMOKE.vae, channels=(8, 16))
@@ -34,8 +34,8 @@ def trainable(loss=SMOKE.vae_loss):
     return TrainableVAE(VAE(CONFIG, SHAPE), loss)
 
 
-def objective(loss=SMOKE.vae_loss, samples_per_step=4):
-    return VAEObjective(loss, CONFIG.latent_shape(SHAPE), samples_per_step, seed=0)
+def loss_fn(loss=SMOKE.vae_loss, samples_per_step=4):
+    return VAELoss(loss, CONFIG.latent_shape(SHAPE), samples_per_step, seed=0)
 
 
 def test_reconstruction_is_a_mean_over_the_clip():
@@ -53,7 +53,7 @@ def test_spectral_error_is_zero_for_a_level_and_not_for_a_blur():
 
 def test_origin_loss_is_the_journals_over_the_values_of_a_clip():
     model = trainable(ORIGIN_VAE_LOSS)
-    found = objective(ORIGIN_VAE_LOSS).loss(model, BATCH, torch.arange(4))
+    found = loss_fn(ORIGIN_VAE_LOSS)(model, BATCH, torch.arange(4))
     noise = SampleNoise([derive_seed(0, position) for position in range(4)])(model.vae.latent_shape)
     reconstruction, posterior = model.vae(BATCH[0], noise)
     summed = (reconstruction - BATCH[0]).square().flatten(1).sum(1)
@@ -75,7 +75,7 @@ def test_kl_warms_up_by_optimiser_steps_and_not_by_batches():
         ):
             positions = torch.arange(first, first + 4)
             full, without = (
-                objective(config, samples_per_step).loss(model, BATCH, positions)
+                loss_fn(config, samples_per_step)(model, BATCH, positions)
                 for config in (loss, replace(loss, kl_weight=0.0))
             )
             assert torch.allclose(full - without, share * kl, atol=1e-5)
@@ -83,8 +83,8 @@ def test_kl_warms_up_by_optimiser_steps_and_not_by_batches():
 
 def test_noise_depends_on_the_position_alone():
     model = trainable()
-    together = objective().loss(model, BATCH, torch.arange(4))
-    alone = objective().loss(model, tuple(part[2:3] for part in BATCH), torch.tensor([2]))
+    together = loss_fn()(model, BATCH, torch.arange(4))
+    alone = loss_fn()(model, tuple(part[2:3] for part in BATCH), torch.tensor([2]))
     assert torch.allclose(together[2], alone[0], atol=1e-5)
 
 
@@ -108,8 +108,7 @@ def test_critic_is_not_listened_to_before_its_step():
         positions = torch.arange(first, first + 4)
         with torch.no_grad():
             difference = (
-                objective(CRITICAL).loss(model, BATCH, positions)
-                - objective(silent).loss(model, BATCH, positions)
+                loss_fn(CRITICAL)(model, BATCH, positions) - loss_fn(silent)(model, BATCH, positions)
             ).abs()
         assert (difference > 1e-4).all() == listened
 
@@ -128,9 +127,9 @@ def test_critic_learns_to_tell_original_from_reconstruction():
 
 def test_validation_reports_both_terms_and_does_not_change():
     model, batches = trainable().eval(), [BATCH, tuple(part[:1] for part in BATCH)]
-    scores = objective().validate(model, batches)
-    assert scores == objective().validate(model, batches)
-    assert tuple(scores) == VAEObjective.metric_names
+    scores = loss_fn().validate(model, batches)
+    assert scores == loss_fn().validate(model, batches)
+    assert tuple(scores) == VAELoss.metric_names
     with torch.no_grad():
         kl = torch.cat([model.vae.encode(x0).kl().flatten(1).sum(1) for x0, _ in batches]).mean()
     assert scores["val_kl"] == pytest.approx(kl.item(), rel=1e-4)
@@ -150,7 +149,7 @@ def trained(folder, loss, **changes):
     """Train in `folder`, going on with what is there; return the weights."""
     folder.mkdir(exist_ok=True)
     config = replace(TRAIN, **changes)
-    network = fit(trainable(loss), objective(loss), loaders, config, folder)
+    network = fit(trainable(loss), loss_fn(loss), loaders, config, folder)
     return torch.cat([parameter.flatten() for parameter in network.parameters()])
 
 

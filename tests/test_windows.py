@@ -7,10 +7,10 @@ from test_editing import Correlated, autoregressive
 from test_samplers import GaussianDenoiser, make_config, wavy
 
 from Libraries.Diffusion import PREDICTION_TYPES, denoise
-from Libraries.Guidance import with_labels
-from Libraries.Samplers import sample
+from Libraries.Sampling.Guidance import with_labels
+from Libraries.Sampling.Samplers import sample
+from Libraries.Sampling.Windows import over_windows, window_starts
 from Libraries.Utils import SampleNoise
-from Libraries.Windows import over_windows, window_starts
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -65,7 +65,7 @@ def test_more_windows_than_fit_into_one_batch_are_the_same(monkeypatch):
     schedule, x_t, t = make_schedule(), SampleNoise([1, 2])((1, 4, 40)), torch.tensor([100, 600])
     results = []
     for at_once in (32, 3):
-        monkeypatch.setattr("Libraries.Windows.AT_ONCE", at_once)
+        monkeypatch.setattr("Libraries.Sampling.Windows.AT_ONCE", at_once)
         results.append(over_windows(wavy, schedule, 6, 40, 2, circular=True)[0](x_t, t))
     assert torch.allclose(*results, atol=1e-6)
 

@@ -1,0 +1,125 @@
+"""What varies each time a clip is read: its start, level and polarity; a function of one seed a clip."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from Libraries.Dataset.Manifest import DatasetConfig
+from Libraries.Sound.Spectrogram import FLOOR_TOLERANCE, Gain
+from Libraries.Sound.SpectrogramConfig import RANGES, SIGNED, SpectrogramConfig
+from Libraries.Utils import get_logger
+
+log = get_logger("Augmentation")
+
+
+class Draw(NamedTuple):
+    """One batch's random numbers; all three are drawn whether they are used or not."""
+
+    shift: np.ndarray  # frames, int64 (B,)
+    level: Tensor  # dB, float32 (B,)
+    flip: Tensor  # bool (B,)
+
+
+class Augmentation:
+    """Vary clips by the rules of a `DatasetConfig`, as far as they mean anything for this representation.
+
+    - `time_shift` joins a clip with its successor and begins at any frame of it. The frames at a clip's ends
+      saw mirrored audio, so the seam needs some overlap: about 4 frames, `overlap=0.01`.
+    - `random_gain_db` needs normalisation='dataset'; 'per_sample' would undo it.
+    - `random_polarity` needs a representation that carries the sign (complex, mdct).
+
+    Args:
+        stride: frames from the start of one clip to that of the next.
+    """
+
+    def __init__(self, config: DatasetConfig, spectrogram: SpectrogramConfig, stride: int):
+        self.spectrogram, self.stride = spectrogram, stride
+        self.seam = seam_frame(spectrogram, stride) if config.time_shift else None
+        self.level_db = config.random_gain_db if spectrogram.normalisation == "dataset" else 0.0
+        self.flips = config.random_polarity and spectrogram.representation in SIGNED
+        if config.time_shift and self.seam is None:
+            log.warning(
+                "time_shift is off: clips %d frames apart cannot be joined; build with overlap=0.01", stride
+            )
+        if config.random_gain_db and not self.level_db:
+            log.warning(
+                "random_gain_db=%g is off: normalisation='per_sample' undoes it", config.random_gain_db
+            )
+
+    def draw(self, seeds: list[int]) -> Draw:
+        """Return the random numbers that belong to these seeds, one a clip."""
+        uniform = np.stack([np.random.default_rng(seed).random(3) for seed in seeds])
+        level = torch.from_numpy((2 * uniform[:, 1] - 1) * self.level_db).float()
+        return Draw(
+            (uniform[:, 0] * self.stride).astype(np.int64), level, torch.from_numpy(uniform[:, 2] < 0.5)
+        )
+
+    def join(self, first: Tensor, second: Tensor, shifts: np.ndarray) -> Tensor:
+        """Return frames `shifts` to `shifts + T` of the music that `second` carries on.
+
+        Args:
+            first, second: (B, C, F, T) of the same gain, `second` `stride` frames later.
+            shifts: int (B,), 0 to `stride`.
+        """
+        T = first.shape[-1]
+        both = torch.cat([first[..., : self.seam], second[..., self.seam - self.stride :]], dim=-1)
+        return torch.stack([clip[..., shift : shift + T] for clip, shift in zip(both, shifts, strict=True)])
+
+    def louder(self, gain: Gain, other: Gain) -> Gain:
+        """Return the gain that reaches higher, clip by clip: it cuts neither of two clips off at the top."""
+        higher = other.offset + other.scale > gain.offset + gain.scale
+        return Gain(*(torch.where(higher, theirs, ours) for ours, theirs in zip(gain, other, strict=True)))
+
+    def regain(self, x0: Tensor, gain: Gain, target: Gain) -> Tensor:
+        """Return `x0` (B, C, F, T) of one gain as it reads in another, (B,) each."""
+        ratio, shift = gain.scale / target.scale, (gain.offset - target.offset) / target.scale
+        return self._in_range(x0 * _over_clip(ratio) + _over_clip(shift))
+
+    def vary(self, x0: Tensor, gain: Gain, draw: Draw) -> Tensor:
+        """Return `x0` (B, C, F, T) with the drawn level and polarity."""
+        if not self.flips and not self.level_db:
+            return x0
+        offset, scale = map(_over_clip, gain)
+        features = x0 * scale + offset
+        if self.flips:
+            features = torch.where(_over_clip(draw.flip.to(x0.device)), -features, features)
+        if self.level_db:
+            top = RANGES[self.spectrogram.value_range][1] * scale + offset
+            features = self._change_level(features, _over_clip(draw.level.to(x0.device)), top)
+        return self._in_range((features - offset) / scale)
+
+    def _change_level(self, features: Tensor, level: Tensor, top: Tensor) -> Tensor:
+        """Add `level` dB, less where the clip would leave its range at the top; the floor stays the floor."""
+        config = self.spectrogram
+        peak = features.abs() if config.representation in SIGNED else features
+        peak = peak.amax((1, 2, 3), keepdim=True)
+        if config.scale == "db" and config.representation not in SIGNED:
+            level = torch.minimum(level, (top - peak).clamp(min=0))
+            at_floor = features <= -config.db_range + FLOOR_TOLERANCE
+            return torch.where(at_floor, features, (features + level).clamp(min=-config.db_range))
+        power = config.compression if config.representation in SIGNED else 1.0
+        factor = 10 ** (level * power / 20)
+        return features * torch.minimum(factor, (top / peak.clamp(min=1e-12)).clamp(min=1))
+
+    def _in_range(self, x0: Tensor) -> Tensor:
+        return x0.clamp(*RANGES[self.spectrogram.value_range])
+
+
+def seam_frame(config: SpectrogramConfig, stride: int) -> int | None:
+    """Return a frame from which the next clip, `stride` frames on, can take over; None if there is none.
+
+    Frames whose window reaches beyond the clip saw audio that was mirrored there: 14 dB off (measured at
+    1024/288), a line through the picture. The seam passes where both clips saw the music itself.
+    """
+    reach = config.hop_length if config.representation == "mdct" else config.win_length // 2
+    first_clean = -(-reach // config.hop_length)
+    end_clean = min(config.n_frames, (config.clip_samples - reach) // config.hop_length + 1)
+    seam = stride + first_clean
+    return seam if seam <= end_clean else None
+
+
+def _over_clip(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)"""
+    return values.reshape(-1, 1, 1, 1)

@@ -1,0 +1,174 @@
+"""What a dataset on disk says of itself: settings, sources, clips; and which piece goes into which split."""
+
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+
+MANIFEST = "manifest.json"
+SPECTROGRAMS = "spectrograms.npy"
+SPLITS = ("train", "validation", "test")
+FORMAT = 1  # raise it when rows of the same settings would come out different
+INVERSE_ONLY = ("phase", "band_inverse", "griffin_lim_iterations")  # these never touch what is on disk
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be built or read; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """How audio becomes a dataset, and what varies each time a clip is read; values live in `Conf.py`.
+
+    Raises:
+        ValueError: a setting is impossible; the sentence names it, its value and what is allowed.
+    """
+
+    name: str  # the dataset's folder below Data
+    overlap: float  # of neighbouring clips, as a fraction of the frames kept; 0 leaves no gap and no overlap
+    split: tuple[float, float, float]  # fractions of the pieces for train, validation, test
+    seed: int  # decides which piece goes into which split
+    num_workers: int  # processes that encode; 0 or 1 stays in this one
+    silence_db: float  # dB of full scale (RMS); quieter clips are dropped
+    random_gain_db: float  # dB up or down at read time; needs normalisation='dataset' to mean anything
+    random_polarity: bool  # flip the sign at read time, of representations that have one
+    time_shift: bool  # begin at any frame at read time, where the next clip carries on
+
+    def __post_init__(self):
+        rules = {
+            "name": (bool(re.fullmatch(r"[\w.-]+", self.name)), "letters, digits, '.', '_' or '-'"),
+            "overlap": (0 <= self.overlap < 1, "at least 0 and below 1"),
+            "split": (_are_fractions(self.split), "three fractions >= 0 that sum to 1, the first above 0"),
+            "seed": (self.seed >= 0, "at least 0"),
+            "num_workers": (self.num_workers >= 0, "at least 0"),
+            "silence_db": (self.silence_db < 0, "below 0"),
+            "random_gain_db": (self.random_gain_db >= 0, "at least 0"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
+
+    def stride_frames(self, spectrogram: SpectrogramConfig) -> int:
+        """Frames from the start of one clip to the next: whole ones, so that neighbours can be joined."""
+        return max(1, round(spectrogram.n_frames * (1 - self.overlap)))
+
+
+def load_manifest(folder: Path) -> dict:
+    """Return the manifest of a finished dataset.
+
+    Keys: `settings` (all that decided the content), `stride_frames`, `shape` (N, C, F, T), `sha256` of the
+    rows, `classes`, `gain` ([offset, scale], of the dataset or typical of its training split), `sources`
+    (file, fingerprint, seconds, silent_clips, skipped: why or None) and `clips` (source, offset in seconds,
+    split, label, gain), one for each row of `spectrograms.npy`.
+
+    Raises:
+        DatasetError: there is no finished dataset in `folder`, or it is of another version.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file() or not (folder / SPECTROGRAMS).is_file():
+        raise DatasetError(
+            f"{folder} holds no finished dataset: run Preprocessing, which also ends a broken-off one"
+        )
+    manifest = json.loads(path.read_text("utf-8", "surrogateescape"))  # names need not be valid UTF-8
+    if manifest.get("format") != FORMAT:
+        raise DatasetError(f"{folder} is of format {manifest.get('format')}, not {FORMAT}: build it again")
+    header = (folder / SPECTROGRAMS).stat().st_size - 2 * math.prod(manifest["shape"])
+    if not 0 < header < 4096:
+        raise DatasetError(f"{folder / SPECTROGRAMS} is not as long as {MANIFEST} says: build it again")
+    return manifest
+
+
+def manifest_hash(folder: Path) -> str:
+    """Return the sha256 of the manifest, which holds that of the rows: it names the data a run was made with.
+
+    Raises:
+        DatasetError: as `load_manifest`.
+    """
+    load_manifest(folder)
+    return hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
+
+
+def manifest_bytes(manifest: dict) -> bytes:
+    """Return the manifest as JSON with one line a clip, so that a person can read and compare it."""
+    parts = []
+    for key, value in manifest.items():
+        text = _to_json(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n  " + ",\n  ".join(map(_to_json, value)) + "\n ]"
+        parts.append(f" {_to_json(key)}: {text}")
+    return ("{\n" + ",\n".join(parts) + "\n}\n").encode("utf-8", "surrogateescape")
+
+
+def content_settings(spectrogram: SpectrogramConfig, config: DatasetConfig) -> dict:
+    """Return every setting that the manifest records, as JSON gives it back (tuples become lists)."""
+    dataset = {name: getattr(config, name) for name in ("overlap", "split", "seed", "silence_db")}
+    return json.loads(json.dumps({"spectrogram": asdict(spectrogram), "dataset": dataset}))
+
+
+def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str]:
+    """Return what keeps a dataset on disk from being the one wanted, one phrase a difference."""
+    found = []
+    for part, wanted in settings.items():
+        there = manifest["settings"][part]
+        for name in sorted((there.keys() | wanted.keys()) - set(INVERSE_ONLY)):
+            if there.get(name) != wanted.get(name):
+                found.append(f"{name} is {there.get(name)!r} there and {wanted.get(name)!r} here")
+    before = {source["file"]: source["fingerprint"] for source in manifest["sources"]}
+    now = {source["file"]: source["fingerprint"] for source in sources}
+    changed = [file for file in now if file in before and now[file] != before[file]]
+    for files, what in ((now.keys() - before, "new"), (before.keys() - now, "gone"), (changed, "changed")):
+        if files:
+            found.append(
+                f"{len(files)} audio files are {what} ({min(files)}{', ...' if len(files) > 1 else ''})"
+            )
+    return found
+
+
+def piece_of(file: str) -> str:
+    """Return the name that files of one piece share: the stem, whatever its case, suffix or folder."""
+    return unicodedata.normalize("NFC", PurePosixPath(file).stem).casefold()
+
+
+def class_of(file: str, has_folders: bool) -> str:
+    """Return the class of a source: its first folder, where the audio folder has folders."""
+    if not has_folders:
+        return "all"
+    parts = PurePosixPath(file).parts
+    return parts[0] if len(parts) > 1 else "(no folder)"
+
+
+def split_pieces(pieces: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
+    """Assign each piece to a split.
+
+    The order is that of a hash of seed and name, so that it depends neither on the disk's order nor, but for
+    the pieces at a border, on what else is in the folder. From three pieces on no split with a fraction
+    above 0 stays empty; with fewer the training split comes first, then validation.
+    """
+
+    def rank(piece: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{piece}".encode("utf-8", "surrogateescape")).digest()
+
+    ordered = sorted(set(pieces), key=rank)
+    room = len(ordered) - 1  # one piece is always left to train on
+    counts = {}
+    for split, fraction in zip(SPLITS[1:], fractions[1:], strict=True):
+        counts[split] = min(room, max(1, round(fraction * len(ordered)))) if fraction > 0 else 0
+        room -= counts[split]
+    names = [split for split, count in counts.items() for _ in range(count)]
+    names += ["train"] * (len(ordered) - len(names))
+    return dict(zip(ordered, names, strict=True))
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _are_fractions(split: tuple) -> bool:
+    return len(split) == 3 and min(split) >= 0 and split[0] > 0 and abs(sum(split) - 1) < 1e-6

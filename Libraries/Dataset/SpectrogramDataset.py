@@ -1,0 +1,215 @@
+"""Dataset on disk -> batches; the batch of a step is a function of (seed, step), resumed or not.
+
+`build_dataset` makes the dataset, see DatasetBuild.py; all that a caller needs can be imported from here.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from Libraries.Dataset.Augmentation import Augmentation
+from Libraries.Dataset.Batches import StepSampler, loaders_of
+from Libraries.Dataset.Build import BuildReport, build_dataset
+from Libraries.Dataset.Manifest import (
+    SPECTROGRAMS,
+    SPLITS,
+    DatasetConfig,
+    DatasetError,
+    load_manifest,
+    manifest_hash,
+)
+from Libraries.Sound.Audio import AudioError, load_audio
+from Libraries.Sound.Spectrogram import Gain
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import require
+
+__all__ = [
+    "BuildReport",
+    "DatasetConfig",
+    "DatasetError",
+    "SpectrogramDataset",
+    "StepSampler",
+    "build_dataset",
+    "load_manifest",
+    "make_loaders",
+    "manifest_hash",
+    "read_clip",
+]
+
+
+class SpectrogramDataset(TorchDataset):
+    """One split of a dataset, read row by row from disk, or from a device after `.to(device)`.
+
+    `dataset[i]` is the clip as stored: x0 float32 (C, F, T) and its label, int64 (). An item may also be a
+    pair (i, seed), as `StepSampler` yields them: then the clip varies by `augment`, as the seed decides.
+
+    Args:
+        folder: of the dataset.
+        split: train | validation | test; a small dataset may have an empty one.
+        augment: the settings whose `random_gain_db`, `random_polarity` and `time_shift` apply; None: none.
+
+    Raises:
+        DatasetError: there is no finished dataset in `folder`.
+        ValueError: the split is unknown.
+        TypeError: `augment` is neither None nor a `DatasetConfig`.
+    """
+
+    def __init__(self, folder: Path, split: str, augment: DatasetConfig | None = None):
+        require(SPLITS, split=split)
+        if augment is not None and not isinstance(augment, DatasetConfig):
+            raise TypeError(f"augment={augment!r} must be None or the DatasetConfig whose settings apply")
+        self.folder, self.split = Path(folder), split
+        self.manifest = load_manifest(folder)
+        self.spectrogram_config = SpectrogramConfig(**self.manifest["settings"]["spectrogram"])
+        self.classes = tuple(self.manifest["classes"])
+        clips = [(row, clip) for row, clip in enumerate(self.manifest["clips"]) if clip["split"] == split]
+        self._rows = np.array([row for row, _ in clips], dtype=np.int64)
+        self.labels = torch.tensor([clip["label"] for _, clip in clips], dtype=torch.int64)
+        gains = torch.tensor([clip["gain"] for _, clip in clips], dtype=torch.float32).reshape(-1, 2)
+        self._gains = Gain(gains[:, 0].contiguous(), gains[:, 1].contiguous())
+        stride = self.manifest["stride_frames"]
+        self._carries_on = _carries_on([clip for _, clip in clips], stride, self.spectrogram_config)
+        self._augmentation = augment and Augmentation(augment, self.spectrogram_config, stride)
+        self._resident: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        x0, labels = self.__getitems__([item])
+        return x0[0], labels[0]
+
+    def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return x0 float32 (B, C, F, T) and labels int64 (B,), read in one go."""
+        seeded = isinstance(items[0], tuple)
+        positions = np.array([item[0] for item in items] if seeded else items, dtype=np.int64)
+        x0 = self._read(positions)
+        if seeded and self._augmentation:
+            x0 = self._augmented(x0, positions, [seed for _, seed in items])
+        return x0, self.labels[positions]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the split takes on a device, in bytes."""
+        return len(self) * int(np.prod(self.spectrogram_config.shape)) * 2
+
+    @property
+    def typical_gain(self) -> Gain:
+        """The gain for tensors that come without one, (1,) each: the dataset's, or the median in training."""
+        offset, scale = self.manifest["gain"]
+        return Gain(torch.tensor([offset]), torch.tensor([scale]))
+
+    def gain(self, i: int) -> Gain:
+        """Return clip i's gain, (1,) each."""
+        return Gain(*(values[i].reshape(1) for values in self._gains))
+
+    def to(self, device: torch.device | str) -> "SpectrogramDataset":
+        """Load the split onto `device` as float16; from then on every batch is made there."""
+        resident = torch.empty(
+            (len(self), *self.spectrogram_config.shape), dtype=torch.float16, device=device
+        )
+        for start in range(0, len(self), 64):  # so that the host never holds it all
+            resident[start : start + 64] = torch.from_numpy(self._memmap[self._rows[start : start + 64]])
+        self._resident = resident
+        self.labels = self.labels.to(device)
+        self._gains = Gain(*(values.to(device) for values in self._gains))
+        return self
+
+    @cached_property
+    def _memmap(self) -> np.ndarray:
+        return np.load(self.folder / SPECTROGRAMS, mmap_mode="r", allow_pickle=False)
+
+    def __getstate__(self) -> dict:
+        """Leave the memory map out, which pickles as all of its data; a worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_memmap"}
+
+    def _read(self, positions: np.ndarray) -> Tensor:
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(positions).to(self._resident.device)].float()
+        return torch.from_numpy(self._memmap[self._rows[positions]].astype(np.float32))
+
+    def _augmented(self, x0: Tensor, positions: np.ndarray, seeds: list[int]) -> Tensor:
+        draw = self._augmentation.draw(seeds)
+        gain = self._gains_at(positions)
+        moved = np.flatnonzero(self._carries_on[positions] & (draw.shift > 0))
+        if self._augmentation.seam is not None and len(moved):
+            shifted, common = self._shifted(x0[moved], positions[moved], draw.shift[moved])
+            x0[moved] = shifted
+            for values, of_both in zip(gain, common, strict=True):
+                values[moved] = of_both
+        return self._augmentation.vary(x0, gain, draw)
+
+    def _shifted(self, x0: Tensor, positions: np.ndarray, shifts: np.ndarray) -> tuple[Tensor, Gain]:
+        """Return the clips begun `shifts` frames later, and the gain, that of the louder half."""
+        ours, theirs = self._gains_at(positions), self._gains_at(positions + 1)
+        common = self._augmentation.louder(ours, theirs)
+        first = self._augmentation.regain(x0, ours, common)
+        second = self._augmentation.regain(self._read(positions + 1), theirs, common)
+        return self._augmentation.join(first, second, shifts), common
+
+    def _gains_at(self, positions: np.ndarray) -> Gain:
+        return Gain(*(values[positions] for values in self._gains))
+
+
+def make_loaders(
+    folder: Path,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    augment: DatasetConfig | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[DataLoader, DataLoader]:
+    """Return the training loader, endless, and the validation loader, finite and in order.
+
+    Both give (x0 float32 (B, C, F, T), label int64 (B,)). Iterate the training loader once: a second
+    iteration begins at `start_step` again. Every process gets the whole validation split. The loaders leave
+    torch's global random state alone.
+
+    Args:
+        batch_size: clips a process and step; `start_step`, `rank`, `world_size` as in `StepSampler`.
+        num_workers: processes that read training batches; unused where the data lie on a device.
+        augment: as in `SpectrogramDataset`, for training alone.
+        device: keep the data there if at most half of its free memory is enough; None reads from disk.
+
+    Raises:
+        DatasetError: there is no finished dataset in `folder`.
+        ValueError: an argument is out of range.
+    """
+    splits = SpectrogramDataset(folder, "train", augment), SpectrogramDataset(folder, "validation")
+    return loaders_of(*splits, batch_size, seed, start_step, rank, world_size, num_workers, device)
+
+
+def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
+    """Return the sound of one of a manifest's `clips`, from the music: (1, clip_samples) float32.
+
+    Raises:
+        DatasetError: its file cannot be read any more, or has become shorter.
+    """
+    path = Path(music_dir) / clip["source"]
+    try:
+        waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+    except AudioError as error:
+        raise DatasetError(f"{error}: it was readable when the dataset was built") from None
+    if waveform.shape[1] != config.clip_samples:
+        raise DatasetError(
+            f"{path} is shorter than when the dataset was built: clear the dataset and build it again"
+        )
+    return waveform
+
+
+def _carries_on(clips: list[dict], stride: int, config: SpectrogramConfig) -> np.ndarray:
+    """Whether the next clip of the split is the same file's, `stride` frames later; bool (N,)."""
+    carries_on = np.zeros(len(clips), dtype=bool)
+    samples = stride * config.hop_length
+    for i in range(len(clips) - 1):
+        apart = round((clips[i + 1]["offset"] - clips[i]["offset"]) * config.sample_rate)
+        carries_on[i] = clips[i]["source"] == clips[i + 1]["source"] and apart == samples
+    return carries_on

@@ -1,0 +1,153 @@
+"""Music that was recorded or stored badly: its lost upper band made anew, its own band left as it is."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from Libraries.Sound.Audio import audio_info, load_audio
+from Libraries.Sound.Spectrogram import Gain, Spectrogram
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Upsampler import Upsampler
+
+PASSBAND = 0.9  # of a file's band; above, its resampler's filter has begun to cut
+CROSSOVER = 0.05  # of the cut frequency; what is kept fades out over so much below it
+HEARD = 20.0  # dB above the floor of the range: a row that hardly ever reaches this is lost
+RARELY = 0.01  # share of frames
+LEAKED = 5  # bins beyond the last one with sound that the window's side lobes reach so loud
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A file before and after; the waveforms are float32 (1, L) at the model's rate."""
+
+    original: Tensor
+    waveform: Tensor
+    lost: Tensor  # x0 (1, C, F, T) of the file, silent above the cut
+    made: Tensor  # x0 (1, C, F, T) with the rows above made
+    rows: int  # kept
+    cut_frequency: float  # Hz; below it `waveform` is the file itself
+
+
+def restore_file(
+    upsampler: Upsampler, path: Path, *, cut_frequency: float | None = None, seed: int = 0
+) -> Restored:
+    """Restore the upper band of a file of any length, rate and number of channels (which are mixed to one).
+
+    Args:
+        cut_frequency: Hz up to which the file is whole; None: nine tenths of its own band, or where it falls
+            silent for good if that is lower.
+
+    Raises:
+        AudioError: the file cannot be read.
+        ValueError: nothing is missing, or more than can be made.
+    """
+    config = upsampler.spectrogram.config
+    waveform = load_audio(path, config.sample_rate)
+    own = audio_info(path).sample_rate
+    if cut_frequency is None and own < config.sample_rate:
+        found = find_cut(upsampler, waveform)
+        cut_frequency = min(PASSBAND * own / 2, found)
+    return restore(upsampler, waveform, cut_frequency=cut_frequency, seed=seed)
+
+
+def restore(
+    upsampler: Upsampler, waveform: Tensor, *, cut_frequency: float | None = None, seed: int = 0
+) -> Restored:
+    """Make the band above `cut_frequency` of music of any length.
+
+    It is one spectrogram, of one level, whose windows are denoised together, so there are no joints. Below
+    the cut the result is the waveform itself, phases and all: only what is above is out of the spectrogram.
+
+    Args:
+        waveform: float32 (1, L) at the model's rate.
+        cut_frequency: Hz up to which it is whole; None: where it falls silent for good (`find_cut`).
+
+    Raises:
+        ValueError: the waveform has another shape, nothing is missing, or more than can be made.
+    """
+    config = upsampler.spectrogram.config
+    if waveform.ndim != 2 or len(waveform) != 1 or not waveform.shape[1]:
+        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; expected (1, L)")
+    cut = find_cut(upsampler, waveform) if cut_frequency is None else cut_frequency
+    rows = rows_below(config, cut)
+    if rows >= config.n_rows:
+        raise ValueError(
+            f"nothing is missing: the music reaches {cut:.0f} Hz, and the model knows up to "
+            f"{config.kept_frequency:.0f} Hz"
+        )
+    lowest = float(config.row_frequencies[upsampler.low.fewest_rows])
+    if rows < upsampler.low.fewest_rows:
+        raise ValueError(f"too much is missing: the music ends at {cut:.0f} Hz, and {lowest:.0f} are needed")
+    spectrogram, x0, gain = _whole(upsampler.spectrogram, waveform)
+    made = upsampler.complete(x0, rows, [seed])
+    full = spectrogram.decode(made, gain)[0, :, : waveform.shape[1]]
+    lost = torch.where(torch.arange(config.n_rows)[:, None] < rows, x0, upsampler.low.floor)
+    kept_to = float(config.row_frequencies[rows - 1])
+    return Restored(
+        original=waveform,
+        waveform=cross_over(waveform, full, kept_to, config.sample_rate),
+        lost=lost,
+        made=made,
+        rows=rows,
+        cut_frequency=kept_to * (1 - CROSSOVER),
+    )
+
+
+def find_cut(upsampler: Upsampler, waveform: Tensor) -> float:
+    """Return the Hz above which music (1, L) at the model's rate has nothing that could be heard.
+
+    A row is lost if it comes 20 dB above the floor in less than a hundredth of the frames. Music that has
+    no highs looks the same as music that lost them: name the cut if you know it.
+    """
+    config = upsampler.spectrogram.config
+    reach = -(-config.win_length // (2 * config.hop_length))  # frames that see where the music begins or ends
+    end = max(reach + 1, waveform.shape[1] // config.hop_length + 1 - reach)
+    x0 = _whole(upsampler.spectrogram, waveform)[1][0, ..., reach:end]
+    floor = x0.amin()
+    heard = floor + HEARD / config.db_range * (x0.amax() - floor)
+    present = ((x0 > heard).float().mean(dim=2) > RARELY).any(dim=0).nonzero()
+    highest = float(config.row_frequencies[int(present.max())]) if len(present) else 0.0
+    if highest == config.kept_frequency:
+        return highest
+    return max(0.0, highest - LEAKED * config.sample_rate / config.n_fft)
+
+
+def rows_below(config: SpectrogramConfig, cut_frequency: float) -> int:
+    """Return how many of the lowest rows lie below a frequency in Hz; each ends at the next one's centre."""
+    ends = torch.from_numpy(config.row_frequencies)[1:]
+    below = int((ends <= cut_frequency).sum())
+    return config.n_rows if cut_frequency >= config.kept_frequency else below
+
+
+def low_pass(waveform: Tensor, frequency: float, sample_rate: int) -> Tensor:
+    """Return a waveform (1, L) without what is above a frequency in Hz: a lost band to try `restore` on."""
+    return cross_over(waveform, torch.zeros_like(waveform), frequency, sample_rate)
+
+
+def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) -> Tensor:
+    """Return waveforms (1, L) joined: `low` up to a frequency in Hz, `high` above."""
+    hertz = torch.fft.rfftfreq(low.shape[-1], 1 / sample_rate, dtype=torch.float64)
+    begin = frequency * (1 - CROSSOVER)
+    share = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of what is above
+    share = torch.sin(torch.pi / 2 * share).square()
+    difference = torch.fft.rfft(high.double() - low.double()) * share
+    return (low.double() + torch.fft.irfft(difference, n=low.shape[-1])).float()
+
+
+def _whole(spectrogram: Spectrogram, waveform: Tensor) -> tuple[Spectrogram, Tensor, Gain]:
+    """Return the spectrogram of all of a waveform (1, L) as one clip: its transform, x0 and gain.
+
+    Silence fills it up to a clip's length, or to where frames are a multiple of what they have to be.
+    """
+    config = spectrogram.config
+    frames = max(config.n_frames, -(-waveform.shape[1] // config.hop_length) + 1)
+    frames = -(-frames // config.size_multiple) * config.size_multiple
+    samples = (frames - 1) * config.hop_length
+    longer = replace(config, clip_seconds=samples / config.sample_rate)
+    gain = Gain(spectrogram.gain_offset, spectrogram.gain_scale)
+    whole = Spectrogram(longer, gain, spectrogram.phase_model)
+    x0, own = whole.encode_with_gain(nnf.pad(waveform, (0, samples - waveform.shape[1]))[None])
+    return whole, x0, own

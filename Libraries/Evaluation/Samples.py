@@ -1,0 +1,193 @@
+"""How good generated clips are, measured against the dataset they should resemble.
+
+Real and generated clips pass through the same decoder at the same level, so that the figures judge the
+model and neither the inverse transform nor the loudness.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Seams import SeamReport, measure_seams
+from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Settings import Settings
+from Libraries.Sampling.Editing import EditConfig, Editor, joints
+from Libraries.Sampling.Likelihood import bits_per_dimension
+from Libraries.Sampling.Samplers import SamplerConfig
+from Libraries.Sound.Audio import save_audio
+from Libraries.Sound.Metrics import frechet_distance, log_mel_statistics
+from Libraries.Utils import SampleNoise, spread_indices
+
+
+def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
+    """Return `count` clips spread evenly over a split (all where there are fewer): x0 (N, C, F, T)."""
+    return dataset.__getitems__(spread_indices(len(dataset), count))[0]
+
+
+def evaluate(
+    generator: Generator,
+    train: SpectrogramDataset,
+    test: SpectrogramDataset,
+    settings: Settings,
+    folder: Path,
+) -> dict:
+    """Sample `settings.num_samples` clips, write their sound and pictures to `folder`, return the figures.
+
+    The keys are those of `distances` and `copying`, and `seconds_per_clip` of sampling and decoding.
+    """
+    rate = generator.spectrogram.config.sample_rate
+    seeds = range(settings.num_samples)
+    start = time.perf_counter()
+    x0 = generator.generate(
+        seeds, settings.sampler, settings.sample_batch_size,
+        labels=generator.labels_in_turn(len(seeds)), guidance=settings.guidance,
+    )  # fmt: skip
+    samples = generator.to_audio(x0)
+    seconds = (time.perf_counter() - start) / len(seeds)
+    real = {"train": spread_clips(train, len(seeds)), "test": spread_clips(test, len(seeds))}
+    sound = {name: generator.to_audio(clips) for name, clips in real.items()}
+    save_clips(samples, [f"sample-{seed:04d}" for seed in seeds], folder / "audio", rate)
+    save_figure(
+        plot_comparison(samples, sound["test"], rate, "Generated and real clips"), folder / "samples.png"
+    )
+    states = record_trajectory(generator, settings.sampler, seed=0)
+    save_figure(
+        plot_trajectory(states, generator.spectrogram.config, "From noise to music"),
+        folder / "trajectory.png",
+    )
+    noise = generator.to_audio(SampleNoise(seeds)(x0.shape[1:]).clamp(-1, 1))
+    return {
+        **distances({"samples": samples, "train": sound["train"], "noise": noise}, sound["test"], rate),
+        **copying(x0, real["test"], train),
+        "seconds_per_clip": seconds,
+    }
+
+
+def distances(sets: dict[str, Tensor], test: Tensor, sample_rate: int) -> dict[str, float]:
+    """Return the log-mel Frechet distance of each set of clips to the test split.
+
+    The distance between finite sets falls with their number, so all are cut to the size of the smallest.
+
+    Args:
+        sets: waveforms (N, 1, L) by name, decoded as `test` was: "samples", "train" for the floor (two
+            sets of real music), "noise" for what an untrained model would give.
+        test: waveforms (N, 1, L) of the test split.
+        sample_rate: Hz.
+
+    Returns:
+        `<name>_to_test` of each set, and `clips`, how many of each were compared.
+    """
+    count = min(len(test), *(len(waveforms) for waveforms in sets.values()))
+    reference = log_mel_statistics(test[:count], sample_rate)
+    found = {
+        f"{name}_to_test": frechet_distance(log_mel_statistics(waveforms[:count], sample_rate), reference)
+        for name, waveforms in sets.items()
+    }
+    return {**found, "clips": count}
+
+
+def copying(samples: Tensor, test: Tensor, train: SpectrogramDataset) -> dict[str, float]:
+    """Return the median distance to the nearest training clip, of samples and of test clips (both x0).
+
+    Samples much nearer than test clips are copies.
+    """
+    nearest = {"samples": samples, "test": test}
+    return {
+        f"{name}_to_nearest_train": nearest_in_training(x0, train)[0].median().item()
+        for name, x0 in nearest.items()
+    }
+
+
+def nearest_in_training(
+    x0: Tensor, dataset: SpectrogramDataset, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Return each x0's distance to its nearest training clip and that clip's index, both (N,).
+
+    The distance is the root mean square of the difference of the normalised tensors. A sample that is much
+    nearer to a training clip than a test clip is has been copied.
+    """
+    best, index = torch.full((len(x0),), float("inf")), torch.zeros(len(x0), dtype=torch.int64)
+    flat = x0.flatten(1)
+    for start in range(0, len(dataset), batch_size):
+        clips = dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))[0].flatten(1)
+        distances = torch.cdist(flat, clips) / flat.shape[1] ** 0.5
+        closest, where = distances.min(dim=1)
+        index = torch.where(closest < best, where + start, index)
+        best = torch.minimum(best, closest)
+    return best, index
+
+
+def bits_of_clips(generator: Generator, test: Tensor, seeds: Iterable[int]) -> float:
+    """Return the mean variational bound in bits a dimension of test clips x0 (N, C, F, T), or their latents.
+
+    The variance is the learned one where there is one, else β, which is the better of the two fixed ones.
+    """
+    variance = "learned" if generator.schedule.learned_variance else "fixed_large"
+    bits = bits_per_dimension(
+        generator.denoiser(), generator.schedule, generator.encode(test), seeds,
+        variance=variance, progress=True,
+    )  # fmt: skip
+    return bits.mean().item()
+
+
+def continue_clip(
+    generator: Generator, editor: Editor, x0: Tensor, edit: EditConfig
+) -> tuple[Tensor, SeamReport]:
+    """Continue a clip x0 (1, C, F, T) to `edit.continue_seconds`, with seed 0.
+
+    Returns:
+        Its waveform (1, L), and the steps at the clip's end and where windows hand over to one another.
+    """
+    spectrogram = generator.spectrogram.config
+    n_frames, overlap = map(spectrogram.frames_in, (edit.continue_seconds, edit.overlap_seconds))
+    long = editor.extend(x0.to(generator.device), n_frames, overlap, [0])
+    waveform = generator.to_audio(long, any_length=True)[0]
+    seconds = spectrogram.hop_length / spectrogram.sample_rate
+    places = [frame * seconds for frame in joints(spectrogram.n_frames, n_frames, overlap)]
+    return waveform, measure_seams(waveform, places, spectrogram.sample_rate)
+
+
+def loop_clip(generator: Generator, editor: Editor, x0: Tensor, edit: EditConfig) -> Tensor:
+    """Make a loop of `edit.loop_seconds`, or a clip's length, that begins with x0 (1, C, F, T), with seed 0.
+
+    Returns:
+        The waveform (1, L) of two rounds, so that the place where it closes is heard.
+    """
+    spectrogram = generator.spectrogram.config
+    n_frames = max(spectrogram.frames_in(edit.loop_seconds), spectrogram.n_frames)
+    overlap = spectrogram.frames_in(edit.overlap_seconds)
+    loop = editor.loop(x0.to(generator.device), n_frames, overlap, [0])
+    return generator.to_audio(loop.repeat(1, 1, 1, 2), any_length=True)[0]
+
+
+def record_trajectory(
+    generator: Generator, config: SamplerConfig, seed: int, count: int = 6
+) -> list[tuple[int, Tensor, Tensor]]:
+    """Sample one seed; return (t, x_t, predicted x0) at `count` steps of the way, latents decoded."""
+    kept = set(spread_indices(config.num_inference_steps, count))
+    states = []
+
+    def keep(step: int, t: int, x_t: Tensor, x0: Tensor) -> None:
+        if step in kept:
+            states.append((t, generator.decode(x_t), generator.decode(x0)))
+
+    generator.generate([seed], config, 1, callback=keep, progress=False)
+    return states
+
+
+def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rate: int) -> list[Path]:
+    """Write waveforms (N, 1, L) as `folder/<name>.wav`; returns the paths."""
+    paths = [folder / f"{name}.wav" for name in names]
+    for waveform, path in zip(waveforms, paths, strict=True):
+        save_audio(path, waveform, sample_rate)
+    return paths
+
+
+def example_input(generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return a batch of one to trace the network with: x_t and t."""
+    return torch.zeros(1, *generator.shape), torch.tensor([0])

@@ -1,0 +1,191 @@
+"""How good an upsampler and its cascade are, beside interpolation and generation at full size."""
+
+import copy
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from Libraries.Evaluation.Comparison import Variant, compare
+from Libraries.Evaluation.Restoration import Restored
+from Libraries.Evaluation.Samples import save_clips
+from Libraries.Plots.SpectrogramPlots import plot_tensors, plot_waveform_spectrograms, save_figure
+from Libraries.Runs.Cascade import ViewCodec
+from Libraries.Runs.Generator import Generator
+from Libraries.Runs.Settings import Settings
+from Libraries.Sound.LowResolution import LowResolution
+from Libraries.Sound.Metrics import COMPARED_HZ, log_spectral_distance
+from Libraries.Upsampler import Upsampler
+
+
+@dataclass(frozen=True)
+class CascadeRow:
+    """One way to a full spectrogram, and what it is worth; a row of the table."""
+
+    name: str
+    spectral_distance: (
+        float | None
+    )  # dB, of real clips from their views, above the cut; None: it takes no view
+    distance: float  # log-mel Frechet distance of generated clips to the test split
+    seconds: float  # a generated clip, the first model's sampling included
+
+
+def with_steps(upsampler: Upsampler, num_inference_steps: int) -> Upsampler:
+    """Return the upsampler with another number of steps; the network is the same."""
+    other = copy.copy(upsampler)
+    other.sampler = replace(upsampler.sampler, num_inference_steps=num_inference_steps)
+    return other
+
+
+def with_codec(generator: Generator, codec: ViewCodec) -> Generator:
+    """Return the generator of a cascade with another way from its small spectrograms to full ones."""
+    other = copy.copy(generator)
+    other.codec = codec
+    return other
+
+
+def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, ViewCodec]:
+    """Return the ways from small spectrograms to full ones that are compared, by name."""
+    if upsampler is None:
+        raise ValueError("this cascade has no upsampler of its view yet: train one (Train Upsampler)")
+    codecs = {"interpolation": ViewCodec(upsampler.low, None)}
+    for count in steps:
+        name = f"upsampler, {count} step{'s' * (count > 1)}"
+        codecs[name] = ViewCodec(upsampler.low, with_steps(upsampler, count))
+    return codecs
+
+
+def compare_cascade(
+    generator: Generator,
+    settings: Settings,
+    test: Tensor,
+    beside: dict[str, Generator] | None = None,
+    *,
+    first_seed: int = 0,
+) -> list[CascadeRow]:
+    """Measure every way of `settings.comparison` on the same seeds and the same test clips.
+
+    Args:
+        generator: of a cascade, with its upsampler.
+        test: real x0 (N, C, F, T) of the test split, at least `settings.comparison.clips`.
+        beside: generators that make full spectrograms in another way, by name, for a row each.
+        first_seed: of as many as `settings.comparison.clips`.
+
+    Raises:
+        ValueError: the cascade has no upsampler.
+    """
+    upsampler, count = generator.codec.upsampler, settings.comparison.clips
+    codecs = ways(upsampler, settings.comparison.upsampler_steps)
+    generators = {name: with_codec(generator, codec) for name, codec in codecs.items()}
+    generators |= beside or {}
+    seeds = range(first_seed, first_seed + count)
+    options = {"batch_size": settings.sample_batch_size, "progress": False}
+    makers = {
+        name: functools.partial(own.generate, seeds, settings.sampler, **options)
+        for name, own in generators.items()
+    }
+    sound = generator.to_audio(test[:count])
+    return [_row(variant, codecs.get(variant.name), test[:count], sound, generator)
+            for variant in compare(generator, makers, sound)]  # fmt: skip
+
+
+def from_real_views(codec: ViewCodec, x0: Tensor) -> Tensor:
+    """Return real clips x0 (N, C, F, T) made anew from their views, which do not err: no noise on them."""
+    view = codec.low.view(x0)
+    if codec.upsampler is None:
+        return codec.low.spread(view)
+    return codec.upsampler.upsample(view, range(len(x0)), strength=0.0)
+
+
+def spectral_distance(low: LowResolution, real: Tensor, made: Tensor) -> float:
+    """Return the mean log-spectral distance in dB, above the cut, of waveforms (N, 1, L) of equal clips."""
+    config = low.spectrogram
+    compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
+    return log_spectral_distance(real, made, *compared, low.compared_from).mean().item()
+
+
+def view_error(low: LowResolution, view: Tensor, x0: Tensor) -> float:
+    """Return how far the view of x0 (N, C, F, T) is from `view` at most, in normalised values."""
+    return (low.view(x0) - view).abs().max().item()
+
+
+def errors_by_strength(upsampler: Upsampler, x0: Tensor, strengths: Iterable[float]) -> dict[float, float]:
+    """Return the mean error of the view of what is made of clips x0, by the strength of noise on the view.
+
+    Not held to the view: with no noise the network has to copy it, with noise of full strength it cannot see
+    it, and the error is that between any two clips.
+    """
+    free = copy.copy(upsampler)
+    free.config = replace(upsampler.config, consistent=False)
+    view, seeds = upsampler.low.view(x0), range(len(x0))
+    made = {s: free.upsample(view, seeds, strength=s) for s in strengths}
+    return {s: (upsampler.low.view(x) - view).abs().mean().item() for s, x in made.items()}
+
+
+def same_seeds(generator: Generator, settings: Settings, seeds: Iterable[int]) -> dict[str, Tensor]:
+    """Return what a cascade makes of each seed, x0 by name: small (drawn large), interpolated, upsampled."""
+    seeds, low = list(seeds), generator.codec.low
+    plain = with_codec(generator, ViewCodec(low, None))
+    interpolated = plain.generate(seeds, settings.sampler, settings.sample_batch_size, progress=False)
+    view = low.view(interpolated)  # exactly what was generated
+    return {
+        "small": low.draw(view),
+        "interpolated": interpolated,
+        "upsampled": generator.codec.decode(view, seeds),
+    }
+
+
+def save_three_ways(
+    generator: Generator, settings: Settings, seeds: Iterable[int], folder: Path
+) -> tuple[Figure, dict[str, Tensor]]:
+    """Write `folder/cascade.png` and the sound of `same_seeds`; return picture and waveforms (N, 1, L)."""
+    seeds = list(seeds)
+    made = same_seeds(generator, settings, seeds)
+    titles = [f"{name}, seed {seed}" for name in made for seed in seeds]
+    clips, title = torch.cat(list(made.values())), "The same seeds, three ways"
+    figure = plot_tensors(clips, titles, settings.spectrogram, title, columns=len(seeds))
+    save_figure(figure, folder / "cascade.png")
+    sound = {name: generator.to_audio(x0) for name, x0 in made.items()}
+    for name, waveforms in sound.items():
+        names = [f"{name}-{seed:04d}" for seed in seeds]
+        save_clips(waveforms, names, folder / "audio", settings.spectrogram.sample_rate)
+    return figure, sound
+
+
+def save_restored(
+    restored: Restored, original: Tensor, sample_rate: int, folder: Path
+) -> tuple[Figure, dict[str, Tensor]]:
+    """Write `folder/restored.png` and the sound before, after and as it was; return picture and waveforms.
+
+    Args:
+        original: float32 (1, L), what the file was before its upper band was lost.
+    """
+    sound = {"lost": restored.original, "restored": restored.waveform, "original": original}
+    save_clips(sound.values(), sound, folder / "audio", sample_rate)
+    title = f"All above {restored.cut_frequency / 1000:.1f} kHz made anew"
+    figure = plot_waveform_spectrograms(sound.values(), sound, sample_rate, title, columns=3)
+    save_figure(figure, folder / "restored.png")
+    return figure, sound
+
+
+def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:
+    """Return rows as lines of text, the same columns as `CascadeRow`."""
+    lines = [f"{heading:28s} {'LSD dB':>7s} {'distance':>9s} {'s/clip':>7s}"]
+    for row in rows:
+        lsd = "-" if row.spectral_distance is None else f"{row.spectral_distance:.2f}"
+        lines.append(f"{row.name:28s} {lsd:>7s} {row.distance:9.2f} {row.seconds:7.2f}")
+    return "\n".join(lines)
+
+
+def _row(
+    variant: Variant, codec: ViewCodec | None, test: Tensor, sound: Tensor, generator: Generator
+) -> CascadeRow:
+    if codec is None:
+        return CascadeRow(variant.name, None, variant.distance, variant.seconds)
+    made = generator.to_audio(from_real_views(codec, test))
+    lsd = spectral_distance(codec.low, sound, made)
+    return CascadeRow(variant.name, lsd, variant.distance, variant.seconds)

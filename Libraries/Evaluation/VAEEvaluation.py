@@ -1,0 +1,149 @@
+"""How good an autoencoder is: what its reconstructions lose, what its latent holds, what it costs.
+
+Originals and reconstructions pass through the same decoder to audio, so that the figures judge the
+autoencoder and not the inverse transform.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Samples import distances, save_clips, spread_clips
+from Libraries.Evaluation.VAEChecks import (
+    Check,
+    band_errors,
+    check_bands,
+    check_collapse,
+    check_decoder,
+    check_standard,
+    kl_per_channel,
+)
+from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents
+from Libraries.Plots.SpectrogramPlots import plot_reconstructions, plot_tensors, save_figure
+from Libraries.Runs.Autoencoding import LatentCodec
+from Libraries.Sampling.Editing import slerp
+from Libraries.Sound.Metrics import COMPARED_HZ, log_spectral_distance, mel_error
+from Libraries.U_Net import count_parameters
+from Libraries.Utils import SampleNoise
+
+WALK_STEPS = 6
+PRIOR_SEEDS = range(8)
+
+
+def reconstruct(codec: LatentCodec, x0: Tensor) -> Tensor:
+    """Return x0 (N, C, F, T) encoded to posterior means and decoded."""
+    return codec.decode(codec.encode(x0))
+
+
+def walk(codec: LatentCodec, first: Tensor, last: Tensor, count: int = WALK_STEPS) -> Tensor:
+    """Return `count` spectrograms on the way from one clip to another, each (C, F, T), through the latent."""
+    a, b = codec.encode(torch.stack([first, last]))
+    return codec.decode(torch.stack([slerp(a, b, weight) for weight in torch.linspace(0, 1, count).tolist()]))
+
+
+def from_prior(codec: LatentCodec, seeds=PRIOR_SEEDS) -> Tensor:
+    """Decode standard normal latents, one a seed: what the codec makes without a model of its latents."""
+    return codec.decode(SampleNoise(seeds)(codec.shape))
+
+
+def run_checks(codec: LatentCodec, x0: Tensor) -> list[Check]:
+    """Return every check of VAEChecks on clips x0 (N, C, F, T), two or more."""
+    z = codec.encode(x0)
+    return [
+        check_collapse(codec.posterior(x0)),
+        check_standard(z),
+        check_decoder(codec.decode, z, x0),
+        check_bands(x0, codec.decode(z), codec.spectrogram.config),
+    ]
+
+
+def reconstruction_metrics(
+    codec: LatentCodec, sound: dict[str, Tensor], x0: Tensor, reconstruction: Tensor
+) -> dict[str, float]:
+    """Return what the reconstructions of the test split have lost, and what that bought.
+
+    Args:
+        sound: waveforms (N, 1, L) named "reconstructions", "train" (real clips, for the floor) and "test".
+        x0, reconstruction: of the test split, (N, C, F, T).
+
+    Returns:
+        log_spectral_distance and mel_error in dB, mean_absolute_error of normalised values,
+        reconstructions_to_test and train_to_test (log-mel Frechet distances; the second is the floor),
+        the number of clips, compression and parameters.
+    """
+    config = codec.spectrogram.config
+    compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
+    pair = sound["test"], sound["reconstructions"]
+    others = {name: sound[name] for name in ("reconstructions", "train")}
+    return {
+        "log_spectral_distance": log_spectral_distance(*pair, *compared).mean().item(),
+        "mel_error": mel_error(*pair, *compared).mean().item(),
+        "mean_absolute_error": (reconstruction - x0).abs().mean().item(),
+        **distances(others, sound["test"], config.sample_rate),
+        "compression": codec.compression,
+        "parameters": count_parameters(codec.vae),
+    }
+
+
+def codec_seconds(codec: LatentCodec, x0: Tensor, repeats: int = 5) -> dict[str, float]:
+    """Return the median seconds of encoding and of decoding one clip of x0 (N, C, F, T), after a warm-up."""
+    clip = x0[:1]
+    z = codec.encode(clip)
+    return {
+        "encode_seconds": _median_seconds(lambda: codec.encode(clip), repeats),
+        "decode_seconds": _median_seconds(lambda: codec.decode(z), repeats),
+    }
+
+
+def evaluate_vae(
+    codec: LatentCodec, train: SpectrogramDataset, test: SpectrogramDataset, count: int, folder: Path
+) -> dict:
+    """Reconstruct `count` test clips, write sound and pictures to `folder`, return the figures.
+
+    The keys are those of `reconstruction_metrics` and `codec_seconds`, and `checks`, a sentence each.
+    """
+    x0 = spread_clips(test, count)
+    reconstruction = reconstruct(codec, x0)
+    sets = {"reconstructions": reconstruction, "train": spread_clips(train, count), "test": x0}
+    sound = {name: codec.to_audio(clips) for name, clips in sets.items()}
+    rate = codec.spectrogram.config.sample_rate
+    for name, kind in (("original", "test"), ("reconstruction", "reconstructions")):
+        save_clips(sound[kind], [f"{i:04d}-{name}" for i in range(len(x0))], folder / "audio", rate)
+    save_pictures(codec, x0, reconstruction, folder)
+    return {
+        **reconstruction_metrics(codec, sound, x0, reconstruction),
+        **codec_seconds(codec, x0),
+        "checks": [check.sentence for check in run_checks(codec, x0)],
+    }
+
+
+def save_pictures(codec: LatentCodec, x0: Tensor, reconstruction: Tensor, folder: Path) -> None:
+    """Write reconstructions, latents, errors by frequency, a walk and random latents to `folder`."""
+    config, kl = codec.spectrogram.config, kl_per_channel(codec.posterior(x0))
+    steps = walk(codec, x0[0], x0[-1])
+    names = [f"{share:.0%} of the way" for share in torch.linspace(0, 1, len(steps)).tolist()]
+    figures = {
+        "reconstructions": plot_reconstructions(x0, reconstruction, config, "Originals and reconstructions"),
+        "latents": plot_latents(codec.encode(x0), kl, "Latents of the test split"),
+        "bands": plot_band_errors(*band_errors(x0, reconstruction, config), "Error by frequency"),
+        "walk": plot_tensors(steps, names, config, "From one clip to another", columns=len(steps)),
+        "prior": plot_tensors(
+            from_prior(codec), [f"seed {seed}" for seed in PRIOR_SEEDS], config, "Random latents, decoded"
+        ),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
+
+
+def _median_seconds(call: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

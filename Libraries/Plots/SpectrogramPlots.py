@@ -1,0 +1,223 @@
+"""Pictures of sound and of tensors, as matplotlib `Figure`s; what is compared shares its colour limits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import spread_indices, write_then_rename
+
+VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
+VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
+ERROR_RANGE = 20.0  # dB of an error that is still told from a larger one
+CMAP = "magma"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_then_rename(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def plot_waveform_spectrograms(
+    waveforms: Sequence[Tensor],
+    titles: Sequence[str],
+    sample_rate: int,
+    title: str,
+    columns: int = 4,
+    width: float = 3.4,
+) -> Figure:
+    """Draw waveforms as spectrograms: kHz upwards, seconds to the right, dB below the loudest of all.
+
+    Args:
+        waveforms: each (L,) or (1, L) in [-1, 1].
+        titles: one a waveform.
+        sample_rate: Hz.
+        width: of a picture in inches; long music wants more.
+    """
+    levels = [_level_in_db(torch.as_tensor(w).reshape(-1)) for w in waveforms]
+    top = max(float(level.max()) for level in levels)
+    figure, axes = _grid(len(levels), columns, title, width)
+    for axis, level, name in zip(axes, levels, titles, strict=False):
+        seconds = level.shape[1] * (VIEW_N_FFT // 4) / sample_rate
+        image = axis.imshow(
+            (level - top).numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=-VIEW_RANGE, vmax=0,
+            extent=(0, seconds, 0, sample_rate / 2000),
+        )  # fmt: skip
+        axis.set(title=name, xlabel="time (s)", ylabel="frequency (kHz)")
+    figure.colorbar(image, ax=axes.tolist(), label="dB below the loudest", shrink=0.8)
+    return figure
+
+
+def draw_waveform(axis, waveform: Tensor, sample_rate: int):
+    """Draw a waveform (L,) as a spectrogram in dB below its own loudest; return the image."""
+    level = _level_in_db(waveform)
+    seconds = len(waveform) / sample_rate
+    image = axis.imshow(
+        (level - level.max()).numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=-VIEW_RANGE, vmax=0,
+        extent=(0, seconds, 0, sample_rate / 2000),
+    )  # fmt: skip
+    axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    return image
+
+
+def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
+    """Draw `count` generated waveforms (N, 1, L) above as many real ones, in the same colours."""
+    count = min(count, len(generated), len(real))
+    spread = spread_indices(len(real), count)
+    names = [f"generated {i}" for i in range(count)] + [f"real {i}" for i in range(count)]
+    waveforms = [*generated[:count], *real[spread]]
+    return plot_waveform_spectrograms(waveforms, names, sample_rate, title, columns=count)
+
+
+def plot_tensors(
+    x0: Tensor, titles: Sequence[str], config: SpectrogramConfig, title: str, columns: int = 4
+) -> Figure:
+    """Draw model tensors (N, C, F, T), first channel: rows upwards (with their Hz), seconds to the right."""
+    figure, axes = _grid(len(x0), columns, title)
+    limits = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
+    for axis, tensor, name in zip(axes, x0, titles, strict=False):
+        image = _draw_tensor(axis, tensor, name, config, limits, CMAP)
+    figure.colorbar(image, ax=axes.tolist(), label="normalised value (x0)", shrink=0.8)
+    return figure
+
+
+def plot_reconstructions(
+    x0: Tensor, reconstruction: Tensor, config: SpectrogramConfig, title: str, count: int = 4
+) -> Figure:
+    """Draw originals, below them their reconstructions in the same colours, below those the differences.
+
+    Args:
+        x0, reconstruction: (N, C, F, T), of which `count` are drawn, first channel.
+    """
+    count = min(count, len(x0))
+    x0, reconstruction = x0[:count].float().cpu(), reconstruction[:count].float().cpu()
+    difference = reconstruction - x0
+    figure, axes = _grid(3 * count, count, title)
+    value = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
+    error = float(_limits(difference.abs())[1])
+    rows = (
+        ("original", x0, value, CMAP),
+        ("reconstruction", reconstruction, value, CMAP),
+        ("difference", difference, (-error, error), "coolwarm"),
+    )
+    for row, (name, tensors, limits, cmap) in enumerate(rows):
+        for i, tensor in enumerate(tensors):
+            image = _draw_tensor(axes[row * count + i], tensor, f"{name} {i}", config, limits, cmap)
+        label = "reconstruction - original" if name == "difference" else "normalised value (x0)"
+        figure.colorbar(image, ax=axes[row * count : (row + 1) * count].tolist(), label=label, shrink=0.8)
+    return figure
+
+
+def plot_trajectory(
+    states: Sequence[tuple[int, Tensor, Tensor]], config: SpectrogramConfig, title: str
+) -> Figure:
+    """Draw one sample on its way: above x_t, below the x0 predicted from it.
+
+    Args:
+        states: (t, x_t, x0) at some steps; the tensors are (1, C, F, T).
+    """
+    tensors = torch.cat([x_t for _, x_t, _ in states] + [x0 for _, _, x0 in states])
+    names = [f"x_t, t = {t}" for t, _, _ in states] + [f"predicted x0, t = {t}" for t, _, _ in states]
+    return plot_tensors(tensors.clamp(-1, 1), names, config, title, columns=len(states))
+
+
+def plot_noising(
+    x0: Tensor, schedule: NoiseSchedule, config: SpectrogramConfig, title: str, count: int = 6
+) -> Figure:
+    """Draw a clip (C, F, T) under more and more noise: what the network sees in training."""
+    t = torch.linspace(0, schedule.num_train_timesteps - 1, count).long()
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).expand(count, *x0.shape)
+    x_t = schedule.add_noise(x0.expand(count, *x0.shape), noise, t)
+    names = [
+        f"t = {step}, SNR {10 / np.log(10) * schedule.log_snr[step].item():.0f} dB" for step in t.tolist()
+    ]
+    return plot_tensors(x_t, names, config, title, columns=count)
+
+
+def plot_inverses(sound: dict[str, Tensor], sample_rate: int, title: str) -> Figure:
+    """Draw clips and what inverses made of them, then each inverse's error, in the same colours.
+
+    Args:
+        sound: waveforms (B, 1, L) by name, the first of them the original; a row of pictures a clip.
+        sample_rate: Hz.
+    """
+    names, count = list(sound), len(next(iter(sound.values())))
+    columns = 2 * len(names) - 1
+    figure, axes = _grid(count * columns, columns, title)
+    for row in range(count):
+        levels = [_level_in_db(sound[name][row, 0]) for name in names]
+        true = levels[0]
+        floor = float(true.max()) - VIEW_RANGE
+        errors = [level.clamp(min=floor) - true.clamp(min=floor) for level in levels[1:]]
+        extent = (0, true.shape[1] * (VIEW_N_FFT // 4) / sample_rate, 0, sample_rate / 2000)
+        shared = {"origin": "lower", "aspect": "auto", "extent": extent}
+        ours = axes[row * columns : (row + 1) * columns]
+        for axis, name, level in zip(ours, names, levels, strict=False):
+            limits = {"vmin": -VIEW_RANGE, "vmax": 0, "cmap": CMAP}
+            image = axis.imshow((level - true.max()).numpy(), **shared, **limits)
+            axis.set(title=name)
+        figure.colorbar(image, ax=ours[: len(names)].tolist(), label="dB below the loudest", shrink=0.8)
+        for axis, name, error in zip(ours[len(names) :], names[1:], errors, strict=True):
+            limits = {"vmin": -ERROR_RANGE, "vmax": ERROR_RANGE, "cmap": "coolwarm"}
+            image = axis.imshow(error.numpy(), **shared, **limits)
+            axis.set(title=f"{name} - {names[0]}")
+        figure.colorbar(image, ax=ours[len(names) :].tolist(), label="error (dB)", shrink=0.8)
+        for axis in ours:
+            axis.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    return figure
+
+
+def _draw_tensor(axis, tensor: Tensor, name: str, config: SpectrogramConfig, limits, cmap: str):
+    """Draw the first channel of a model tensor (C, F, T) with its Hz and seconds; return the image."""
+    seconds = config.n_frames * config.hop_length / config.sample_rate
+    image = axis.imshow(
+        tensor[0].float().cpu().numpy(), origin="lower", aspect="auto", cmap=cmap, vmin=limits[0],
+        vmax=limits[1], extent=(0, seconds, 0, config.n_rows),
+    )  # fmt: skip
+    axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")
+    _label_rows_in_hz(axis, config)
+    return image
+
+
+def _level_in_db(waveform: Tensor) -> Tensor:
+    """Return 20·log10 of the magnitude spectrogram (F, T) of a waveform (L,)."""
+    window = torch.hann_window(VIEW_N_FFT)
+    spectrum = torch.stft(
+        waveform.float().cpu(),
+        VIEW_N_FFT,
+        VIEW_N_FFT // 4,
+        window=window,
+        return_complex=True,
+    )
+    return 20 * torch.log10(spectrum.abs().clamp(min=1e-6))
+
+
+def _grid(count: int, columns: int, title: str, width: float = 3.4) -> tuple[Figure, np.ndarray]:
+    """Return a figure with one axis a picture; the axes are a flat array."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns + 1, 2.6 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis in axes[count:]:
+        axis.remove()
+    figure.suptitle(title)
+    return figure, axes[:count]
+
+
+def _limits(x0: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(
+        x0.float().flatten()[:: max(1, x0.numel() // 100_000)], torch.tensor([0.01, 0.99])
+    )
+    return float(low), float(high)
+
+
+def _label_rows_in_hz(axis, config: SpectrogramConfig) -> None:
+    """Put the frequency of a row beside it: rows are not evenly spaced in every representation."""
+    rows = np.linspace(0, config.n_rows - 1, 6).round().astype(int)
+    frequencies = config.row_frequencies
+    axis.set_yticks(rows + 0.5, [f"{frequencies[row]:.0f}" for row in rows])

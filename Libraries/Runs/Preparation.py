@@ -1,0 +1,115 @@
+"""Before any training: which music, what it sounds like, and what the representation will lose of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Libraries.Dataset.SpectrogramDataset import BuildReport, build_dataset, load_manifest, read_clip
+from Libraries.DemoMusic.Corpus import render_demo_music
+from Libraries.Runs.Settings import Settings
+from Libraries.Sound.Audio import AudioError, audio_info, load_audio
+from Libraries.Sound.Metrics import RoundTrip, round_trip
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import get_logger, spread_indices
+
+logger = get_logger("Preparation")
+
+
+def find_music(settings: Settings) -> Path:
+    """Return the folder of the user's own music, or that of the demo music, rendered now if need be.
+
+    The user's own is `settings.music_dir` where it is set, else `Data/music` where that exists. Which of
+    them it is gets logged.
+
+    Raises:
+        AudioError: `music_dir` is set and is no folder.
+    """
+    own = settings.music_dir or settings.root / "Data" / "music"
+    if own.is_dir():
+        logger.info("music: your own, in %s", own)
+        return own
+    if settings.music_dir is not None:
+        raise AudioError(own, "is no folder: correct CONF_MUSIC, or unset it for the demo music")
+    logger.info("music: the demo corpus, since there is no folder %s", own)
+    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    return settings.demo_music_dir
+
+
+def ensure_dataset(settings: Settings) -> BuildReport | None:
+    """Build the dataset of these settings from `find_music` if it is not there; return what was built."""
+    if (settings.dataset_dir / "manifest.json").exists():
+        return None
+    return build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
+
+
+def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:
+    """Return up to `count` clips (B, 1, clip_samples), each from the middle of a file, spread over `files`.
+
+    Raises:
+        AudioError: no file is readable and long enough.
+    """
+    clips = []
+    for path in files[:: max(1, len(files) // count)]:
+        try:
+            seconds = audio_info(path).seconds or config.clip_seconds
+            offset = max(0.0, (seconds - config.clip_seconds) / 2)
+            clip = load_audio(path, config.sample_rate, offset, config.clip_seconds)
+        except AudioError as error:
+            logger.info("no example from a file: %s", error)
+            continue
+        if clip.shape[1] == config.clip_samples and clip.abs().max() > 0:
+            clips.append(clip)
+        if len(clips) == count:
+            break
+    if not clips:
+        raise AudioError(
+            files[0].parent, f"has no readable file of {config.clip_seconds:g} s among the {len(files)} tried"
+        )
+    return torch.stack(clips)
+
+
+def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
+    """Return `count` recordings spread evenly over a split of the dataset (all where there are fewer).
+
+    Returns:
+        (N, 1, clip_samples) float32, read anew from the music that the dataset was made of.
+
+    Raises:
+        DatasetError: the music is no longer there, or no longer what it was.
+    """
+    manifest, folder = load_manifest(settings.dataset_dir), find_music(settings)
+    clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+    chosen = [clips[i] for i in spread_indices(len(clips), count)]
+    return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
+
+
+def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:
+    """Return what is lost on these clips by the chosen representation (first) and by the others.
+
+    The others use the chosen one's transform, or its nearest with about as many values a clip, and PGHI where
+    the chosen one's phase is learned, which it is for its own magnitudes alone.
+    """
+    config = spectrogram.config
+    chosen = replace(config, phase="pghi") if config.phase == "learned" else config
+    others = {
+        "bands, PGHI": replace(chosen, representation="bands"),
+        "magnitude, PGHI": _short_windows(chosen, representation="magnitude", griffin_lim_iterations=0),
+        "magnitude, Griffin-Lim": _short_windows(
+            chosen, representation="magnitude", phase="griffin_lim", griffin_lim_iterations=60
+        ),
+        "mel, NNLS, PGHI": replace(chosen, representation="mel", band_inverse="nnls"),
+        "complex": _short_windows(chosen, representation="complex"),
+        "mdct": replace(chosen, representation="mdct", compression=0.5),
+    }
+    rows = {f"chosen: {config.representation}": round_trip(spectrogram, clips)}
+    others = {name: other for name, other in others.items() if other != config}
+    return rows | {name: round_trip(Spectrogram(other), clips) for name, other in others.items()}
+
+
+def _short_windows(chosen: SpectrogramConfig, **changes) -> SpectrogramConfig:
+    """The origin's way to a small tensor: a window of 5/3 hops, as 480/288."""
+    n_fft = 2 * round(chosen.hop_length * 5 / 6)
+    return replace(chosen, n_fft=n_fft, win_length=n_fft, max_frequency=chosen.sample_rate / 2, **changes)

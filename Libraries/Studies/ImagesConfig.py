@@ -1,0 +1,56 @@
+"""What networks are compared on images with: data, networks, training, sampling and judge."""
+
+from dataclasses import dataclass
+
+from Libraries.Diffusion import DiffusionConfig
+from Libraries.Networks.Catalogue import network_config
+from Libraries.Sampling.Guidance import GuidanceConfig
+from Libraries.Sampling.Samplers import SamplerConfig
+from Libraries.Training.TrainConfig import TrainConfig
+from Libraries.U_Net import UNetConfig
+from Libraries.Utils import require
+
+SOURCES = ("auto", "cifar10", "digits")
+IMAGE_SIZE = 32  # rows and columns, of all sources
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """The settings of `CIFAR10.ipynb`; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: a name is unknown, a number impossible, or a network is not for these images.
+    """
+
+    source: str  # auto (CIFAR-10, or the digits where it cannot be downloaded) | cifar10 | digits
+    validation_share: float  # of the training images
+    test_share: float  # of the digits; CIFAR-10 has a test split of its own
+    split_seed: int
+    num_validation_images: int  # that are scored during training
+    networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, made as large as it
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig  # of every network
+    classifier_train: TrainConfig  # of the classifier whose features the distance is measured in
+    sampler: SamplerConfig
+    guidance: GuidanceConfig
+    num_samples: int  # of every network, the classes in turn
+    sample_batch_size: int
+    inception_file: str | None  # TorchScript of the standard Inception features; None: not measured
+
+    def __post_init__(self):
+        require(SOURCES, source=self.source)
+        for name in ("validation_share", "test_share"):
+            require("(0, 1)", **{name: getattr(self, name)})
+        for name in ("num_validation_images", "num_samples", "sample_batch_size"):
+            require("[2, inf)", **{name: getattr(self, name)})
+        if self.unet.num_classes != 10:
+            raise ValueError(f"num_classes={self.unet.num_classes} must be 10: all these images have as many")
+        if self.guidance.method == "autoguidance":
+            raise ValueError("method='autoguidance' is not for images; choose none or classifier_free")
+        for name in self.networks:
+            if any(IMAGE_SIZE % size for size in network_config(name, self.unet).multiple):
+                raise ValueError(
+                    f"the network {name!r} does not fit images of {IMAGE_SIZE}x{IMAGE_SIZE}; change the "
+                    "levels or patch_size of unet, or choose another"
+                )

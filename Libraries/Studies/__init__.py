@@ -1,0 +1,1 @@
+"""The experiments of the journal, and networks compared on images."""

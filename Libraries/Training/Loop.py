@@ -1,0 +1,306 @@
+"""One training loop for every model: mixed precision, accumulation, EMA, exact resume.
+
+A step is a pure function of the state and of its number: batches, timesteps, noise and dropout are
+all derived from (seed, position in the stream of samples). So a run that was killed and resumed, split
+over processes, or cut into smaller micro-batches computes what the uninterrupted one computes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Training.Interrupt import DeferredInterrupt
+from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
+from Libraries.Training.RunLog import Report, is_due, log_file
+from Libraries.Training.TrainConfig import TrainConfig
+from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, resolve_precision
+
+logger = get_logger("Training")
+
+
+class Loss(Protocol):
+    """What is minimised. `positions` (B,) int64 number the stream's samples; all randomness hangs on them."""
+
+    metric_names: tuple[str, ...]
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+        """Return the loss of each sample, (B,)."""
+
+    def validate(self, model: nn.Module, batches) -> dict[str, float]:
+        """Return the values of `metric_names` over the validation batches, with fixed noise."""
+
+
+LoaderFactory = Callable[
+    ..., tuple
+]  # (batch_size, seed, start_step, rank, world_size, ...) -> (train, validation)
+Preview = Callable[[int, nn.Module], None]  # (step, EMA model): draws what it likes
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number; the last state on disk is from before."""
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    model: nn.Module
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    accelerator: Accelerator
+    power_ema: dict[float, AveragedModel]  # by sigma_rel
+    step: int = 0
+    recent_losses: list[Tensor] = field(default_factory=list)
+
+    def save(self, run_dir: Path) -> None:
+        """Write state-<step>.pth and ema-<step>.pth, then drop older states (the EMA weights stay)."""
+        if not self.accelerator.is_main_process or self.step == 0:
+            return
+        raw = _unwrap(self.accelerator, self.model)
+        save_checkpoint(
+            run_dir / f"ema-{self.step:08d}.pth", {"step": self.step, "weights": self.ema.module.state_dict()}
+        )
+        content = {
+            "step": self.step,
+            "model": raw.state_dict(),
+            "ema": self.ema.state_dict(),
+            "power_ema": {length: average.state_dict() for length, average in self.power_ema.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+        }
+        save_checkpoint(run_dir / f"state-{self.step:08d}.pth", content)
+        for step, path in find_checkpoints(run_dir, "state"):
+            if step < self.step:
+                path.unlink()
+        logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
+
+    def save_snapshot(self, run_dir: Path) -> None:
+        """Write snapshot-<step>.pth, from which averages of other lengths are rebuilt."""
+        if self.accelerator.is_main_process:
+            save_snapshot(run_dir, self.step, self.power_ema)
+
+    def load(self, path: Path) -> None:
+        """Continue from a state-<step>.pth."""
+        content = load_checkpoint(path, map_location=self.accelerator.device)
+        load_weights(_unwrap(self.accelerator, self.model), content["model"], path)
+        self.ema.load_state_dict(content["ema"])
+        for length, average in self.power_ema.items():
+            average.load_state_dict(content["power_ema"][length])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        if self.accelerator.scaler and content["scaler"]:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.step = content["step"]
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: Loss,
+    make_loaders: LoaderFactory,
+    config: TrainConfig,
+    run_dir: Path,
+    preview: Preview | None = None,
+) -> nn.Module:
+    """Train `model` in `run_dir`, continuing from the newest state there if there is one.
+
+    Ctrl-C, the notebook's stop button and SIGTERM finish the step, save, and then stop.
+
+    Args:
+        model: on the CPU, freshly built; the same settings and seed as the run's if it is resumed.
+        loss_fn: the loss, as `Loss`.
+        make_loaders: called with batch_size, seed, start_step, rank, world_size, num_workers and device;
+            gives an endless loader of training batches and a finite one for validation.
+        run_dir: receives metrics.csv, log.txt, state-<step>.pth, ema-<step>.pth and snapshot-<step>.pth.
+        preview: called every `preview_every` steps with the EMA model, and at the end.
+
+    Returns:
+        The network with its EMA weights, in evaluation mode.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+        KeyboardInterrupt: after the state was saved.
+    """
+    accelerator = make_accelerator(config)
+    state = _make_state(model, config, accelerator)
+    states = find_checkpoints(run_dir, "state")
+    if states:
+        state.load(states[-1][1])
+        logger.info("resuming %s at step %d", run_dir.name, state.step)
+    train_loader, validation_loader = make_loaders(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=state.step * config.grad_accumulation,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=config.num_workers,
+        device=accelerator.device if config.dataset_on_device and accelerator.device.type == "cuda" else None,
+    )
+    report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
+    fork_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with log_file(run_dir / "log.txt"), DeferredInterrupt() as interrupt, torch.random.fork_rng(fork_devices):
+        _loop(state, loss_fn, iter(train_loader), config, run_dir, report, interrupt)
+    return state.ema.module.eval()
+
+
+def _loop(
+    state: TrainState,
+    loss_fn: Loss,
+    batches,
+    config: TrainConfig,
+    run_dir: Path,
+    report: Report,
+    interrupt: DeferredInterrupt,
+) -> None:
+    """Step until `num_steps`; report and save on the way; stop after a step when asked to."""
+    main = state.accelerator.is_main_process
+    bar = tqdm(total=config.num_steps, initial=state.step, desc="training", unit="step", disable=not main)
+    with bar:
+        while state.step < config.num_steps:
+            grad_norm = optimizer_step(state, loss_fn, batches, config)
+            bar.update()
+            stopping = _agree(state.accelerator, interrupt.requested)
+            saving = stopping or is_due(state.step, config, "save")
+            snapshot = bool(config.power_ema) and is_due(state.step, config, "snapshot")
+            if saving or snapshot or is_due(state.step, config, "log"):
+                loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
+                bar.set_postfix(loss=f"{loss:.4f}")
+                report.log(loss, float(grad_norm))
+            if snapshot:  # before the state: a run killed between the two writes it again, not never
+                state.save_snapshot(run_dir)
+            if saving:
+                state.save(run_dir)
+            report.validate_and_preview()
+            if stopping and state.step < config.num_steps:
+                logger.info("stopped at step %d; run again to go on from there", state.step)
+                raise KeyboardInterrupt
+
+
+def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfig) -> Tensor:
+    """Accumulate gradients over `grad_accumulation` batches and update once; return the gradient norm."""
+    accelerator = state.accelerator
+    state.model.train()
+    grad_norm = torch.zeros(())
+    for micro in range(config.grad_accumulation):
+        micro_step = state.step * config.grad_accumulation + micro
+        # dropout is the one thing that draws from the global generator
+        torch.manual_seed(derive_seed(config.seed, micro_step, accelerator.process_index))
+        batch = tuple(part.to(accelerator.device, non_blocking=True) for part in next(batches))
+        first = (micro_step * accelerator.num_processes + accelerator.process_index) * config.batch_size
+        positions = torch.arange(first, first + config.batch_size)
+        with accelerator.accumulate(state.model):
+            loss = loss_fn(state.model, batch, positions).mean()
+            accelerator.backward(loss)
+            state.recent_losses.append(loss.detach())
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), config.max_grad_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+    if not state.optimizer.step_was_skipped:  # fp16 skips a step whose gradients overflowed
+        state.scheduler.step()
+        for average in (state.ema, *state.power_ema.values()):
+            average.update_parameters(_unwrap(accelerator, state.model))
+    state.step += 1
+    return grad_norm
+
+
+def process_state() -> PartialState:
+    """Return which process of how many this is; without a GPU they talk over gloo."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Return an Accelerator of the configured precision, alone or as launched by `accelerate launch`.
+
+    Raises:
+        ValueError: fp16 without a GPU.
+    """
+    state = process_state()
+    if config.mixed_precision == "fp16" and state.device.type != "cuda":
+        raise ValueError("mixed_precision='fp16' needs a CUDA device; set 'auto', 'bf16' or 'no'")
+    # Accelerate keeps one precision a process; a notebook may train twice with two.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision=resolve_precision(config.mixed_precision),
+        gradient_accumulation_steps=config.grad_accumulation,
+        cpu=state.device.type == "cpu",
+    )
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Return what the learning rate is multiplied with at `step`: linear warm-up, then the schedule."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    progress = step / config.num_steps
+    if config.lr_schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if config.lr_schedule == "step":
+        return warmup * 0.1 ** ((progress >= 0.6) + (progress >= 0.85))
+    return warmup
+
+
+def make_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of the weights.
+
+    The decay warms up, min(decay, (1 + n)/(10 + n)), so that the first random weights are soon forgotten.
+    """
+    return running_average(model, lambda n: 1 - ((1 + n) / (10 + n)).clamp(max=decay))
+
+
+def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> TrainState:
+    model = model.to(accelerator.device)
+    if accelerator.device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+        torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.benchmark = True
+    ema = make_ema(model, config.ema_decay)
+    power_ema = {length: power_average(model, length) for length in config.power_ema}
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    if config.compile and accelerator.device.type == "cuda":
+        model = torch.compile(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, lambda step: learning_rate_factor(step, config)
+    )
+    return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
+
+
+def _unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def _agree(accelerator: Accelerator, stopping: bool) -> bool:
+    """True when any process was asked to stop, so that all stop at the same step."""
+    if accelerator.num_processes == 1:
+        return stopping
+    return bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)).item())
+
+
+def _mean_loss(state: TrainState, grad_norm: Tensor) -> float:
+    """Return the mean loss since the last call, over all processes.
+
+    Raises:
+        TrainingDiverged: it is not finite, or the last gradients were not (fp16 has skipped such a step).
+    """
+    loss = state.accelerator.reduce(torch.stack(state.recent_losses).mean(), reduction="mean").item()
+    state.recent_losses.clear()
+    if state.accelerator.scaler is None and not math.isfinite(grad_norm):
+        loss = math.nan
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss is {loss} at step {state.step}: lower learning_rate, raise warmup_steps, or set "
+            "mixed_precision to 'bf16' or 'no'; the last saved state is from before and fit goes on from it"
+        )
+    return loss

@@ -1,0 +1,54 @@
+"""How a model is trained: the settings of `Training.fit`, checked when they are made."""
+
+from dataclasses import dataclass
+
+from Libraries.Training.PostHocEMA import LONGEST
+from Libraries.Utils import require
+
+PRECISIONS = ("auto", "no", "fp16", "bf16")
+LR_SCHEDULES = ("constant", "cosine", "step")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the values live in `Conf.py`.
+
+    Raises:
+        ValueError: a name is unknown or a number impossible.
+    """
+
+    num_steps: int  # optimiser steps
+    batch_size: int  # clips of one forward pass, a process
+    grad_accumulation: int  # forward passes an optimiser step
+    learning_rate: float
+    lr_schedule: str  # constant | cosine (to zero) | step (a tenth at 60 % and at 85 %)
+    warmup_steps: int  # optimiser steps of linear rise
+    betas: tuple[float, float]  # of AdamW
+    weight_decay: float
+    max_grad_norm: float
+    ema_decay: float  # a step, once warmed up
+    mixed_precision: str  # auto | no | fp16 | bf16
+    compile: bool  # torch.compile, on CUDA
+    dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
+    num_workers: int  # processes that read batches; 0: none
+    seed: int
+    log_every: int  # optimiser steps
+    validate_every: int
+    save_every: int
+    preview_every: int  # fixed-seed samples as a plot
+    power_ema: tuple[float, ...]  # lengths of the stored averages, share of the steps so far; (): none
+    snapshot_every: int  # optimiser steps between stored averages
+
+    def __post_init__(self):
+        require(PRECISIONS, mixed_precision=self.mixed_precision)
+        require(LR_SCHEDULES, lr_schedule=self.lr_schedule)
+        whole = ("num_steps", "batch_size", "grad_accumulation")
+        periods = (f"{what}_every" for what in ("log", "validate", "save", "preview", "snapshot"))
+        for name in (*whole, *periods):
+            require("[1, inf)", **{name: getattr(self, name)})
+        require("[0, 1)", ema_decay=self.ema_decay)
+        lengths = self.power_ema
+        if len(set(lengths)) < len(lengths) or not all(0 < length <= LONGEST for length in lengths):
+            raise ValueError(f"power_ema={lengths} must be different numbers above 0, at most {LONGEST:.4f}")
+        require("(0, inf)", learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        require("[0, inf)", warmup_steps=self.warmup_steps)
