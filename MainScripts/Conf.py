@@ -2,11 +2,12 @@
 
     from Conf import conf          # puts the repository on the path; everything else follows
 
-Choose a preset with the environment variable CONF_PRESET (ORIGIN, BASE, CPU, TRIAL, SMOKE), name the folder
-of your music with CONF_MUSIC, move Data, Models and Results elsewhere with CONF_ROOT. Change a setting here,
-or in one visible cell of a notebook:
+The environment chooses: CONF_PRESET a preset (ORIGIN, BASE, CPU, SMOKE; without it BASE where there is a CUDA
+device and CPU where there is none), CONF_MUSIC the folder of your music, CONF_ROOT where Data, Models and
+Results lie. Change a setting here, or in one visible cell of a notebook:
 
     conf = replace(conf, train=replace(conf.train, batch_size=8))
+    conf = in_space(conf, "latent")
 """
 
 import os
@@ -18,78 +19,32 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from Libraries.Dataset.Manifest import DatasetConfig  # noqa: E402
-from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig  # noqa: E402
+import torch  # noqa: E402
+
+from Libraries.Dataset import DatasetConfig  # noqa: E402
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
-from Libraries.Runs.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
-from Libraries.Sampling.Editing import EditConfig  # noqa: E402
-from Libraries.Sampling.Guidance import GuidanceConfig  # noqa: E402
-from Libraries.Sampling.Samplers import SamplerConfig  # noqa: E402
-from Libraries.Sound.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
-from Libraries.Sound.SpectrogramConfig import SpectrogramConfig  # noqa: E402
-from Libraries.Studies.ImagesConfig import ImagesConfig  # noqa: E402
-from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
-from Libraries.Training.VAELoss import VAELossConfig  # noqa: E402
+from Libraries.Runs.Settings import (  # noqa: E402
+    EvaluationConfig,
+    PhaseSettings,
+    Settings,
+    UpsamplerSettings,
+    VAESettings,
+)
+from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig  # noqa: E402
+from Libraries.Sound import SpectrogramConfig, UpsamplerConfig, ViewConfig  # noqa: E402
+from Libraries.Training import TrainConfig, VAELossConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
-from Libraries.Utils import set_log_level  # noqa: E402
+from Libraries.Utils import require, set_log_level  # noqa: E402
 from Libraries.VAE import VAEConfig  # noqa: E402
 
 ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
 MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
 
-# The autoencoder that works, at 8 to 64 spectrogram values a latent value, and the origin's three.
-RESIDUAL_VAE = VAEConfig(
-    kind="residual",  # linear | conv | conv_v2 | residual
-    channels=(64, 128),  # a level, finest first
-    row_strides=(4, 2),  # rows are divided by this on the way into each level
-    frame_strides=(4, 2),  # frames likewise
-    latent_channels=4,  # 8·8 values of the spectrogram to 4
-    blocks_per_level=1,  # residual only
-    frequency_features=8,  # channels; residual only
-    norm_groups=8,  # residual only
-    activation="silu",  # silu | gelu; residual only
-)
-CONV_VAE = replace(
-    RESIDUAL_VAE,
-    kind="conv",
-    channels=(32, 64, 128),
-    row_strides=(2, 2, 2),
-    frame_strides=(2, 2, 2),
-    latent_channels=64,  # 8·8 values to 64: the latent is as large as the spectrogram
-)
-VAES = {
-    "linear": replace(CONV_VAE, kind="linear", latent_channels=256),  # the whole latent
-    "conv": CONV_VAE,
-    "conv_v2": replace(
-        CONV_VAE,
-        kind="conv_v2",
-        channels=(32, 64, 128, 256),
-        row_strides=(2, 2, 2, 2),
-        frame_strides=(2, 2, 2, 2),
-        latent_channels=128,  # 16·16 values to 128: half as large
-    ),
-    "residual_8": replace(RESIDUAL_VAE, latent_channels=8),
-    "residual_16": RESIDUAL_VAE,
-    "residual_32": replace(RESIDUAL_VAE, latent_channels=2),
-}
-
-# The journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here.
-ORIGIN_VAE_LOSS = VAELossConfig(
-    reconstruction="l2",  # l1 | l2
-    reconstruction_weight=10_000.0,
-    spectral_weight=0.0,  # of the error of differences between neighbouring rows and frames
-    spectral_scales=(1, 2, 4),  # rows and frames averaged before the differences
-    kl_weight=1.0,
-    kl_warmup_steps=0,  # optimiser steps
-    adversarial_weight=0.0,  # 0: no critic
-    adversarial_start=0,  # optimiser step
-    critic_channels=(),  # width of each halving
-)
-
-BASE_UNET = UNetConfig(
+UNET = UNetConfig(
     block="residual",  # residual | double_conv | double_conv_se | convnext
-    channels=(48, 96, 192, 320),  # a level, finest first
+    channels=(48, 96, 192, 320),  # per level, finest first
     blocks_per_level=2,
     attention_levels=(2, 3),  # indices into channels; (): none
     linear_attention_levels=(),  # for levels too large for the other
@@ -109,31 +64,38 @@ BASE_UNET = UNetConfig(
     num_classes=0,  # 0: unconditional
 )
 
-# Training on one GPU; diffusion and autoencoder differ in a few values.
-BASE_TRAIN = TrainConfig(
-    num_steps=40_000,  # optimiser steps
-    batch_size=32,  # clips
-    grad_accumulation=1,  # batches a step
-    learning_rate=3e-4,
-    lr_schedule="cosine",  # constant | cosine | step
-    warmup_steps=1_000,  # optimiser steps
-    betas=(0.9, 0.99),  # of AdamW
-    weight_decay=0.01,
-    max_grad_norm=1.0,
-    ema_decay=0.9995,  # a step
-    mixed_precision="auto",  # auto | no | fp16 | bf16
-    compile=False,  # torch.compile, on CUDA
-    dataset_on_device=True,  # on CUDA, when it fits
-    num_workers=0,  # processes that read batches
-    seed=0,
-    log_every=50,  # optimiser steps
-    validate_every=1_000,
-    save_every=1_000,
-    preview_every=2_000,
-    power_ema=(0.05, 0.10),  # share of the steps so far; any other length is rebuilt from these
-    snapshot_every=2_000,  # optimiser steps
+# BASE: the best this repository knows, for one GPU.
+BASE_SPECTROGRAM = SpectrogramConfig(
+    representation="bands",  # magnitude | bands | mel | complex | mdct
+    sample_rate=32_000,  # Hz
+    clip_seconds=3.744,  # s = 416 hops
+    n_fft=1024,  # samples = 32 ms
+    win_length=1024,  # samples, Hann
+    hop_length=288,  # samples = 9 ms
+    n_bands=224,  # rows
+    narrow_frequency=4_000.0,  # Hz; up to here a band is one FFT bin
+    max_frequency=14_880.0,  # Hz; FFT bin 476
+    size_multiple=32,  # rows and frames
+    scale="db",  # db | linear
+    db_range=80.0,  # dB
+    compression=0.4,  # power, of complex (0.4) and mdct (0.5)
+    normalisation="per_sample",  # per_sample | dataset
+    value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
+    phase="learned",  # by Models/released, or your own after Train Phase | pghi | griffin_lim
+    band_inverse="nnls",  # nnls | pinv (faster)
+    griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
 )
-
+BASE_DATASET = DatasetConfig(
+    name="base",  # folder below Data
+    overlap=0.02,  # fraction of a clip; a few frames let neighbours be joined
+    split=(0.8, 0.1, 0.1),  # training, validation, test
+    seed=0,
+    num_workers=max(1, (os.cpu_count() or 2) - 1),  # processes that build
+    silence_db=-50.0,  # dB of full scale; a quieter clip is dropped
+    random_gain_db=0.0,  # ± dB at read time, with dataset normalisation
+    random_polarity=True,  # where the representation carries sign
+    time_shift=True,  # where neighbouring clips allow
+)
 BASE_DIFFUSION = DiffusionConfig(
     schedule="cosine",  # linear | cosine | sigmoid | edm
     num_train_timesteps=1000,
@@ -146,53 +108,49 @@ BASE_DIFFUSION = DiffusionConfig(
     prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
     sigma_data=0.5,  # edm prediction only; standard deviation of the data
     learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
-    vlb_weight=0.001,  # learned_variance only; share of the variational bound in the loss
+    vlb_weight=0.001,  # learned_variance only; weight of the variational bound in the loss
     timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
     log_normal_mean=-1.2,  # log_normal only; of ln σ
     log_normal_std=1.2,  # log_normal only; of ln σ
     loss_weighting="uniform",  # uniform | min_snr | uncertainty (learned for every t, EDM2)
     min_snr_gamma=5.0,  # min_snr only
-    label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
+    label_dropout=0.1,  # fraction of labels hidden in training, for guidance; no effect while num_classes=0
+)
+BASE_TRAIN = TrainConfig(
+    num_steps=40_000,  # optimiser steps
+    batch_size=32,  # clips
+    grad_accumulation=1,  # batches per step
+    learning_rate=3e-4,
+    lr_schedule="cosine",  # constant | cosine | step
+    warmup_steps=1_000,  # optimiser steps
+    betas=(0.9, 0.99),  # of AdamW
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    ema_decay=0.9995,  # per step
+    mixed_precision="auto",  # auto | no | fp16 | bf16
+    compile=False,  # torch.compile, on CUDA
+    dataset_on_device=True,  # on CUDA, when it fits
+    num_workers=0,  # processes that read batches
+    seed=0,
+    log_every=50,  # optimiser steps
+    validate_every=1_000,
+    num_validation_clips=128,
+    save_every=1_000,
+    preview_every=2_000,
+    power_ema=(0.05, 0.10),  # fraction of the steps so far; any other length is rebuilt from these
+    snapshot_every=2_000,  # optimiser steps
+)
+BASE_SAMPLER = SamplerConfig(
+    name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
+    num_inference_steps=50,
+    spacing="trailing",  # leading | trailing | linspace | karras | log_snr
+    clip_x0=1.0,  # None: leave x0 as predicted
+    dynamic_threshold=None,  # or a fraction, such as 0.995, of |x0| that is scaled into ±clip_x0 first
+    eta=0.0,  # ddim only: 0 to 1
+    variance=None,  # ddpm only: fixed_small | fixed_large | learned
+    churn=None,  # heun only: 0 or more
 )
 
-# The networks on CIFAR-10 (CIFAR10.ipynb), apart from the music.
-BASE_IMAGES = ImagesConfig(
-    source="auto",  # auto (CIFAR-10, or the digits where it cannot be downloaded) | cifar10 | digits
-    validation_share=0.1,  # of the training images
-    test_share=0.2,  # of the digits
-    split_seed=0,
-    num_validation_images=1_000,
-    networks=("unet", "unet_v0"),  # the second as wide as it takes to have the parameters of the first
-    unet=replace(
-        BASE_UNET,
-        channels=(128, 256, 256),
-        attention_levels=(1,),  # 16x16
-        patch_size=(1, 1),
-        frequency_features=0,  # a picture has no frequencies
-        num_classes=10,
-    ),
-    diffusion=BASE_DIFFUSION,
-    train=replace(BASE_TRAIN, num_steps=50_000, batch_size=128, learning_rate=2e-4, power_ema=()),
-    classifier_train=replace(
-        BASE_TRAIN, num_steps=5_000, batch_size=128, learning_rate=2e-3, warmup_steps=200, power_ema=()
-    ),
-    sampler=SamplerConfig(
-        name="dpmpp_2m_sde",
-        num_inference_steps=50,
-        spacing="karras",
-        clip_x0=1.0,
-        dynamic_threshold=None,
-        eta=None,
-        variance=None,
-        churn=None,
-    ),
-    guidance=GuidanceConfig(method="none", scale=1.5, rescale=0.0, weaker_at=0.3),  # or classifier_free
-    num_samples=10_000,  # images of every network, classes in turn
-    sample_batch_size=256,
-    inception_file=None,  # path of inception-2015-12-05.pt, TorchScript: an Inception FID as well
-)
-
-# BASE: the best this repository knows, for one GPU.
 BASE = Settings(
     preset="BASE",
     root=ROOT,
@@ -206,59 +164,18 @@ BASE = Settings(
         sample_rate=32_000,  # Hz
         seed=0,
     ),
-    spectrogram=SpectrogramConfig(
-        representation="bands",  # magnitude | bands | mel | complex | mdct
-        sample_rate=32_000,  # Hz
-        clip_seconds=3.744,  # s = 416 hops
-        n_fft=1024,  # samples = 32 ms
-        win_length=1024,  # samples, Hann
-        hop_length=288,  # samples = 9 ms
-        n_bands=224,  # rows
-        narrow_frequency=4_000.0,  # Hz; up to here a band is one FFT bin
-        max_frequency=14_880.0,  # Hz; FFT bin 476
-        size_multiple=32,  # rows and frames
-        scale="db",  # db | linear
-        db_range=80.0,  # dB
-        compression=0.4,  # power, of complex (0.4) and mdct (0.5)
-        normalisation="per_sample",  # per_sample | dataset
-        value_range="minus_one_to_one",  # minus_one_to_one | zero_to_one | unit_variance
-        phase="learned",  # by Models/released, or your own after Train Phase | pghi | griffin_lim
-        band_inverse="nnls",  # nnls | pinv (faster)
-        griffin_lim_iterations=10,  # about 60 with phase="griffin_lim"
-    ),
-    dataset=DatasetConfig(
-        name="base",  # folder below Data
-        overlap=0.02,  # share of a clip; a few frames let neighbours be joined
-        split=(0.8, 0.1, 0.1),  # training, validation, test
-        seed=0,
-        num_workers=max(1, (os.cpu_count() or 2) - 1),  # processes that build
-        silence_db=-50.0,  # dB of full scale; a quieter clip is dropped
-        random_gain_db=0.0,  # ± dB at read time, with dataset normalisation
-        random_polarity=True,  # where the representation carries sign
-        time_shift=True,  # where neighbouring clips allow
-    ),
-    # unet: the settings above | conv_unet_450k | attention_unet | se_unet | conv_unet_17m | modulated_unet |
-    # residual_unet | unet_v0: networks of the journal, which take num_classes alone from above
-    network="unet",
-    network_width=1.0,  # factor on all widths of the network
-    unet=BASE_UNET,
+    spectrogram=BASE_SPECTROGRAM,
+    dataset=BASE_DATASET,
+    space="spectrogram",  # spectrogram | latent | small; `in_space` switches the network along
+    network=UNET,  # or one of the journal's: Libraries.Networks.network_config("unet_v0", ...)
     diffusion=BASE_DIFFUSION,
     train=BASE_TRAIN,
-    sampler=SamplerConfig(
-        name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
-        num_inference_steps=50,
-        spacing="trailing",  # leading | trailing | linspace | karras | log_snr
-        clip_x0=1.0,  # None: leave x0 as predicted
-        dynamic_threshold=None,  # or a share, such as 0.995, of |x0| that is scaled into ±clip_x0 first
-        eta=0.0,  # ddim: 0 to 1; None for the others
-        variance=None,  # ddpm: fixed_small | fixed_large | learned
-        churn=None,  # heun: 0 or more
-    ),
+    sampler=BASE_SAMPLER,
     guidance=GuidanceConfig(
         method="none",  # none | classifier_free | autoguidance
         scale=2.0,  # 1: none
         rescale=0.0,  # 0 none, to 1
-        weaker_at=0.3,  # autoguidance only; share of the training
+        weaker_at=0.3,  # autoguidance only; fraction of the training
     ),
     edit=EditConfig(
         rounds=4,  # times that made parts are made again
@@ -267,90 +184,78 @@ BASE = Settings(
         overlap_seconds=1.0,  # s
         continue_seconds=60.0,  # s
         loop_seconds=8.0,  # s
-        inversion_iterations=3,  # calls of the model a step
+        inversion_iterations=3,  # calls of the model per step
     ),
-    comparison=ComparisonConfig(
-        clips=64,  # of every variant
+    evaluation=EvaluationConfig(
+        num_samples=128,  # clips
+        batch_size=16,  # clips
+        compared_clips=64,  # of every variant
         samplers=("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc"),
         steps=(2, 5, 10, 20, 50, 250),
         guidance_scales=(1.0, 1.5, 2.0, 3.0),
         ema_lengths=(0.02, 0.05, 0.1, 0.15, 0.2),  # relative to the training
         upsampler_steps=(1, 2, 4),
     ),
-    experiments=ExperimentsConfig(
-        seeds=(0, 1, 2),  # trainings of every variant
-        clips=256,  # that every training is measured by
-        names=(),  # which run in the notebook's last cell; (): all
+    vae=VAESettings(
+        network=VAEConfig(
+            kind="residual",  # linear | conv | conv_v2 | residual
+            channels=(96, 192),  # per level, finest first
+            row_strides=(4, 2),  # rows are divided by this on the way into each level
+            frame_strides=(4, 2),  # frames likewise
+            latent_channels=4,  # 8·8 values of the spectrogram to 4
+            blocks_per_level=2,  # residual only
+            frequency_features=8,  # channels; residual only
+            norm_groups=8,  # residual only
+            activation="silu",  # silu | gelu; residual only
+        ),
+        loss=VAELossConfig(
+            reconstruction="l1",  # l1 | l2
+            reconstruction_weight=1.0,
+            spectral_weight=0.5,  # of the error of differences between neighbouring rows and frames
+            spectral_scales=(1, 2, 4),  # rows and frames averaged before the differences
+            kl_weight=1e-2,
+            kl_warmup_steps=1_000,  # optimiser steps
+            adversarial_weight=0.0,  # 0: no critic
+            adversarial_start=0,  # optimiser step
+            critic_channels=(),  # width of each halving
+        ),
+        train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
     ),
-    vae_run=None,  # None: diffusion on spectrograms; "latest" or a name in Models/vae: in its latents
-    latent_unet=replace(
-        BASE_UNET, channels=(192, 384), attention_levels=(0, 1), patch_size=(1, 1), frequency_features=8
+    upsampler=UpsamplerSettings(
+        network=replace(UNET, attention_levels=(3,), dropout=0.0),
+        train=BASE_TRAIN,
+        view=ViewConfig(
+            kind="smaller",  # lower_bands | smaller
+            kept_rows=48,  # lower_bands only; of 224
+            row_factor=2,  # smaller only; rows averaged to one
+            frame_factor=2,  # smaller only; frames averaged to one
+        ),
+        conditioning=UpsamplerConfig(
+            max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
+            strength=0.1,  # of that noise on a generated one
+            restored_share=0.3,  # of training clips: told the lower rows up to any one, to restore lost bands
+            consistent=True,  # hold x0 to the small spectrogram at every step
+        ),
+        sampler=replace(BASE_SAMPLER, num_inference_steps=4, clip_x0=None),  # residuals have no range
     ),
-    latent_train=BASE_TRAIN,
-    vae=replace(RESIDUAL_VAE, channels=(96, 192), blocks_per_level=2),
-    vae_loss=replace(
-        ORIGIN_VAE_LOSS,
-        reconstruction="l1",
-        reconstruction_weight=1.0,
-        spectral_weight=0.5,
-        kl_weight=1e-2,
-        kl_warmup_steps=1_000,
+    phase=PhaseSettings(
+        network=PhaseConfig(
+            channels=(64, 128, 256),  # per level, finest first; 3.5 M parameters
+            blocks_per_level=1,
+            fold_bins=8,
+            frequency_features=8,  # channels
+            norm_groups=8,
+            activation="silu",  # silu | gelu
+            weight_power=0.5,  # of each of a difference's two magnitudes in the loss
+            crop_frames=64,
+            mix=0.25,  # fraction of clips to which another is added
+        ),
+        train=replace(
+            BASE_TRAIN, num_steps=20_000, learning_rate=1e-3, warmup_steps=100, dataset_on_device=False,
+            num_workers=4, power_ema=(),
+        ),  # batches of crops, read from the music
     ),
-    vae_train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
-    cascade=False,  # True (and vae_run=None): diffusion of small spectrograms, then the upsampler
-    view=ViewConfig(
-        kind="smaller",  # lower_bands | smaller
-        kept_rows=48,  # lower_bands only; of 224
-        row_factor=2,  # smaller only; rows averaged to one
-        frame_factor=2,  # smaller only; frames averaged to one
-    ),
-    view_unet=replace(BASE_UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
-    view_train=BASE_TRAIN,
-    upsampler=UpsamplerConfig(
-        max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
-        strength=0.1,  # of that noise on a generated one
-        restored_share=0.3,  # of training clips: told the lower rows up to any one, to restore lost bands
-        consistent=True,  # hold x0 to the small spectrogram at every step
-    ),
-    upsampler_unet=replace(BASE_UNET, attention_levels=(3,), dropout=0.0),
-    upsampler_train=BASE_TRAIN,
-    upsampler_sampler=SamplerConfig(
-        name="ddim",
-        num_inference_steps=4,
-        spacing="trailing",
-        clip_x0=None,  # what is sampled are residuals; x0 is always held to the range of values
-        dynamic_threshold=None,
-        eta=0.0,
-        variance=None,
-        churn=None,
-    ),
-    phase_run="latest",  # the newest that fits, or a name in Models/phase or Models/released
-    phase_net=PhaseConfig(
-        channels=(64, 128, 256),  # a level, finest first; 3.5 M parameters
-        blocks_per_level=1,
-        fold_bins=8,
-        frequency_features=8,  # channels
-        norm_groups=8,
-        activation="silu",  # silu | gelu
-        weight_power=0.5,  # of each of a difference's two magnitudes in the loss
-        crop_frames=64,
-        mix=0.25,  # share of clips to which another is added
-    ),
-    phase_train=replace(
-        BASE_TRAIN,
-        num_steps=20_000,
-        learning_rate=1e-3,
-        batch_size=32,  # crops
-        warmup_steps=100,
-        dataset_on_device=False,  # clips are read from the music
-        num_workers=4,
-        power_ema=(),
-    ),
-    num_validation_clips=128,
-    num_samples=128,
-    sample_batch_size=16,
-    images=BASE_IMAGES,
-)
+)  # fmt: skip
 
 # ORIGIN: the settings of the journal this repository grew from, exactly.
 ORIGIN = replace(
@@ -365,53 +270,47 @@ ORIGIN = replace(
         max_frequency=16_000.0,  # Hz; size_multiple leaves 224 of 241 bins and 416 of 445 frames
     ),
     dataset=replace(BASE.dataset, name="origin"),
-    unet=replace(
-        BASE.unet,
-        block="double_conv",
-        channels=(32, 64, 128, 256, 304),  # 17.1 M parameters
-        blocks_per_level=1,
-        attention_levels=(),
-        time_injection="add",
-        patch_size=(1, 1),  # full resolution
-        frequency_features=0,
-        dropout=0.0,
-    ),
+    network=replace(
+        UNET, block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1, attention_levels=(),
+        time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
+    ),  # 17.1 M parameters at full resolution
     diffusion=replace(BASE.diffusion, schedule="linear", prediction_type="epsilon"),
     train=replace(BASE.train, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
-    vae=VAES["conv_v2"],
-    vae_loss=ORIGIN_VAE_LOSS,
-    vae_train=replace(BASE.vae_train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+    # the journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here
+    vae=VAESettings(
+        network=replace(
+            BASE.vae.network, kind="conv_v2", channels=(32, 64, 128, 256), row_strides=(2, 2, 2, 2),
+            frame_strides=(2, 2, 2, 2), latent_channels=128, blocks_per_level=1,
+        ),
+        loss=replace(
+            BASE.vae.loss, reconstruction="l2", reconstruction_weight=10_000.0, spectral_weight=0.0,
+            kl_weight=1.0, kl_warmup_steps=0,
+        ),
+        train=replace(BASE.vae.train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+    ),
     # half as many bins as in BASE, and more to learn in quiet ones
-    phase_net=replace(BASE.phase_net, fold_bins=4, weight_power=0.3),
-)
+    phase=replace(BASE.phase, network=replace(BASE.phase.network, fold_bins=4, weight_power=0.3)),
+)  # fmt: skip
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
 CPU_TRAIN = replace(
-    BASE.train,
+    BASE_TRAIN,
     num_steps=1_000,
-    batch_size=8,  # small: at this length steps count more than clips
+    batch_size=8,
     learning_rate=1e-3,
     warmup_steps=50,
     ema_decay=0.99,
     log_every=10,
     validate_every=100,
+    num_validation_clips=16,
     save_every=100,
     preview_every=500,
-    snapshot_every=100,  # optimiser steps
-)
-CPU_IMAGES = replace(
-    BASE_IMAGES,
-    num_validation_images=128,
-    unet=replace(
-        BASE_IMAGES.unet, channels=(32, 64, 128), blocks_per_level=1, attention_levels=(2,), dropout=0.0
-    ),
-    train=replace(CPU_TRAIN, batch_size=16, power_ema=()),
-    classifier_train=replace(CPU_TRAIN, num_steps=600, batch_size=64, learning_rate=2e-3, power_ema=()),
-    sampler=replace(BASE_IMAGES.sampler, num_inference_steps=20),
-    num_samples=320,
-    sample_batch_size=32,
-)
-
+    snapshot_every=100,
+)  # fmt: skip - small batches: at this length steps count more than clips
+CPU_UNET = replace(
+    UNET, channels=(32, 64, 128), blocks_per_level=1, attention_levels=(2,), patch_size=(2, 2), dropout=0.0
+)  # larger patches blur the partials
+CPU_LATENT_UNET = replace(UNET, channels=(64, 128), attention_levels=(0, 1), patch_size=(1, 1), dropout=0.0)
 CPU = replace(
     BASE,
     preset="CPU",
@@ -431,157 +330,110 @@ CPU = replace(
         max_frequency=6_000.0,  # Hz
     ),
     dataset=replace(BASE.dataset, name="cpu"),
-    unet=replace(
-        BASE.unet,
-        channels=(32, 64, 128),
-        blocks_per_level=1,  # at equal time better than 2
-        attention_levels=(2,),
-        patch_size=(2, 2),  # larger patches blur the partials
-        dropout=0.0,
-    ),
+    space="latent",  # better at the same time than on spectrograms (Results/README.md)
+    network=CPU_LATENT_UNET,
     train=CPU_TRAIN,
-    # as good as ddpm with 250 steps on this model, and better than ddim with 50 (README)
+    # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
     sampler=replace(BASE.sampler, name="dpmpp_2m_sde", num_inference_steps=20, spacing="karras", eta=None),
-    comparison=replace(BASE.comparison, clips=24),
-    latent_unet=replace(BASE.latent_unet, channels=(64, 128), dropout=0.0),
-    vae_run="latest",  # in latents: better at the same time than on spectrograms (README)
-    latent_train=CPU_TRAIN,
-    vae=VAES["residual_16"],
-    vae_loss=replace(BASE.vae_loss, kl_warmup_steps=200),
-    vae_train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
-    view=replace(BASE.view, kept_rows=24),  # of 96
-    view_unet=replace(
-        BASE.view_unet, channels=(64, 128), attention_levels=(1,), patch_size=(2, 2), dropout=0.0
+    evaluation=replace(BASE.evaluation, num_samples=48, compared_clips=24),
+    vae=VAESettings(
+        network=replace(BASE.vae.network, channels=(64, 128), blocks_per_level=1),
+        loss=replace(BASE.vae.loss, kl_warmup_steps=200),
+        train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
     ),
-    view_train=CPU_TRAIN,
-    upsampler_unet=replace(
-        BASE.upsampler_unet,
-        channels=(32, 64, 128),
-        blocks_per_level=1,
-        attention_levels=(2,),
-        patch_size=(2, 2),
+    upsampler=replace(
+        BASE.upsampler,
+        network=CPU_UNET,
+        train=replace(CPU_TRAIN, power_ema=()),
+        view=replace(BASE.upsampler.view, kept_rows=24),  # of 96
     ),
-    upsampler_train=replace(CPU_TRAIN, power_ema=()),
-    phase_train=replace(
-        BASE.phase_train,
-        num_steps=3_000,  # about 20 minutes of one core
-        batch_size=4,  # small: at this length steps count more than crops
-        ema_decay=0.998,
-        num_workers=0,
-        log_every=10,
-        validate_every=250,
-        save_every=250,
-        preview_every=500,
+    phase=replace(
+        BASE.phase,
+        train=replace(
+            BASE.phase.train, num_steps=3_000, batch_size=4, ema_decay=0.998, num_workers=0, log_every=10,
+            validate_every=250, num_validation_clips=16, save_every=250, preview_every=500,
+        ),  # about 20 minutes of one core
     ),
-    num_validation_clips=16,
-    num_samples=48,
-    images=CPU_IMAGES,
-)
+)  # fmt: skip
 
-# TRIAL: the journal's experiments, each in about ten minutes on two cores: one second at 8 kHz.
-TRIAL = replace(
-    CPU,
-    preset="TRIAL",
-    demo_music=replace(CPU.demo_music, sample_rate=8_000),
-    spectrogram=replace(
-        CPU.spectrogram,
-        sample_rate=8_000,  # Hz
-        clip_seconds=1.024,  # s = 64 hops
-        n_fft=512,  # samples = 64 ms
-        win_length=512,
-        hop_length=128,  # samples = 16 ms
-        n_bands=64,
-        narrow_frequency=750.0,  # Hz
-        max_frequency=4_000.0,  # Hz
-    ),
-    dataset=replace(CPU.dataset, name="trial"),
-    unet=replace(CPU.unet, channels=(16, 32, 64), head_dim=16, embedding_dim=128),
-    vae_run=None,
-    train=replace(CPU_TRAIN, num_steps=600, validate_every=200, save_every=300, power_ema=()),
-    experiments=replace(CPU.experiments, clips=96),
-    num_validation_clips=32,
-    num_samples=96,
-)
+# The network of a diffusion in each space; SMOKE has small ones.
+NETWORKS = {
+    "BASE": {
+        "spectrogram": UNET,
+        "latent": replace(UNET, channels=(192, 384), attention_levels=(0, 1), patch_size=(1, 1)),
+        "small": replace(UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
+    },
+    "CPU": {
+        "spectrogram": CPU_UNET,
+        "latent": CPU_LATENT_UNET,
+        "small": replace(CPU_UNET, channels=(64, 128), blocks_per_level=2, attention_levels=(1,)),
+    },
+}
+NETWORKS["ORIGIN"] = {**NETWORKS["BASE"], "spectrogram": ORIGIN.network}
 
 # SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
-SMOKE_STEPS = {  # of every training
-    "num_steps": 20,
-    "batch_size": 4,
-    "warmup_steps": 2,
-    "log_every": 5,
-    "validate_every": 10,
-    "save_every": 10,
-    "preview_every": 20,
-    "snapshot_every": 10,
+SMALL = {"channels": (16, 32), "head_dim": 16, "blocks_per_level": 1}
+NETWORKS["SMOKE"] = {
+    "spectrogram": replace(CPU_UNET, **SMALL, attention_levels=(1,), patch_size=(4, 4)),
+    "latent": replace(CPU_LATENT_UNET, **SMALL),
+    "small": replace(CPU_UNET, **SMALL, attention_levels=(1,), patch_size=(4, 4)),
 }
+
+
+def smoke(train: TrainConfig) -> TrainConfig:
+    """Return a training of a few steps."""
+    return replace(
+        train, num_steps=20, batch_size=4, warmup_steps=2, log_every=5, validate_every=10,
+        num_validation_clips=4, save_every=10, preview_every=20, snapshot_every=10,
+    )  # fmt: skip
+
 
 SMOKE = replace(
     CPU,
     preset="SMOKE",
     demo_music=replace(CPU.demo_music, clips=60),
     dataset=replace(CPU.dataset, name="smoke", num_workers=1),
-    unet=replace(
-        CPU.unet, channels=(16, 32), blocks_per_level=1, attention_levels=(1,), head_dim=16, patch_size=(4, 4)
-    ),
-    train=replace(CPU.train, **SMOKE_STEPS),
+    network=NETWORKS["SMOKE"]["latent"],
+    train=smoke(CPU.train),
     sampler=replace(CPU.sampler, num_inference_steps=4),
     edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
-    comparison=replace(
-        CPU.comparison,
-        clips=4,
-        samplers=("ddim", "heun"),
-        steps=(2, 4),
-        guidance_scales=(1.0, 2.0),
-        upsampler_steps=(1, 2),
+    evaluation=replace(
+        CPU.evaluation, num_samples=8, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
+        guidance_scales=(1.0, 2.0), upsampler_steps=(1, 2),
     ),
-    experiments=replace(CPU.experiments, seeds=(0, 1), clips=4, names=("06-norm",)),
-    latent_unet=replace(CPU.latent_unet, channels=(16, 32), blocks_per_level=1, head_dim=16),
-    latent_train=replace(CPU.latent_train, **SMOKE_STEPS),
-    vae=replace(CPU.vae, channels=(16, 32)),
-    vae_train=replace(CPU.vae_train, **SMOKE_STEPS),
-    view_unet=replace(
-        CPU.view_unet,
-        channels=(16, 32),
-        attention_levels=(1,),
-        head_dim=16,
-        patch_size=(4, 4),
-        blocks_per_level=1,
+    vae=replace(
+        CPU.vae, network=replace(CPU.vae.network, channels=(16, 32)), train=smoke(CPU.vae.train)
     ),
-    view_train=replace(CPU.view_train, **SMOKE_STEPS),
-    upsampler_unet=replace(
-        CPU.upsampler_unet, channels=(16, 32), attention_levels=(1,), head_dim=16, patch_size=(4, 4)
+    upsampler=replace(
+        CPU.upsampler,
+        network=NETWORKS["SMOKE"]["spectrogram"],
+        train=smoke(CPU.upsampler.train),
+        sampler=replace(CPU.upsampler.sampler, num_inference_steps=2),
     ),
-    upsampler_train=replace(CPU.upsampler_train, **SMOKE_STEPS),
-    upsampler_sampler=replace(CPU.upsampler_sampler, num_inference_steps=2),
-    phase_net=replace(CPU.phase_net, channels=(16, 32), crop_frames=32),
-    phase_train=replace(CPU.phase_train, **SMOKE_STEPS),
-    num_validation_clips=4,
-    num_samples=8,
-    images=replace(
-        CPU_IMAGES,
-        source="digits",  # the tests need no network
-        num_validation_images=16,
-        unet=replace(CPU_IMAGES.unet, channels=(16, 32), attention_levels=(1,), head_dim=16),
-        train=replace(CPU_IMAGES.train, **SMOKE_STEPS),
-        classifier_train=replace(CPU_IMAGES.classifier_train, **SMOKE_STEPS),
-        sampler=replace(CPU_IMAGES.sampler, num_inference_steps=4),
-        num_samples=40,
+    phase=replace(
+        CPU.phase,
+        network=replace(CPU.phase.network, channels=(16, 32), crop_frames=32),
+        train=smoke(CPU.phase.train),
     ),
-)
+)  # fmt: skip
 
-PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, TRIAL, SMOKE)}
+PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, SMOKE)}
 
 
 def choose(name: str) -> Settings:
-    """Return a preset by name.
-
-    Raises:
-        ValueError: there is none of that name; the known are listed.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"CONF_PRESET={name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    """Return a preset by name; a ValueError names the known."""
+    require(PRESETS, CONF_PRESET=name)
     return PRESETS[name]
 
 
-conf = choose(os.environ.get("CONF_PRESET", "BASE"))
+def in_space(settings: Settings, space: str) -> Settings:
+    """Return a preset's settings with the diffusion in another space, by the network made for it."""
+    require(NETWORKS[settings.preset], space=space)
+    return replace(settings, space=space, network=NETWORKS[settings.preset][space])
+
+
+WHY = "CONF_PRESET"
+if "CONF_PRESET" not in os.environ:
+    WHY = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
+conf = choose(os.environ.get("CONF_PRESET", "BASE" if torch.cuda.is_available() else "CPU"))
 set_log_level(conf.log_level)

@@ -2,15 +2,88 @@
 
     for experiment in journal_experiments(conf).values(): ...
 
-The first variant of each is the preset itself; the others name what they change, as in `Conf.py`.
+The first variant of each is the preset itself; the others name what they change, as in `Conf.py`. The preset
+TRIAL and the journal's autoencoders, which nothing else needs, are here too.
 """
 
 import math
+from dataclasses import replace
 
+from Conf import CPU, ORIGIN, PRESETS, in_space
+from Libraries.Networks import network_config
 from Libraries.Runs.Settings import Settings
-from Libraries.Studies.Experiments import Change, Experiment
+from Libraries.Studies.Experiments import Change, Experiment, Trials
+from Libraries.Utils import require
 
 PRESET = Change({})
+
+# TRIAL: each experiment in about ten minutes on two cores: one second at 8 kHz.
+TRIAL = replace(
+    CPU,
+    preset="TRIAL",
+    demo_music=replace(CPU.demo_music, sample_rate=8_000),
+    spectrogram=replace(
+        CPU.spectrogram,
+        sample_rate=8_000,  # Hz
+        clip_seconds=1.024,  # s = 64 hops
+        n_fft=512,  # samples = 64 ms
+        win_length=512,
+        hop_length=128,  # samples = 16 ms
+        n_bands=64,
+        narrow_frequency=750.0,  # Hz
+        max_frequency=4_000.0,  # Hz
+    ),
+    dataset=replace(CPU.dataset, name="trial"),
+    space="spectrogram",
+    network=replace(
+        in_space(CPU, "spectrogram").network, channels=(16, 32, 64), head_dim=16, embedding_dim=128
+    ),
+    train=replace(
+        CPU.train, num_steps=600, validate_every=200, num_validation_clips=32, save_every=300, power_ema=()
+    ),
+    evaluation=replace(CPU.evaluation, num_samples=96),
+)
+
+TRIALS = Trials(
+    seeds=(0, 1, 2),  # trainings of every variant
+    clips=256,  # that every training is measured by
+    names=(),  # which run in the notebook's last cell; (): all
+)
+TRIALS_OF = {
+    "TRIAL": replace(TRIALS, clips=96),
+    "SMOKE": replace(TRIALS, seeds=(0, 1), clips=4, names=("06-norm",)),
+}
+
+# The autoencoder that works, at 8 to 64 spectrogram values per latent value, and the origin's three.
+_RESIDUAL = CPU.vae.network
+_CONV = replace(
+    _RESIDUAL,
+    kind="conv",
+    channels=(32, 64, 128),
+    row_strides=(2, 2, 2),
+    frame_strides=(2, 2, 2),
+    latent_channels=64,  # 8·8 values to 64: the latent is as large as the spectrogram
+)
+VAES = {
+    "linear": replace(_CONV, kind="linear", latent_channels=256),  # the whole latent
+    "conv": _CONV,
+    "conv_v2": ORIGIN.vae.network,  # 16·16 values to 128: half as large
+    "residual_8": replace(_RESIDUAL, latent_channels=8),
+    "residual_16": _RESIDUAL,
+    "residual_32": replace(_RESIDUAL, latent_channels=2),
+}
+
+
+def choose_experiments(preset: str) -> tuple[Settings, Trials]:
+    """Return the settings of a preset, TRIAL among them, on spectrograms, and how its experiments run.
+
+    Raises:
+        ValueError: there is no such preset; the known are listed.
+    """
+    known = {**PRESETS, "TRIAL": TRIAL}
+    require(known, preset=preset)
+    settings = TRIAL if preset == "TRIAL" else in_space(known[preset], "spectrogram")
+    return settings, TRIALS_OF.get(preset, TRIALS)
 
 
 def journal_experiments(conf: Settings) -> dict[str, Experiment]:
@@ -31,7 +104,7 @@ def _data_and_process() -> tuple[Experiment, ...]:
             "01-output",
             "Sigmoid or linear output",
             "a sigmoid as last layer made the first outputs noise (03.03.2025).",
-            {"linear": PRESET, "sigmoid": Change({"unet.output": "sigmoid_experiment"})},
+            {"linear": PRESET, "sigmoid": Change({"network.output": "sigmoid_experiment"})},
         ),
         Experiment(
             "02-range",
@@ -62,14 +135,14 @@ def _data_and_process() -> tuple[Experiment, ...]:
 
 
 def _network(conf: Settings) -> tuple[Experiment, ...]:
-    levels = tuple(range(len(conf.unet.channels)))
-    full = conf.unet.attention_levels
+    levels = tuple(range(len(conf.network.channels)))
+    full = conf.network.attention_levels
     everywhere = {
-        "unet.head_dim": math.gcd(*conf.unet.channels),  # so that it fits every level
-        "unet.attention_levels": full,
-        "unet.linear_attention_levels": tuple(level for level in levels if level not in full),
+        "network.head_dim": math.gcd(*conf.network.channels),  # so that it fits every level
+        "network.attention_levels": full,
+        "network.linear_attention_levels": tuple(level for level in levels if level not in full),
     }
-    without = {"unet.attention_levels": ()}
+    without = {"network.attention_levels": ()}
     same_size = ("parameters",)
     return (
         Experiment(
@@ -78,9 +151,9 @@ def _network(conf: Settings) -> tuple[Experiment, ...]:
             "attention cost too much, squeeze-and-excitation gave no meaningful data, so double convolutions "
             "(06.03.2025).",
             {
-                "double conv": Change({"unet.block": "double_conv", **without}),
-                "double conv, SE": Change({"unet.block": "double_conv_se", **without}, same_size),
-                "double conv, attention": Change({"unet.block": "double_conv", **everywhere}, same_size),
+                "double conv": Change({"network.block": "double_conv", **without}),
+                "double conv, SE": Change({"network.block": "double_conv_se", **without}, same_size),
+                "double conv, attention": Change({"network.block": "double_conv", **everywhere}, same_size),
                 "the preset": Change({}, same_size),
             },
         ),
@@ -88,19 +161,19 @@ def _network(conf: Settings) -> tuple[Experiment, ...]:
             "06-norm",
             "BatchNorm or GroupNorm",
             "BatchNorm seemed to make inference numerically unstable; back to GroupNorm(8) (15.03.2025).",
-            {"GroupNorm(8)": PRESET, "BatchNorm": Change({"unet.norm": "batch"})},
+            {"GroupNorm(8)": PRESET, "BatchNorm": Change({"network.norm": "batch"})},
         ),
         Experiment(
             "07-activation",
             "GELU or SiLU",
             "from GELU to SiLU, to see whether it makes a difference (15.03.2025).",
-            {"SiLU": PRESET, "GELU": Change({"unet.activation": "gelu"})},
+            {"SiLU": PRESET, "GELU": Change({"network.activation": "gelu"})},
         ),
         Experiment(
             "08-time",
             "The time by modulation or by addition",
             "modulation gave the lowest loss (17.03.2025), and was taken out again (20.03.2025).",
-            {"modulation": PRESET, "addition": Change({"unet.time_injection": "add"})},
+            {"modulation": PRESET, "addition": Change({"network.time_injection": "add"})},
         ),
         Experiment(
             "09-skips",
@@ -108,10 +181,14 @@ def _network(conf: Settings) -> tuple[Experiment, ...]:
             "the extra skip gave results again, not stable and with the highs removed (24.03.2025).",
             {
                 "every layer": PRESET,
-                **({"a block": Change({"unet.skips": "block"})} if conf.unet.blocks_per_level > 1 else {}),
-                "a level": Change({"unet.skips": "level"}),
-                "a level, extra": Change({"unet.skips": "level", "unet.first_skip": True}),
-                "none": Change({"unet.skips": "none"}),
+                **(
+                    {"a block": Change({"network.skips": "block"})}
+                    if conf.network.blocks_per_level > 1
+                    else {}
+                ),
+                "a level": Change({"network.skips": "level"}),
+                "a level, extra": Change({"network.skips": "level", "network.first_skip": True}),
+                "none": Change({"network.skips": "none"}),
             },
         ),
     )
@@ -183,11 +260,12 @@ def _representations(conf: Settings) -> tuple[Experiment, ...]:
 
 def _costs(conf: Settings) -> tuple[Experiment, ...]:
     patches = {
-        f"{size}x{size}": Change({"unet.patch_size": (size, size)}, ("time",))
+        f"{size}x{size}": Change({"network.patch_size": (size, size)}, ("time",))
         for size in (1, 2, 4)
-        if (size, size) != conf.unet.patch_size
+        if (size, size) != conf.network.patch_size
     }
-    rows, frames = conf.unet.patch_size
+    rows, frames = conf.network.patch_size
+    unet_v0 = {"network": network_config("unet_v0", conf.network)}
     return (
         Experiment(
             "13-patches",
@@ -201,8 +279,8 @@ def _costs(conf: Settings) -> tuple[Experiment, ...]:
             "a new network after Flavio Schneider's had issues of size and memory (23.04.2025).",
             {
                 "the preset": PRESET,
-                "UNetV0, equal parameters": Change({"network": "unet_v0"}, ("parameters",)),
-                "UNetV0, equal parameters and time": Change({"network": "unet_v0"}, ("parameters", "time")),
+                "UNetV0, equal parameters": Change(unet_v0, ("parameters",)),
+                "UNetV0, equal parameters and time": Change(unet_v0, ("parameters", "time")),
             },
         ),
     )

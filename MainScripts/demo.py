@@ -11,13 +11,11 @@ import time
 
 os.environ.setdefault("CONF_PRESET", "CPU")
 from Conf import conf
-from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, build_dataset
-from Libraries.DemoMusic.Corpus import render_demo_music
-from Libraries.Evaluation.Samples import evaluate, example_input
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
-from Libraries.Runs.Run import latest_run, new_run_dir, results_of
-from Libraries.Training.Checkpoint import export_graph, save_json
+from Libraries.Dataset import SpectrogramDataset, build_dataset
+from Libraries.DemoMusic import render_demo_music
+from Libraries.Evaluation import evaluate, example_input
+from Libraries.Runs import DiffusionRun, find_diffusion, new_run_dir, prepare_space, train_diffusion
+from Libraries.Training import export_graph, save_json
 from Libraries.Utils import get_logger
 
 logger = get_logger("demo")
@@ -38,17 +36,16 @@ def main() -> None:
     logger.info("2/5 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
     logger.info("3/5 training the autoencoder of latents or the upsampler of a cascade, if asked for")
-    ensure_vae(conf)
-    ensure_upsampler(conf)
+    prepare_space(conf)
     logger.info("4/5 training the diffusion")
-    run_dir = train_diffusion(conf, latest_run(conf.models_dir, "conf.json") if arguments.resume else None)
+    run_dir = train_diffusion(conf, find_diffusion(conf, "conf.json") if arguments.resume else None)
     logger.info("5/5 sampling and measuring")
-    generator = Generator.load(run_dir)
-    results = new_run_dir(results_of(conf, run_dir), "eval")
+    model = DiffusionRun.load(run_dir)
+    results = new_run_dir(model.run.results_dir, "eval")
     splits = {split: SpectrogramDataset(conf.dataset_dir, split) for split in ("train", "test")}
-    metrics = evaluate(generator, splits["train"], splits["test"], conf, results)
+    metrics = evaluate(model, splits["train"], splits["test"], conf, results)
     save_json(results / "metrics.json", {"run": run_dir.name, **metrics})
-    export_graph(generator.network.cpu(), example_input(generator), run_dir / "graph.pt")
+    export_graph(model.network.cpu(), example_input(model), run_dir / "graph.pt")
     minutes = (time.perf_counter() - start) / 60
     print(f"""
 Done in {minutes:.1f} minutes.
@@ -59,7 +56,7 @@ Done in {minutes:.1f} minutes.
   model and its graph     {run_dir}
 Frechet distance to the test split: samples {metrics["samples_to_test"]:.2f}, \
 real training music {metrics["train_to_test"]:.2f} (the floor), noise {metrics["noise_to_test"]:.2f}
-Seconds a clip: {metrics["seconds_per_clip"]:.2f}""")
+Seconds per clip: {metrics["seconds_per_clip"]:.2f}""")
 
 
 if __name__ == "__main__":

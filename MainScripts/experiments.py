@@ -10,10 +10,9 @@ own experiments, after one of them has trained the preset, which all have in com
 
 import argparse
 
-from Conf import PRESETS, choose
-from Journal import journal_experiments
-from Libraries.Studies.ExperimentReport import write_index, write_report
-from Libraries.Studies.Experiments import run_experiment
+from Conf import PRESETS
+from Journal import choose_experiments, journal_experiments
+from Libraries.Studies import run_experiment, write_index, write_report
 
 
 def main() -> None:
@@ -21,16 +20,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="TRIAL")
+    parser.add_argument("--preset", choices=("TRIAL", *PRESETS), default="TRIAL")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of experiments (default: all)")
     arguments = parser.parse_args()
-    settings = choose(arguments.preset)
+    settings, trials = choose_experiments(arguments.preset)
     experiments = journal_experiments(settings)
     if unknown := set(arguments.only or ()) - experiments.keys():
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(experiments)}")
     for name in arguments.only or experiments:
-        outcomes = run_experiment(experiments[name], settings)
-        text, _ = write_report(experiments[name], outcomes, settings)
+        outcomes = run_experiment(experiments[name], settings, trials)
+        text, _ = write_report(experiments[name], outcomes, settings, trials)
         print(text)
     write_index(experiments.values(), settings)
 

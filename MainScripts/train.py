@@ -12,10 +12,9 @@ Ctrl-C and SIGTERM save before they stop.
 import argparse
 from pathlib import Path
 
-from Conf import PRESETS, choose
-from Libraries.Runs.Pipeline import ensure_upsampler, ensure_vae, train_diffusion
-from Libraries.Runs.Preparation import ensure_dataset
-from Libraries.Training.Loop import process_state
+from Conf import NETWORKS, PRESETS, choose, in_space
+from Libraries.Runs import ensure_dataset, prepare_space, train_diffusion
+from Libraries.Training import process_state
 
 
 def main() -> None:
@@ -24,15 +23,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="BASE")
+    parser.add_argument("--space", choices=NETWORKS["BASE"], help="what diffuses (default: the preset's)")
     parser.add_argument("--resume", type=Path, help="the folder of an interrupted run")
     arguments = parser.parse_args()
     settings = choose(arguments.preset)
+    if arguments.space:
+        settings = in_space(settings, arguments.space)
     state = process_state()
     with state.main_process_first():
         if (built := ensure_dataset(settings)) is not None:
             print(built)
-    ensure_vae(settings)
-    ensure_upsampler(settings)
+    prepare_space(settings)
     run_dir = train_diffusion(settings, arguments.resume)
     if state.is_main_process:
         print("trained:", run_dir)

@@ -28,7 +28,7 @@ from torch import nn
 
 from Conf import BASE, ORIGIN
 from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config
-from Libraries.Runs.Pipeline import build_network
+from Libraries.Runs.DiffusionTraining import build_network
 from Libraries.Training.Timing import median_in_turns
 from Libraries.Utils import autocast
 

@@ -37,10 +37,10 @@ from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Samples import distances, spread_clips
 from Libraries.Runs.Autoencoding import LatentCodec, build_vae, make_vae_loss, measure_latents
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import build_network, diffusion_loaders, make_loss
-from Libraries.Runs.Run import clip_loaders
-from Libraries.Runs.Settings import Settings, provenance
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import build_network, diffusion_loaders, make_loss
+from Libraries.Runs.Run import clip_loaders, provenance
+from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import fit

@@ -20,8 +20,9 @@ from common import machine_line
 from Conf import BASE, CPU, ORIGIN
 from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
-from Libraries.Runs.PhaseRuns import RELEASED, load_phase, release_phase
-from Libraries.Runs.PhaseTraining import PhaseDataset, train_phase
+from Libraries.Runs.Run import RELEASED, load_phase
+from Libraries.Runs.Phases import release_phase
+from Libraries.Runs.Phases import PhaseDataset, train_phase
 from Libraries.Runs.Preparation import load_example_clips
 from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Audio import find_audio_files

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from Conf import BASE, ORIGIN
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.PhaseRuns import open_spectrogram
-from Libraries.Runs.Pipeline import build_network
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.Run import open_spectrogram
+from Libraries.Runs.DiffusionTraining import build_network
 from Libraries.Runs.Settings import Settings
 from Libraries.Sampling.Samplers import inference_timesteps, sample_ddim
 from Libraries.Sound.Audio import load_audio

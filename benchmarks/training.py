@@ -26,7 +26,7 @@ from common import (
 )
 
 from Conf import BASE, ORIGIN
-from Libraries.Runs.Pipeline import build_network
+from Libraries.Runs.DiffusionTraining import build_network
 from Libraries.Training.Timing import median_in_turns
 
 BUILDERS = {s.preset: partial(build_network, s) for s in (BASE, ORIGIN)} | {PEER: Peer}

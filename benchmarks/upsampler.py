@@ -31,9 +31,10 @@ from Libraries.Evaluation.UpsamplerEvaluation import (
     save_three_ways,
     with_codec,
 )
-from Libraries.Runs.Cascade import ViewCodec
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import build_network, make_loss, open_codec, train_diffusion
+from Libraries.Runs.Upsampling import LowResolutionCodec
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import build_network, make_loss, train_diffusion
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Runs.Preparation import find_music
 from Libraries.Runs.Run import results_of
 from Libraries.Runs.Settings import Settings
@@ -62,7 +63,7 @@ def main() -> None:
     comparison = replace(CPU.comparison, clips=args.clips)
     settings = replace(CPU, root=args.root, vae_run=None, comparison=comparison)
     make_dataset(settings)
-    direct = Generator.load(train_directly(settings, args.minutes))
+    direct = DiffusionRun.load(train_directly(settings, args.minutes))
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for view in args.views:
         own = replace(settings, cascade=True, view=replace(settings.view, kind=view))
@@ -104,7 +105,7 @@ def load_cascade(first_dir: Path, settings: Settings) -> Generator:
     """Return the generator of a first model and the upsampler trained with it, not the newest of its view."""
     _, _, preset = first_dir.name.partition("-")
     upsampler = load_upsampler(sorted(settings.upsampler_dir.glob(f"*-{preset}"))[-1])
-    return with_codec(Generator.load(first_dir), ViewCodec(upsampler.low, upsampler))
+    return with_codec(DiffusionRun.load(first_dir), LowResolutionCodec(upsampler.low, upsampler))
 
 
 def table(generator: Generator, settings: Settings, direct: Generator) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
 from Conf import SMOKE
-from Libraries.Runs.Generator import Generator
+from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Training.Timing import median_in_turns
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypat
     generator = benchmark.load_cascade(first, cascade)
     used = generator.codec.upsampler.run_dir.name
     assert used.endswith("-0.001min") and newer != first
-    header, lines = benchmark.table(generator, cascade, Generator.load(direct))
+    header, lines = benchmark.table(generator, cascade, DiffusionRun.load(direct))
     assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
     assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"
     said = benchmark.save_examples(generator, cascade)

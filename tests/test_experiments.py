@@ -22,7 +22,8 @@ from Libraries.Studies.ExperimentReport import (
     write_index,
     write_report,
 )
-from Libraries.Studies.Experiments import Change, Experiment, Outcome, changed, plan, run_experiment
+from Libraries.Studies.Experiments import Change, Experiment, Outcome, plan, run_experiment
+from Libraries.Runs.Settings import changed
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.U_Net import count_parameters
 

@@ -13,8 +13,8 @@ from Libraries.Evaluation.Comparison import (
     compare_samplers,
     variant_table,
 )
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import train_diffusion
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import train_diffusion
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 
@@ -37,7 +37,7 @@ def run_dir(settings):
 
 @pytest.fixture(scope="module")
 def generator(run_dir):
-    generator = Generator.load(run_dir)
+    generator = DiffusionRun.load(run_dir)
     generator.precision = "no"
     return generator
 
@@ -46,7 +46,7 @@ def generator(run_dir):
 def conditional(settings):
     """A run of two classes, as the dataset's folders are."""
     unet = replace(settings.unet, num_classes=2)
-    generator = Generator.load(train_diffusion(replace(settings, unet=unet)))
+    generator = DiffusionRun.load(train_diffusion(replace(settings, unet=unet)))
     generator.precision = "no"
     return generator
 
@@ -112,12 +112,12 @@ def test_a_run_with_one_set_of_weights_has_no_weaker_one(generator, run_dir, tmp
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
     with pytest.raises(CheckpointError, match="no weights from before its last"):
-        Generator.load(tmp_path).load_weaker(0.3)
+        DiffusionRun.load(tmp_path).load_weaker(0.3)
 
 
 def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):
     found = {
-        name: next(Generator.load(run_dir, **options).network.parameters()).detach()
+        name: next(DiffusionRun.load(run_dir, **options).network.parameters()).detach()
         for name, options in {
             "last": {}, "step 4": {"step": 4}, "step 2": {"step": 2}, "short": {"ema_length": 0.05},
             "long": {"ema_length": 0.2},
@@ -127,7 +127,7 @@ def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):
     different = [found[name] for name in ("last", "step 2", "short", "long")]
     assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
     with pytest.raises(CheckpointError, match="does not exist"):
-        Generator.load(run_dir, step=3)
+        DiffusionRun.load(run_dir, step=3)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_every_way_of_training_gives_a_run_that_samples(settings, change):
     if "learned_variance" in change:
         sampler = replace(sampler, name="ddpm", eta=None, variance="learned")
     settings = replace(settings, diffusion=replace(settings.diffusion, **change), sampler=sampler)
-    generator = Generator.load(train_diffusion(settings))
+    generator = DiffusionRun.load(train_diffusion(settings))
     x0 = generator.generate([0, 1], settings.sampler, 2, progress=False)
     assert x0.shape == (2, *settings.spectrogram.shape) and x0.isfinite().all()
     assert generator.to_audio(x0).isfinite().all()

@@ -11,9 +11,10 @@ from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input, spread_clips
 from Libraries.Runs.Autoencoding import LatentCodec, train_vae
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.LatentEditing import LatentEditor
-from Libraries.Runs.Pipeline import EncodedLoader, open_codec, overfit_one_batch, train_diffusion
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.CodecEditing import LatentEditor
+from Libraries.Runs.DiffusionTraining import EncodedLoader, overfit_one_batch, train_diffusion
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sampling.Editing import known_outside
 from Libraries.Training.Checkpoint import CheckpointError, latest_checkpoint
 from Libraries.VAE import VAE
@@ -37,7 +38,7 @@ def run_dir(settings):
 
 @pytest.fixture(scope="module")
 def generator(run_dir):
-    generator = Generator.load(run_dir)
+    generator = DiffusionRun.load(run_dir)
     generator.precision = generator.codec.precision = "no"
     return generator
 
@@ -75,14 +76,14 @@ def test_run_records_its_autoencoder_and_refuses_another(settings, run_dir, tmp_
     assert record["run"] == "00000-SMOKE" and len(record["weights"]) == 64
     copy = tmp_path / "Models"
     shutil.copytree(settings.root / "Models", copy)
-    Generator.load(copy / "diffusion" / run_dir.name)
+    DiffusionRun.load(copy / "diffusion" / run_dir.name)
     ema = latest_checkpoint(copy / "vae" / record["run"], "ema")
     ema.write_bytes(ema.read_bytes() + b"other")
     with pytest.raises(CheckpointError, match="trained in the latents of 00000-SMOKE, and the weights in"):
-        Generator.load(copy / "diffusion" / run_dir.name)
+        DiffusionRun.load(copy / "diffusion" / run_dir.name)
     shutil.rmtree(copy / "vae")
     with pytest.raises(CheckpointError, match="has no ema"):
-        Generator.load(copy / "diffusion" / run_dir.name)
+        DiffusionRun.load(copy / "diffusion" / run_dir.name)
 
 
 def test_run_is_not_resumed_on_spectrograms(settings, run_dir):

@@ -10,7 +10,7 @@ from Conf import CPU, SMOKE
 from Libraries.Networks.AttentionUNet import AttentionUNet, AttentionUNetConfig
 from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config, scale_widths, width_for
 from Libraries.Networks.UNetV0 import UNetV0
-from Libraries.Runs.Pipeline import build_network
+from Libraries.Runs.DiffusionTraining import build_network
 from Libraries.Training.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
 from Libraries.U_Net import UNet, UNetConfig, count_parameters
 

@@ -16,10 +16,12 @@ from Libraries.Phase import LearnedPhase, PhaseLoss, PhaseNet, relative_level
 from Libraries.Plots.CurvePlots import plot_phase_metrics
 from Libraries.Plots.SpectrogramPlots import plot_inverses
 from Libraries.Runs.Autoencoding import train_vae
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.PhaseRuns import RELEASED, find_phase_run, load_phase, open_spectrogram, release_phase
-from Libraries.Runs.PhaseTraining import PhaseDataset, compare_inverses, phase_loaders, train_phase
-from Libraries.Runs.Pipeline import open_codec, train_diffusion
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.Run import RELEASED, load_phase, open_spectrogram, find_phase
+from Libraries.Runs.Phases import release_phase
+from Libraries.Runs.Phases import PhaseDataset, compare_inverses, phase_loaders, train_phase
+from Libraries.Runs.DiffusionTraining import train_diffusion
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Audio import load_audio
 from Libraries.Sound.Metrics import round_trip
 from Libraries.Sound.PhaseRetrieval import heap_edges, stft
@@ -271,9 +273,7 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
     train = functools.partial(train_phase, settings, settings.music_dir)
-    assert goes_on_to_the_same(
-        train, run_dir, tmp_path / "00007-again", "Runs.PhaseTraining.save_phase_preview"
-    )
+    assert goes_on_to_the_same(train, run_dir, tmp_path / "00007-again", "Runs.Phases.save_phase_preview")
 
 
 def test_a_clip_is_the_sound_that_was_encoded_and_refused_where_its_file_changed(settings, dataset, tmp_path):
@@ -345,24 +345,24 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
     files = {path.name for path in (tmp_path / "released" / "phase-bands").iterdir()}
     assert files == {"conf.json", "metrics.csv", "ema-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "phase-bands" / "conf.json").read_text()
-    monkeypatch.setattr("Libraries.Runs.PhaseRuns.RELEASED", tmp_path / "released")
+    monkeypatch.setattr("Libraries.Runs.Run.RELEASED", tmp_path / "released")
     nowhere = tmp_path / "phase"
-    found = [find_phase_run(BANDS, nowhere, name) for name in ("latest", "phase-bands")]
+    found = [find_phase(BANDS, nowhere, name) for name in ("latest", "phase-bands")]
     assert [path.name for path in found] == ["phase-bands"] * 2
-    assert find_phase_run(BANDS, settings.phase_dir, "latest") == run_dir  # one's own comes first
+    assert find_phase(BANDS, settings.phase_dir, "latest") == run_dir  # one's own comes first
     magnitude = dataset.spectrogram.magnitude(
         *dataset.spectrogram.encode_with_gain(dataset.waveform(0)[None])
     )
     ours, theirs = (load_phase(run, BANDS)(magnitude) for run in (run_dir, found[0]))
     assert (magnitude * (ours - theirs).cos()).sum() / magnitude.sum() > 0.99
     with pytest.raises(CheckpointError, match="no learned phase for this spectrogram"):
-        find_phase_run(MAGNITUDE, nowhere, "latest")
+        find_phase(MAGNITUDE, nowhere, "latest")
 
 
 @pytest.mark.parametrize("preset", [BASE, ORIGIN], ids=lambda preset: preset.preset)
 def test_what_comes_with_the_repository_fits_the_presets_and_is_nearer_than_pghi(preset, tmp_path):
     config = preset.spectrogram
-    run = find_phase_run(config, tmp_path, preset.phase_run)
+    run = find_phase(config, tmp_path, preset.phase_run)
     assert config.phase == "learned" and run.parent == RELEASED
     clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", config.sample_rate)
     clip = clip[None, :, : config.clip_samples]
@@ -382,8 +382,8 @@ def test_generator_and_codec_decode_with_it_when_the_settings_say_so(settings, r
     )
     assert open_codec(learned).spectrogram.phase_model is None  # its own run's settings have PGHI
     run = train_diffusion(learned)
-    assert isinstance(Generator.load(run).spectrogram.phase_model, LearnedPhase)
-    assert Generator.load(run, inverse=BANDS).spectrogram.phase_model is None
+    assert isinstance(DiffusionRun.load(run).spectrogram.phase_model, LearnedPhase)
+    assert DiffusionRun.load(run, inverse=BANDS).spectrogram.phase_model is None
 
 
 def test_pictures_share_their_colours_and_are_labelled(dataset):

@@ -11,8 +11,8 @@ from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Samples import copying, distances, evaluate, nearest_in_training, spread_clips
 from Libraries.Networks.Catalogue import JOURNAL
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import (
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import (
     build_network,
     make_loss,
     overfit_one_batch,
@@ -48,7 +48,7 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
 
 def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
-    metrics = evaluate(Generator.load(run_dir), *splits, settings, tmp_path)
+    metrics = evaluate(DiffusionRun.load(run_dir), *splits, settings, tmp_path)
     assert len(list((tmp_path / "audio").glob("*.wav"))) == 4
     assert {"samples_to_test", "train_to_test", "noise_to_test", "seconds_per_clip"} <= metrics.keys()
     assert all(np.isfinite(value) for value in metrics.values())
@@ -70,11 +70,11 @@ def test_dataset_of_another_spectrogram_is_refused(settings):
 def test_a_run_without_weights_is_refused(settings, run_dir, tmp_path):
     (tmp_path / "conf.json").write_text((run_dir / "conf.json").read_text())
     with pytest.raises(CheckpointError, match="never saved"):
-        Generator.load(tmp_path)
+        DiffusionRun.load(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused(settings, tmp_path):
-    for use in (Generator.load, lambda folder: train_diffusion(settings, folder)):
+    for use in (DiffusionRun.load, lambda folder: train_diffusion(settings, folder)):
         with pytest.raises(CheckpointError, match=r"name a run's own folder"):
             use(tmp_path)
 
@@ -97,7 +97,7 @@ def test_same_seed_gives_the_same_network_and_leaves_the_generator_alone(setting
 
 def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings):
     run_dir = train_diffusion(replace(settings, network="conv_unet_450k"))
-    assert Generator.load(run_dir).network.config == JOURNAL["conv_unet_450k"].config
+    assert DiffusionRun.load(run_dir).network.config == JOURNAL["conv_unet_450k"].config
     with pytest.raises(ValueError, match="network is conv_unet_450k there and unet here"):
         train_diffusion(settings, run_dir)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose
-from Libraries.Runs.Settings import from_dict, provenance, to_dict
+from Libraries.Runs.Run import provenance
+from Libraries.Runs.Settings import from_dict, to_dict
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 

@@ -18,9 +18,10 @@ from Libraries.Evaluation.UpsamplerEvaluation import (
     same_seeds,
     view_error,
 )
-from Libraries.Runs.Cascade import CascadeEditor, ViewCodec, open_cascade
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import ensure_upsampler, train_diffusion
+from Libraries.Runs.Upsampling import LowResolutionCodec, open_cascade
+from Libraries.Runs.CodecEditing import CascadeEditor
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import ensure_upsampler, train_diffusion
 from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
 from Libraries.Sampling.Editing import known_outside
 from Libraries.Sampling.Guidance import GuidanceConfig
@@ -56,7 +57,7 @@ def upsampler(run_dir):
 
 @pytest.fixture(scope="module")
 def generator(settings, upsampler):
-    generator = Generator.load(train_diffusion(settings))
+    generator = DiffusionRun.load(train_diffusion(settings))
     generator.precision = generator.codec.upsampler.precision = "no"
     return generator
 
@@ -227,12 +228,12 @@ def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_it
     view = torch.rand(1, *other.shape)
     assert torch.equal(alone.decode(view), other.spread(view))
     assert open_cascade(settings.upsampler_dir, low).upsampler.low.config == low.config
-    assert isinstance(generator.codec, ViewCodec)
+    assert isinstance(generator.codec, LowResolutionCodec)
 
 
 def test_an_upsampler_is_trained_for_a_cascade_that_has_none_and_only_then(settings, run_dir, monkeypatch):
     trained = []
-    monkeypatch.setattr("Libraries.Runs.Pipeline.train_upsampler", trained.append)
+    monkeypatch.setattr("Libraries.Runs.DiffusionTraining.train_upsampler", trained.append)
     for own in (settings, replace(settings, cascade=False)):
         ensure_upsampler(own)
     assert not trained

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from Libraries.Evaluation.Samples import distances
-from Libraries.Runs.Generator import Generator
+from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
 from Libraries.Sampling.Samplers import SamplerConfig, switch_sampler
 
@@ -25,79 +25,79 @@ class Variant:
     distance: float  # log-mel Frechet distance to the test split
 
 
-def compare(generator: Generator, makers: dict[str, Callable[[], Tensor]], test: Tensor) -> list[Variant]:
+def compare(model: DiffusionRun, makers: dict[str, Callable[[], Tensor]], test: Tensor) -> list[Variant]:
     """Make clips in every named way and measure each.
 
     Args:
-        generator: decodes them.
+        model: decodes them.
         makers: each returns x0 (N, C, F, T), of the same seeds.
         test: waveforms (N, 1, L) of the test split; at least as many as are made, or the floor differs.
     """
-    variants, rate = [], generator.spectrogram.config.sample_rate
+    variants, rate = [], model.spectrogram.config.sample_rate
     for name, make in tqdm(makers.items(), desc="comparing", unit="variant"):
         start = time.perf_counter()
         x0 = make()
         seconds = (time.perf_counter() - start) / len(x0)
-        found = distances({"samples": generator.to_audio(x0)}, test, rate)
+        found = distances({"samples": model.to_audio(x0)}, test, rate)
         variants.append(Variant(name, x0, seconds, found["samples_to_test"]))
     return variants
 
 
 def compare_samplers(
-    generator: Generator, settings: Settings, test: Tensor
+    model: DiffusionRun, settings: Settings, test: Tensor
 ) -> list[tuple[SamplerConfig, Variant]]:
-    """Sample the same seeds with every sampler and number of steps of `settings.comparison`.
+    """Sample the same seeds with every sampler and number of steps of `settings.evaluation`.
 
     A number of steps above the schedule's is left out.
     """
-    seeds, batch_size = range(settings.comparison.clips), settings.sample_batch_size
+    seeds, batch_size = range(settings.evaluation.compared_clips), settings.evaluation.batch_size
     quick = switch_sampler(settings.sampler, "ddim", 1)
-    generator.generate(seeds[:batch_size], quick, batch_size, progress=False)  # warm up: the first is slow
+    model.generate(seeds[:batch_size], quick, batch_size, progress=False)  # warm up: the first is slow
     configs = {
         f"{name}, {steps} steps": switch_sampler(settings.sampler, name, steps)
-        for name in settings.comparison.samplers
-        for steps in settings.comparison.steps
-        if steps <= generator.schedule.num_train_timesteps
+        for name in settings.evaluation.samplers
+        for steps in settings.evaluation.steps
+        if steps <= model.schedule.num_train_timesteps
     }
     makers = {
-        name: functools.partial(generator.generate, seeds, config, batch_size, progress=False)
+        name: functools.partial(model.generate, seeds, config, batch_size, progress=False)
         for name, config in configs.items()
     }
-    return list(zip(configs.values(), compare(generator, makers, test), strict=True))
+    return list(zip(configs.values(), compare(model, makers, test), strict=True))
 
 
-def compare_guidance(generator: Generator, settings: Settings, test: Tensor) -> list[Variant]:
-    """Sample the same seeds with every guidance scale of `settings.comparison`.
+def compare_guidance(model: DiffusionRun, settings: Settings, test: Tensor) -> list[Variant]:
+    """Sample the same seeds with every guidance scale of `settings.evaluation`.
 
     The method is the settings', or where they choose none: by labels if the network knows any, else
     autoguidance.
     """
-    seeds, guidance = range(settings.comparison.clips), settings.guidance
-    labels = generator.labels_in_turn(len(seeds))
+    seeds, guidance = range(settings.evaluation.compared_clips), settings.guidance
+    labels = model.labels_in_turn(len(seeds))
     if guidance.method == "none":
         method = "autoguidance" if labels is None else "classifier_free"
         guidance = replace(guidance, method=method)
     makers = {
         f"{guidance.method}, scale {scale:g}": functools.partial(
-            generator.generate, seeds, settings.sampler, settings.sample_batch_size,
+            model.generate, seeds, settings.sampler, settings.evaluation.batch_size,
             labels=labels, guidance=replace(guidance, scale=scale), progress=False,
         )
-        for scale in settings.comparison.guidance_scales
+        for scale in settings.evaluation.guidance_scales
     }  # fmt: skip
-    return compare(generator, makers, test)
+    return compare(model, makers, test)
 
 
 def compare_ema_lengths(run_dir: Path, settings: Settings, test: Tensor) -> list[Variant]:
-    """Sample the same seeds with averages of every length of `settings.comparison`, and the one trained."""
-    generator = Generator.load(run_dir)
-    seeds, batch_size = range(settings.comparison.clips), settings.sample_batch_size
+    """Sample the same seeds with averages of every length of `settings.evaluation`, and the one trained."""
+    model = DiffusionRun.load(run_dir)
+    seeds, batch_size = range(settings.evaluation.compared_clips), settings.evaluation.batch_size
 
     def make(length: float | None) -> Tensor:
-        own = Generator.load(run_dir, ema_length=length)
+        own = DiffusionRun.load(run_dir, ema_length=length)
         return own.generate(seeds, settings.sampler, batch_size, progress=False)
 
-    lengths = {"as trained": None, **{f"{length:g}": length for length in settings.comparison.ema_lengths}}
-    return compare(generator, {name: functools.partial(make, at) for name, at in lengths.items()}, test)
+    lengths = {"as trained": None, **{f"{length:g}": length for length in settings.evaluation.ema_lengths}}
+    return compare(model, {name: functools.partial(make, at) for name, at in lengths.items()}, test)
 
 
 def sampler_curves(found: list[tuple[SamplerConfig, Variant]]) -> dict[str, list[tuple[int, float, float]]]:

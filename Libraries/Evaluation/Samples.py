@@ -14,7 +14,7 @@ from torch import Tensor
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Seams import SeamReport, measure_seams
 from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
-from Libraries.Runs.Generator import Generator
+from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
 from Libraries.Sampling.Editing import EditConfig, Editor, joints
 from Libraries.Sampling.Likelihood import bits_per_dimension
@@ -30,37 +30,37 @@ def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
 
 
 def evaluate(
-    generator: Generator,
+    model: DiffusionRun,
     train: SpectrogramDataset,
     test: SpectrogramDataset,
     settings: Settings,
     folder: Path,
 ) -> dict:
-    """Sample `settings.num_samples` clips, write their sound and pictures to `folder`, return the figures.
+    """Sample clips, write their sound and pictures to `folder`, return the figures.
 
     The keys are those of `distances` and `copying`, and `seconds_per_clip` of sampling and decoding.
     """
-    rate = generator.spectrogram.config.sample_rate
-    seeds = range(settings.num_samples)
+    rate = model.spectrogram.config.sample_rate
+    seeds = range(settings.evaluation.num_samples)
     start = time.perf_counter()
-    x0 = generator.generate(
-        seeds, settings.sampler, settings.sample_batch_size,
-        labels=generator.labels_in_turn(len(seeds)), guidance=settings.guidance,
+    x0 = model.generate(
+        seeds, settings.sampler, settings.evaluation.batch_size,
+        labels=model.labels_in_turn(len(seeds)), guidance=settings.guidance,
     )  # fmt: skip
-    samples = generator.to_audio(x0)
+    samples = model.to_audio(x0)
     seconds = (time.perf_counter() - start) / len(seeds)
     real = {"train": spread_clips(train, len(seeds)), "test": spread_clips(test, len(seeds))}
-    sound = {name: generator.to_audio(clips) for name, clips in real.items()}
+    sound = {name: model.to_audio(clips) for name, clips in real.items()}
     save_clips(samples, [f"sample-{seed:04d}" for seed in seeds], folder / "audio", rate)
     save_figure(
         plot_comparison(samples, sound["test"], rate, "Generated and real clips"), folder / "samples.png"
     )
-    states = record_trajectory(generator, settings.sampler, seed=0)
+    states = record_trajectory(model, settings.sampler, seed=0)
     save_figure(
-        plot_trajectory(states, generator.spectrogram.config, "From noise to music"),
+        plot_trajectory(states, model.spectrogram.config, "From noise to music"),
         folder / "trajectory.png",
     )
-    noise = generator.to_audio(SampleNoise(seeds)(x0.shape[1:]).clamp(-1, 1))
+    noise = model.to_audio(SampleNoise(seeds)(x0.shape[1:]).clamp(-1, 1))
     return {
         **distances({"samples": samples, "train": sound["train"], "noise": noise}, sound["test"], rate),
         **copying(x0, real["test"], train),
@@ -122,51 +122,51 @@ def nearest_in_training(
     return best, index
 
 
-def bits_of_clips(generator: Generator, test: Tensor, seeds: Iterable[int]) -> float:
+def bits_of_clips(model: DiffusionRun, test: Tensor, seeds: Iterable[int]) -> float:
     """Return the mean variational bound in bits a dimension of test clips x0 (N, C, F, T), or their latents.
 
     The variance is the learned one where there is one, else β, which is the better of the two fixed ones.
     """
-    variance = "learned" if generator.schedule.learned_variance else "fixed_large"
+    variance = "learned" if model.schedule.learned_variance else "fixed_large"
     bits = bits_per_dimension(
-        generator.denoiser(), generator.schedule, generator.encode(test), seeds,
+        model.denoiser(), model.schedule, model.encode(test), seeds,
         variance=variance, progress=True,
     )  # fmt: skip
     return bits.mean().item()
 
 
 def continue_clip(
-    generator: Generator, editor: Editor, x0: Tensor, edit: EditConfig
+    model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig
 ) -> tuple[Tensor, SeamReport]:
     """Continue a clip x0 (1, C, F, T) to `edit.continue_seconds`, with seed 0.
 
     Returns:
         Its waveform (1, L), and the steps at the clip's end and where windows hand over to one another.
     """
-    spectrogram = generator.spectrogram.config
+    spectrogram = model.spectrogram.config
     n_frames, overlap = map(spectrogram.frames_in, (edit.continue_seconds, edit.overlap_seconds))
-    long = editor.extend(x0.to(generator.device), n_frames, overlap, [0])
-    waveform = generator.to_audio(long, any_length=True)[0]
+    long = editor.extend(x0.to(model.device), n_frames, overlap, [0])
+    waveform = model.to_audio(long, any_length=True)[0]
     seconds = spectrogram.hop_length / spectrogram.sample_rate
     places = [frame * seconds for frame in joints(spectrogram.n_frames, n_frames, overlap)]
     return waveform, measure_seams(waveform, places, spectrogram.sample_rate)
 
 
-def loop_clip(generator: Generator, editor: Editor, x0: Tensor, edit: EditConfig) -> Tensor:
+def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig) -> Tensor:
     """Make a loop of `edit.loop_seconds`, or a clip's length, that begins with x0 (1, C, F, T), with seed 0.
 
     Returns:
         The waveform (1, L) of two rounds, so that the place where it closes is heard.
     """
-    spectrogram = generator.spectrogram.config
+    spectrogram = model.spectrogram.config
     n_frames = max(spectrogram.frames_in(edit.loop_seconds), spectrogram.n_frames)
     overlap = spectrogram.frames_in(edit.overlap_seconds)
-    loop = editor.loop(x0.to(generator.device), n_frames, overlap, [0])
-    return generator.to_audio(loop.repeat(1, 1, 1, 2), any_length=True)[0]
+    loop = editor.loop(x0.to(model.device), n_frames, overlap, [0])
+    return model.to_audio(loop.repeat(1, 1, 1, 2), any_length=True)[0]
 
 
 def record_trajectory(
-    generator: Generator, config: SamplerConfig, seed: int, count: int = 6
+    model: DiffusionRun, config: SamplerConfig, seed: int, count: int = 6
 ) -> list[tuple[int, Tensor, Tensor]]:
     """Sample one seed; return (t, x_t, predicted x0) at `count` steps of the way, latents decoded."""
     kept = set(spread_indices(config.num_inference_steps, count))
@@ -174,9 +174,9 @@ def record_trajectory(
 
     def keep(step: int, t: int, x_t: Tensor, x0: Tensor) -> None:
         if step in kept:
-            states.append((t, generator.decode(x_t), generator.decode(x0)))
+            states.append((t, model.decode(x_t), model.decode(x0)))
 
-    generator.generate([seed], config, 1, callback=keep, progress=False)
+    model.generate([seed], config, 1, callback=keep, progress=False)
     return states
 
 
@@ -188,6 +188,6 @@ def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rat
     return paths
 
 
-def example_input(generator: Generator) -> tuple[Tensor, Tensor]:
+def example_input(model: DiffusionRun) -> tuple[Tensor, Tensor]:
     """Return a batch of one to trace the network with: x_t and t."""
-    return torch.zeros(1, *generator.shape), torch.tensor([0])
+    return torch.zeros(1, *model.shape), torch.tensor([0])

@@ -14,9 +14,9 @@ from Libraries.Evaluation.Comparison import Variant, compare
 from Libraries.Evaluation.Restoration import Restored
 from Libraries.Evaluation.Samples import save_clips
 from Libraries.Plots.SpectrogramPlots import plot_tensors, plot_waveform_spectrograms, save_figure
-from Libraries.Runs.Cascade import ViewCodec
-from Libraries.Runs.Generator import Generator
+from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Upsampling import LowResolutionCodec
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Metrics import COMPARED_HZ, log_spectral_distance
 from Libraries.Upsampler import Upsampler
@@ -41,59 +41,59 @@ def with_steps(upsampler: Upsampler, num_inference_steps: int) -> Upsampler:
     return other
 
 
-def with_codec(generator: Generator, codec: ViewCodec) -> Generator:
-    """Return the generator of a cascade with another way from its small spectrograms to full ones."""
-    other = copy.copy(generator)
+def with_codec(model: DiffusionRun, codec: LowResolutionCodec) -> DiffusionRun:
+    """Return the model of a cascade with another way from its small spectrograms to full ones."""
+    other = copy.copy(model)
     other.codec = codec
     return other
 
 
-def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, ViewCodec]:
+def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, LowResolutionCodec]:
     """Return the ways from small spectrograms to full ones that are compared, by name."""
     if upsampler is None:
         raise ValueError("this cascade has no upsampler of its view yet: train one (Train Upsampler)")
-    codecs = {"interpolation": ViewCodec(upsampler.low, None)}
+    codecs = {"interpolation": LowResolutionCodec(upsampler.low, None)}
     for count in steps:
         name = f"upsampler, {count} step{'s' * (count > 1)}"
-        codecs[name] = ViewCodec(upsampler.low, with_steps(upsampler, count))
+        codecs[name] = LowResolutionCodec(upsampler.low, with_steps(upsampler, count))
     return codecs
 
 
 def compare_cascade(
-    generator: Generator,
+    model: DiffusionRun,
     settings: Settings,
     test: Tensor,
-    beside: dict[str, Generator] | None = None,
+    beside: dict[str, DiffusionRun] | None = None,
     *,
     first_seed: int = 0,
 ) -> list[CascadeRow]:
-    """Measure every way of `settings.comparison` on the same seeds and the same test clips.
+    """Measure every way of `settings.evaluation` on the same seeds and the same test clips.
 
     Args:
-        generator: of a cascade, with its upsampler.
-        test: real x0 (N, C, F, T) of the test split, at least `settings.comparison.clips`.
-        beside: generators that make full spectrograms in another way, by name, for a row each.
-        first_seed: of as many as `settings.comparison.clips`.
+        model: of a cascade, with its upsampler.
+        test: real x0 (N, C, F, T) of the test split, at least `settings.evaluation.compared_clips`.
+        beside: models that make full spectrograms in another way, by name, for a row each.
+        first_seed: of as many as `settings.evaluation.compared_clips`.
 
     Raises:
         ValueError: the cascade has no upsampler.
     """
-    upsampler, count = generator.codec.upsampler, settings.comparison.clips
-    codecs = ways(upsampler, settings.comparison.upsampler_steps)
-    generators = {name: with_codec(generator, codec) for name, codec in codecs.items()}
-    generators |= beside or {}
+    upsampler, count = model.codec.upsampler, settings.evaluation.compared_clips
+    codecs = ways(upsampler, settings.evaluation.upsampler_steps)
+    models = {name: with_codec(model, codec) for name, codec in codecs.items()}
+    models |= beside or {}
     seeds = range(first_seed, first_seed + count)
-    options = {"batch_size": settings.sample_batch_size, "progress": False}
+    options = {"batch_size": settings.evaluation.batch_size, "progress": False}
     makers = {
         name: functools.partial(own.generate, seeds, settings.sampler, **options)
-        for name, own in generators.items()
+        for name, own in models.items()
     }
-    sound = generator.to_audio(test[:count])
-    return [_row(variant, codecs.get(variant.name), test[:count], sound, generator)
-            for variant in compare(generator, makers, sound)]  # fmt: skip
+    sound = model.to_audio(test[:count])
+    return [_row(variant, codecs.get(variant.name), test[:count], sound, model)
+            for variant in compare(model, makers, sound)]  # fmt: skip
 
 
-def from_real_views(codec: ViewCodec, x0: Tensor) -> Tensor:
+def from_real_views(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
     """Return real clips x0 (N, C, F, T) made anew from their views, which do not err: no noise on them."""
     view = codec.low.view(x0)
     if codec.upsampler is None:
@@ -126,30 +126,30 @@ def errors_by_strength(upsampler: Upsampler, x0: Tensor, strengths: Iterable[flo
     return {s: (upsampler.low.view(x) - view).abs().mean().item() for s, x in made.items()}
 
 
-def same_seeds(generator: Generator, settings: Settings, seeds: Iterable[int]) -> dict[str, Tensor]:
+def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) -> dict[str, Tensor]:
     """Return what a cascade makes of each seed, x0 by name: small (drawn large), interpolated, upsampled."""
-    seeds, low = list(seeds), generator.codec.low
-    plain = with_codec(generator, ViewCodec(low, None))
-    interpolated = plain.generate(seeds, settings.sampler, settings.sample_batch_size, progress=False)
+    seeds, low = list(seeds), model.codec.low
+    plain = with_codec(model, LowResolutionCodec(low, None))
+    interpolated = plain.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
     view = low.view(interpolated)  # exactly what was generated
     return {
         "small": low.draw(view),
         "interpolated": interpolated,
-        "upsampled": generator.codec.decode(view, seeds),
+        "upsampled": model.codec.decode(view, seeds),
     }
 
 
 def save_three_ways(
-    generator: Generator, settings: Settings, seeds: Iterable[int], folder: Path
+    model: DiffusionRun, settings: Settings, seeds: Iterable[int], folder: Path
 ) -> tuple[Figure, dict[str, Tensor]]:
     """Write `folder/cascade.png` and the sound of `same_seeds`; return picture and waveforms (N, 1, L)."""
     seeds = list(seeds)
-    made = same_seeds(generator, settings, seeds)
+    made = same_seeds(model, settings, seeds)
     titles = [f"{name}, seed {seed}" for name in made for seed in seeds]
     clips, title = torch.cat(list(made.values())), "The same seeds, three ways"
     figure = plot_tensors(clips, titles, settings.spectrogram, title, columns=len(seeds))
     save_figure(figure, folder / "cascade.png")
-    sound = {name: generator.to_audio(x0) for name, x0 in made.items()}
+    sound = {name: model.to_audio(x0) for name, x0 in made.items()}
     for name, waveforms in sound.items():
         names = [f"{name}-{seed:04d}" for seed in seeds]
         save_clips(waveforms, names, folder / "audio", settings.spectrogram.sample_rate)
@@ -182,10 +182,10 @@ def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:
 
 
 def _row(
-    variant: Variant, codec: ViewCodec | None, test: Tensor, sound: Tensor, generator: Generator
+    variant: Variant, codec: LowResolutionCodec | None, test: Tensor, sound: Tensor, model: DiffusionRun
 ) -> CascadeRow:
     if codec is None:
         return CascadeRow(variant.name, None, variant.distance, variant.seconds)
-    made = generator.to_audio(from_real_views(codec, test))
+    made = model.to_audio(from_real_views(codec, test))
     lsd = spectral_distance(codec.low, sound, made)
     return CascadeRow(variant.name, lsd, variant.distance, variant.seconds)

@@ -10,24 +10,18 @@ from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Plots.CurvePlots import plot_vae_metrics
-from Libraries.Plots.SpectrogramPlots import plot_reconstructions, save_figure
-from Libraries.Runs.PhaseRuns import open_run_spectrogram
-from Libraries.Runs.Run import clip_loaders, open_run, read_conf, results_of
-from Libraries.Runs.Settings import Settings, from_dict
+from Libraries.Plots.SpectrogramPlots import plot_reconstructions
+from Libraries.Runs.CodecEditing import LatentEditor
+from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Run import Run, find_run, with_inverse_of
+from Libraries.Runs.Settings import LATEST, Settings
+from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Checkpoint import (
-    CheckpointError,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from Libraries.Training.Loop import fit, process_state
-from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Training.Loop import process_state
 from Libraries.Training.VAELoss import TrainableVAE, VAELoss
 from Libraries.Utils import autocast, pick_device, resolve_precision, spread_indices
-from Libraries.VAE import VAE, Posterior, VAEConfig, require_shape
+from Libraries.VAE import VAE, Posterior, require_shape
 
 PREVIEW_CLIPS = 4
 CODEC_BATCH = 16  # clips at a time: more is no faster and takes more memory
@@ -54,6 +48,9 @@ class LatentCodec:
         self.precision = resolve_precision("auto")
         self.run_dir: Path | None = None
 
+    made_of = ()
+    bounded = False  # latents have no range that x0 could be clamped to
+
     @classmethod
     def load(cls, run_dir: Path, device: torch.device | None = None) -> "LatentCodec":
         """Load the newest EMA weights of a run and the statistics measured with them.
@@ -61,19 +58,65 @@ class LatentCodec:
         Raises:
             CheckpointError: the folder is no run, has no weights, no statistics, or they do not fit.
         """
-        run_dir, device = Path(run_dir), device or pick_device()
-        conf = read_conf(run_dir)
-        config = from_dict(SpectrogramConfig, conf["settings"]["spectrogram"])
-        vae = VAE(from_dict(VAEConfig, conf["settings"]["vae"]), config.shape)
-        path = latest_checkpoint(run_dir, "ema")
-        weights = load_checkpoint(path)["weights"]
-        own = {name.removeprefix("vae."): w for name, w in weights.items() if name.startswith("vae.")}
-        load_weights(vae, own, path)
-        statistics = _read_statistics(run_dir, path)
-        spectrogram = open_run_spectrogram(run_dir, None, device)
-        codec = cls(vae, statistics["mean"], statistics["std"], spectrogram, device)
-        codec.run_dir = run_dir
+        run, device = Run(run_dir), device or pick_device()
+        vae = VAE(run.config("vae.network"), run.config("spectrogram").shape)
+        weights = run.weights().items()
+        own = {name.removeprefix("vae."): w for name, w in weights if name.startswith("vae.")}
+        load_weights(vae, own, run.weights_path())
+        statistics = _read_statistics(run)
+        codec = cls(vae, statistics["mean"], statistics["std"], run.spectrogram(device=device), device)
+        codec.run_dir = run.folder
         return codec
+
+    @classmethod
+    def open(
+        cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
+    ) -> "LatentCodec":
+        """Return the codec of `settings.vae.run`.
+
+        Args:
+            requires: record of the very run and weights that a trained diffusion belongs to (`requires`).
+
+        Raises:
+            ValueError: the autoencoder was trained on another spectrogram.
+            CheckpointError: there is no such run, its training has not ended, or its weights are others now.
+        """
+        if requires:
+            return cls._required(settings.models_dir / "vae", requires, device)
+        codec = cls.load(_find(settings), device)
+        theirs = codec.spectrogram.config
+        if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
+            raise ValueError(
+                f"the autoencoder {codec.run_dir.name} was trained on another spectrogram than these "
+                "settings'; train one on this (Train VAE), or name another in vae.run"
+            )
+        return codec
+
+    @classmethod
+    def _required(cls, parent: Path, requires: dict[str, str], device: torch.device | None) -> "LatentCodec":
+        run_dir = parent / requires["run"]
+        if codec_record(run_dir) != requires:
+            raise CheckpointError(
+                f"this diffusion was trained in the latents of {requires['run']}, and the weights in "
+                f"{run_dir} are others now: it cannot be used with them; bring the old ones back or train "
+                "it again"
+            )
+        return cls.load(run_dir, device)
+
+    @staticmethod
+    def prepare(settings: Settings) -> None:
+        """Train an autoencoder if the newest is asked for and there is none yet."""
+        if settings.vae.run == LATEST and find_run([settings.models_dir / "vae"], "latent-*.pth") is None:
+            train_vae(settings)
+
+    @property
+    def requires(self) -> dict[str, str]:
+        """What a diffusion run keeps of the autoencoder that it belongs to (`codec_record`)."""
+        return codec_record(self.run_dir)
+
+    def editor(self, editor: Editor) -> LatentEditor:
+        """Return the editor of spectrograms that works by one of latents."""
+        return LatentEditor(editor, self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -82,7 +125,7 @@ class LatentCodec:
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Spectrogram rows a latent row, and frames a latent frame; for linear, with one position, all."""
+        """Spectrogram rows per latent row, and frames per latent frame; all of them for kind "linear"."""
         return tuple(
             size // positions
             for size, positions in zip(self.vae.padded_shape[1:], self.shape[1:], strict=True)
@@ -110,8 +153,10 @@ class LatentCodec:
         return (self.posterior(x0).mu - mean) / std
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, seeds: object = None) -> Tensor:
         """Return spectrograms float32 (B, C, F, T) of normalised latents (B, *shape), on z's device.
+
+        `seeds` are for codecs that draw; this one does not.
 
         Raises:
             ValueError: z has another shape than the run's latents.
@@ -129,71 +174,43 @@ class LatentCodec:
 
 
 def codec_record(run_dir: Path) -> dict[str, str]:
-    """Return what a diffusion run keeps of the autoencoder it belongs to: its run and a hash of its weights.
+    """Return the name of an autoencoder's run and a hash of its weights and statistics.
 
     Raises:
         CheckpointError: the run has no weights or its latents were never measured.
     """
-    path = latest_checkpoint(run_dir, "ema")
-    _read_statistics(Path(run_dir), path)
-    content = path.read_bytes() + _statistics_path(Path(run_dir), path).read_bytes()
-    return {"run": Path(run_dir).name, "weights": hashlib.sha256(content).hexdigest()}
+    run = Run(run_dir)
+    _read_statistics(run)
+    content = run.weights_path().read_bytes() + _statistics_path(run).read_bytes()
+    return {"run": run.name, "weights": hashlib.sha256(content).hexdigest()}
 
 
-def load_codec(parent: Path, record: dict[str, str], device: torch.device | None = None) -> LatentCodec:
-    """Load the codec of a `codec_record` from the folder of the autoencoders' runs.
-
-    Raises:
-        CheckpointError: there is no such run any more, or its weights are others now.
-    """
-    run_dir = Path(parent) / record["run"]
-    if codec_record(run_dir) != record:
-        raise CheckpointError(
-            f"this diffusion was trained in the latents of {record['run']}, and the weights in {run_dir} are "
-            "others now: it cannot be used with them; bring the old ones back or train it again"
-        )
-    return LatentCodec.load(run_dir, device)
-
-
-def build_vae(settings: Settings) -> TrainableVAE:
-    """Return a freshly initialised network of these settings: the same weights for the same seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.vae_train.seed)
-        return TrainableVAE(VAE(settings.vae, settings.spectrogram.shape), settings.vae_loss)
-
-
-def make_vae_loss(settings: Settings) -> VAELoss:
-    """Return the loss of these settings, in as many processes as there are now."""
-    train = settings.vae_train
-    samples_per_step = train.batch_size * train.grad_accumulation * process_state().num_processes
-    latent_shape = settings.vae.latent_shape(settings.spectrogram.shape)
-    return VAELoss(settings.vae_loss, latent_shape, samples_per_step, train.seed)
+def vae_recipe(settings: Settings) -> Recipe:
+    """Return what an autoencoder is trained by, in as many processes as there are now."""
+    vae = settings.vae
+    samples_per_step = vae.train.batch_size * vae.train.grad_accumulation * process_state().num_processes
+    latent_shape = vae.network.latent_shape(settings.spectrogram.shape)
+    return Recipe(
+        parent=settings.models_dir / "vae",
+        name=settings.preset,
+        settings=settings,
+        made_of=("spectrogram", "vae.network", "vae.loss", "vae.train"),
+        train=vae.train,
+        build=lambda: TrainableVAE(VAE(vae.network, settings.spectrogram.shape), vae.loss),
+        loss=VAELoss(vae.loss, latent_shape, samples_per_step, vae.train.seed),
+        loaders=functools.partial(clip_loaders, settings, vae.train),
+        dataset=functools.partial(music_record, settings),
+        preview=functools.partial(save_vae_preview, settings),
+        finish=functools.partial(save_latent_statistics, settings),
+    )
 
 
 def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
     """Train an autoencoder on the dataset of these settings, measure its latents; return its run folder.
 
-    Args:
-        settings: of the whole; they are written to the run's conf.json.
-        run_dir: an interrupted run to go on with; None starts a new one.
-
-    Raises:
-        ValueError: the dataset was built with another spectrogram, or the run with other settings.
-        CheckpointError: `run_dir` is no run.
+    Arguments and errors are those of `Recipe.train`.
     """
-    run_dir = open_run(settings, settings.vae_dir, run_dir, ("spectrogram", "vae", "vae_loss", "vae_train"))
-    network = fit(
-        build_vae(settings),
-        make_vae_loss(settings),
-        functools.partial(clip_loaders, settings),
-        settings.vae_train,
-        run_dir,
-        preview=functools.partial(save_vae_preview, settings, run_dir),
-    )
-    if process_state().is_main_process:
-        save_latent_statistics(network.vae, SpectrogramDataset(settings.dataset_dir, "train"), run_dir)
-    process_state().wait_for_everyone()
-    return run_dir
+    return train(vae_recipe(settings), run_dir)
 
 
 @torch.no_grad()
@@ -214,36 +231,48 @@ def measure_latents(vae: VAE, dataset: SpectrogramDataset) -> tuple[Tensor, Tens
     return mean.float(), std.float()
 
 
-def save_latent_statistics(vae: VAE, dataset: SpectrogramDataset, run_dir: Path) -> None:
-    """Measure the latents with the newest EMA weights, as `vae` has them, and write latent-<step>.pth."""
-    mean, std = measure_latents(vae, dataset)
-    path = _statistics_path(run_dir, latest_checkpoint(run_dir, "ema"))
-    save_checkpoint(path, {"mean": mean, "std": std, "clips": len(dataset)})
+def save_latent_statistics(settings: Settings, run: Run, network: TrainableVAE) -> None:
+    """Measure the latents with the newest EMA weights, as `network` has them, and write latent-<step>.pth."""
+    dataset = SpectrogramDataset(settings.dataset_dir, "train")
+    mean, std = measure_latents(network.vae, dataset)
+    save_checkpoint(_statistics_path(run), {"mean": mean, "std": std, "clips": len(dataset)})
 
 
-def save_vae_preview(settings: Settings, run_dir: Path, step: int, network: TrainableVAE) -> None:
-    """Write the same validation clips' reconstructions and the loss curves to the run's results folder."""
+def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> None:
+    """Write the same validation clips' reconstructions and the loss curves to the run's results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
     with torch.no_grad():
         device = next(network.parameters()).device
         reconstruction = network.vae.decode(network.vae.encode(x0.to(device)).mu).cpu()
-    title = f"{run_dir.name}: reconstructions after {step} steps"
-    results = results_of(settings, run_dir)
+    title = f"{run.name}: reconstructions after {step} steps"
     figure = plot_reconstructions(x0, reconstruction, settings.spectrogram, title)
-    save_figure(figure, results / f"reconstructions-{step:08d}.png")
-    save_figure(plot_vae_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
+    save_preview_figures(run, f"reconstructions-{step:08d}", figure, plot_vae_metrics)
 
 
-def _statistics_path(run_dir: Path, ema: Path) -> Path:
-    return run_dir / ema.name.replace("ema-", "latent-")
+def _find(settings: Settings) -> Path:
+    """Return the run of `settings.vae.run`."""
+    parent = settings.models_dir / "vae"
+    if settings.vae.run != LATEST:
+        return parent / settings.vae.run
+    run = find_run([parent], "latent-*.pth")
+    if run is None:
+        raise CheckpointError(
+            f"there is no autoencoder in {parent} for space='latent': train one first (Train VAE), or set "
+            "space='spectrogram'"
+        )
+    return run.folder
 
 
-def _read_statistics(run_dir: Path, ema: Path) -> dict[str, Tensor]:
-    path = _statistics_path(run_dir, ema)
+def _statistics_path(run: Run) -> Path:
+    return run.folder / run.weights_path().name.replace("ema-", "latent-")
+
+
+def _read_statistics(run: Run) -> dict[str, Tensor]:
+    path = _statistics_path(run)
     if not path.exists():
         raise CheckpointError(
-            f"{run_dir} has no {path.name}: its latents were never measured, which training does at its end; "
-            "go on with it: train_vae(settings, run_dir)"
+            f"{run.folder} has no {path.name}: its latents were never measured, which training does at its "
+            "end; go on with it: train_vae(settings, run_dir)"
         )
     return load_checkpoint(path)

@@ -1,16 +1,24 @@
-"""Run folders of every kind of model: made, or continued after checking that nothing has changed."""
+"""Run folders `Models/<kind>/<00007-name>/` of every kind of model: made, found, and read part by part."""
 
 import json
+import platform
 import re
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
-from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch import Tensor, nn
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, load_manifest, manifest_hash
-from Libraries.Dataset.SpectrogramDataset import make_loaders
-from Libraries.Runs.Settings import Settings, provenance, to_dict
+from Libraries.Dataset.Manifest import INVERSE_ONLY
+from Libraries.Phase import LearnedPhase, PhaseNet, misfits
+from Libraries.Runs.Settings import LATEST, Settings, from_dict, part_of
+from Libraries.Sound.Spectrogram import Gain, Spectrogram
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -20,134 +28,145 @@ from Libraries.Training.Checkpoint import (
 )
 from Libraries.Training.Loop import process_state
 from Libraries.Training.PostHocEMA import reconstruct
-from Libraries.Utils import spread_indices
+from Libraries.Utils import pick_device, resolve_precision
 
+FORMAT = 2  # of conf.json
+RELEASED = Path(__file__).resolve().parents[2] / "Models" / "released"  # what comes with the repository
 _RUN_NAME = re.compile(r"^(\d{5})-")
 
 
-def open_run(
-    settings: Settings,
-    parent: Path,
-    run_dir: Path | None,
-    parts: tuple[str, ...],
-    vae: dict[str, str] | None = None,
-) -> Path:
-    """Return a new run folder below `parent` with its conf.json, or `run_dir` if it was made of the same.
+class Run:
+    """A run folder, whose parts are read when they are asked for.
 
     Args:
-        settings: of the whole; a new run's conf.json holds them, the dataset's hash and its typical gain.
-        run_dir: an interrupted run to go on with; None starts a new one.
-        parts: names of the settings, or of parts of them, in which an interrupted run must agree.
-        vae: of a diffusion in latents, the record of the autoencoder it belongs to (`codec_record`).
+        folder: `Models/<kind>/<run>`.
+        schema: the dataclass of the settings in its conf.json.
 
     Raises:
-        ValueError: the dataset was built with another spectrogram, or the run with other settings.
-        CheckpointError: `run_dir` is no run.
+        CheckpointError: (any part) the folder is no run, is of an earlier version, or lacks that part.
     """
-    manifest = load_manifest(settings.dataset_dir)
-    conf = {
-        "settings": to_dict(settings),
-        "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
-        "vae": vae,
-        "gain": manifest["gain"],
-        "classes": manifest["classes"],
-        "provenance": provenance(),
-    }
-    require_same(
-        "the dataset", manifest["settings"]["spectrogram"], to_dict(settings.spectrogram), INVERSE_ONLY
-    )
-    if run_dir is None:
-        return claim_run(parent, settings.preset, conf)
-    _require_same_run(run_dir, conf, parts)
-    return run_dir
+
+    def __init__(self, folder: Path, schema: type = Settings):
+        self.folder, self.schema = Path(folder), schema
+
+    @property
+    def name(self) -> str:
+        """The name of the folder, such as 00007-BASE."""
+        return self.folder.name
+
+    @property
+    def models_dir(self) -> Path:
+        """`Models`, two folders above."""
+        return self.folder.parents[1]
+
+    @property
+    def results_dir(self) -> Path:
+        """The folder of this run's results, `Results/<kind>/<run>`."""
+        return self.models_dir.parent / "Results" / self.folder.parent.name / self.name
+
+    @cached_property
+    def conf(self) -> dict:
+        """All of conf.json: settings, data, requires, gain, classes, provenance."""
+        path = self.folder / "conf.json"
+        try:
+            conf = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}): name a run's own folder, such as "
+                "Models/diffusion/00000-BASE"
+            ) from None
+        if conf.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{self.folder} was made by an earlier version of this repository, whose settings have other "
+                "names: train it again"
+            )
+        return conf
+
+    @property
+    def settings(self) -> Any:
+        """All settings, as `schema`; those of the music with the root where the run is now."""
+        settings = self._typed(lambda values: from_dict(self.schema, values))
+        return replace(settings, root=self.models_dir.parent) if self.schema is Settings else settings
+
+    def config(self, path: str) -> Any:
+        """Return one typed part of the settings, such as "spectrogram" or "vae.network"."""
+        return self._typed(lambda values: part_of(self.schema, values, path))
+
+    def weights(self, step: int | None = None, ema_length: float | None = None) -> dict[str, Tensor]:
+        """Return averaged weights.
+
+        Args:
+            step: of the optimiser; None is the last one saved.
+            ema_length: relative length of an average that is put together now (`PostHocEMA.reconstruct`);
+                None takes the one that training kept.
+        """
+        if ema_length is not None:
+            return reconstruct(self.folder, ema_length, step)
+        return load_checkpoint(self.weights_path(step))["weights"]
+
+    def weights_path(self, step: int | None = None) -> Path:
+        """Return the file of the averaged weights that training kept, the last or those of a step."""
+        if step is None:
+            return latest_checkpoint(self.folder, "ema")
+        return self.folder / f"ema-{step:08d}.pth"
+
+    def load_into(
+        self, network: nn.Module, step: int | None = None, ema_length: float | None = None
+    ) -> nn.Module:
+        """Load `weights` into a network and return it; CheckpointError if they do not fit."""
+        source = self.folder if ema_length is not None else self.weights_path(step)
+        load_weights(network, self.weights(step, ema_length), source)
+        return network
+
+    def spectrogram(
+        self, inverse: SpectrogramConfig | None = None, device: torch.device | None = None
+    ) -> Spectrogram:
+        """Return the run's `Spectrogram`, with the typical gain of its training music.
+
+        Args:
+            inverse: settings by whose inverse it decodes instead of the run's own.
+            device: of the network of a learned phase; None picks the best one.
+        """
+        config = self.config("spectrogram")
+        config = config if inverse is None else with_inverse_of(config, inverse)
+        gain = Gain(*(torch.tensor([value]) for value in self.conf["gain"]))
+        phase_run = self.conf["settings"]["phase"]["run"]
+        return open_spectrogram(config, self.models_dir / "phase", phase_run, gain, device)
+
+    def _typed(self, read: Callable[[dict], Any]) -> Any:
+        values = self.conf["settings"]
+        try:
+            return read(values)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder / 'conf.json'} does not hold what is needed: {error}"
+            ) from None
 
 
-def read_conf(run_dir: Path) -> dict:
-    """Return what a run's conf.json holds; a CheckpointError says that a folder is no run."""
-    path = Path(run_dir) / "conf.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        reason = (
-            f"{path} cannot be read ({error}): name a run's own folder, such as Models/diffusion/00000-BASE"
-        )
-        raise CheckpointError(reason) from None
+def find_run(
+    parents: Iterable[Path], holding: str = "ema-*.pth", fits: Callable[[Run], bool] = lambda run: True
+) -> Run | None:
+    """Return the newest run that holds a file like `holding` and fits, of the first parent that has one.
 
-
-def results_of(settings: Settings, run_dir: Path) -> Path:
-    """Return the results folder of a run."""
-    return settings.results_dir / run_dir.parent.name / run_dir.name
-
-
-def clip_loaders(settings: Settings, **options) -> tuple[DataLoader, DataLoader]:
-    """Return the endless training loader and `num_validation_clips` clips spread over the validation split.
-
-    `options` are those of `make_loaders`.
+    Runs of earlier versions, whose settings cannot be read, are passed over by `fits`.
     """
-    train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
-    spread = spread_indices(len(validation.dataset), settings.num_validation_clips)
-    subset = Subset(validation.dataset, spread)
-    return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
+    for parent in parents:
+        for folder in sorted(Path(parent).glob("*/"), key=_run_number, reverse=True):
+            if any(folder.glob(holding)) and _readable_and(fits, Run(folder)):
+                return Run(folder)
+    return None
 
 
-def claim_run(parent: Path, name: str, conf: dict) -> Path:
-    """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
-    state, run_dir = process_state(), [None]
-    if state.is_main_process:
-        run_dir = [new_run_dir(parent, name)]
-        save_json(run_dir[0] / "conf.json", conf)
-    if state.num_processes > 1:
-        broadcast_object_list(run_dir)
-    return run_dir[0]
-
-
-def load_average(
-    network: nn.Module, run_dir: Path, step: int | None = None, ema_length: float | None = None
-) -> None:
-    """Load the EMA weights of a run into its network.
-
-    Args:
-        step: of the optimiser; None is the last one saved.
-        ema_length: relative length of an average that is put together now (`PostHocEMA.reconstruct`); None
-            takes the one that training kept.
+def latest_run(parent: Path, containing: str = "*.pth") -> Path:
+    """Return the newest run folder in `parent` that holds a file like `containing`.
 
     Raises:
-        CheckpointError: there are no such weights, or they do not fit.
+        FileNotFoundError: there is none; the sentence says where it looked.
     """
-    if ema_length is not None:
-        load_weights(network, reconstruct(run_dir, ema_length, step), Path(run_dir))
-        return
-    path = latest_checkpoint(run_dir, "ema") if step is None else Path(run_dir) / f"ema-{step:08d}.pth"
-    load_weights(network, load_checkpoint(path)["weights"], path)
-
-
-def _require_same_run(run_dir: Path, conf: dict, parts: tuple[str, ...]) -> None:
-    """Raise a ValueError if the run was made of other settings or another dataset."""
-    known = read_conf(run_dir)
-    if known["vae"] != conf["vae"]:
-        theirs, ours = (
-            "on spectrograms" if vae is None else f"in the latents of {vae['run']} ({vae['weights'][:12]})"
-            for vae in (known["vae"], conf["vae"])
-        )
-        raise ValueError(f"{run_dir.name} is a diffusion {theirs}, not {ours}: set vae_run as it was")
-    for part in parts:
-        theirs, ours = known["settings"].get(part), conf["settings"][part]
-        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
-        require_same(f"the run {run_dir.name}", *both)
-    if known["dataset"]["hash"] != conf["dataset"]["hash"]:
-        raise ValueError(
-            f"{run_dir.name} was trained on another dataset than {conf['dataset']['folder']} is now"
-        )
-
-
-def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
-    """Raise a ValueError that names the settings in which two parts differ."""
-    theirs, ours = (json.loads(json.dumps(part)) for part in (theirs, ours))  # tuples are lists in JSON
-    names = (theirs.keys() | ours.keys()) - set(ignored)
-    different = [f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
-                 for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
-    if different:
-        raise ValueError(f"{owner} has other settings ({'; '.join(different)}): use those, or make a new one")
+    run = find_run([parent], containing)
+    if run is None:
+        raise FileNotFoundError(f"no run with {containing} in {parent}: train a model first")
+    return run.folder
 
 
 def new_run_dir(parent: Path, name: str) -> Path:
@@ -169,17 +188,108 @@ def new_run_dir(parent: Path, name: str) -> Path:
         return run_dir
 
 
-def latest_run(parent: Path, containing: str = "*.pth") -> Path:
-    """Return the newest run folder in `parent` that holds a file like `containing`.
+def claim_run(parent: Path, name: str, conf: dict) -> Path:
+    """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
+    state, run_dir = process_state(), [None]
+    if state.is_main_process:
+        run_dir = [new_run_dir(parent, name)]
+        save_json(run_dir[0] / "conf.json", {"format": FORMAT, **conf, "provenance": provenance()})
+    if state.num_processes > 1:
+        broadcast_object_list(run_dir)
+    return run_dir[0]
+
+
+def provenance() -> dict[str, str]:
+    """Return what a result depends on besides the settings: git commit, versions and the machine's kind."""
+    repository = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        commit = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+    }
+
+
+def open_spectrogram(
+    config: SpectrogramConfig,
+    phase_dir: Path,
+    phase_run: str,
+    gain: Gain | None = None,
+    device: torch.device | None = None,
+) -> Spectrogram:
+    """Return the `Spectrogram` of these settings, with the trained network where phase='learned'.
+
+    Args:
+        phase_dir, phase_run: as in `find_phase`.
+        gain: as in `Spectrogram`.
+        device: of the network alone; None picks the best one.
 
     Raises:
-        FileNotFoundError: there is none; the sentence says where it looked.
+        CheckpointError: phase='learned', and there is no such run, or it was trained for other magnitudes.
     """
-    runs = [run for run in parent.iterdir() if _run_number(run) >= 0] if parent.is_dir() else []
-    for run in sorted(runs, key=_run_number, reverse=True):
-        if any(run.glob(containing)):
-            return run
-    raise FileNotFoundError(f"no run with {containing} in {parent}: train a model first")
+    if config.phase != "learned":
+        return Spectrogram(config, gain)
+    return Spectrogram(config, gain, load_phase(find_phase(config, phase_dir, phase_run), config, device))
+
+
+def find_phase(config: SpectrogramConfig, phase_dir: Path, phase_run: str) -> Path:
+    """Return the run whose learned phase decodes spectrograms of `config`.
+
+    Args:
+        phase_dir: parent of the runs, `Models/phase`.
+        phase_run: one of them, or of those in `Models/released`, by name; "latest": the newest of them that
+            fits, else the released one that does.
+
+    Raises:
+        CheckpointError: there is no such run, or none that fits.
+    """
+    parents = Path(phase_dir), RELEASED
+    if phase_run != LATEST:
+        named = [parent / phase_run for parent in parents]
+        return next((folder for folder in named if folder.is_dir()), named[0])
+    run = find_run(parents, fits=lambda run: not misfits(run.config("spectrogram"), config))
+    if run is None:
+        raise CheckpointError(
+            f"there is no learned phase for this spectrogram in {phase_dir}, and none came with the "
+            "repository: train one (Train Phase, with phase='pghi' until then), or set phase='pghi'"
+        )
+    return run.folder
+
+
+def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | None = None) -> LearnedPhase:
+    """Load the newest EMA weights of a run for spectrograms of `config`.
+
+    Raises:
+        CheckpointError: the folder is no run, has no weights, or they were trained for other magnitudes.
+    """
+    run = Run(run_dir)
+    theirs = run.config("spectrogram")
+    if wrong := misfits(theirs, config):
+        raise CheckpointError(
+            f"the phase of {run.name} was learned for another spectrogram ({'; '.join(wrong)}): "
+            "train one on this (Train Phase), name another in phase.run, or set phase='pghi'"
+        )
+    network = run.load_into(PhaseNet(run.config("phase.network"), theirs))
+    device = device or pick_device()
+    return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+
+
+def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:
+    """Return `config` with the settings of `other` that decide the inverse alone."""
+    return replace(config, **{name: getattr(other, name) for name in INVERSE_ONLY})
+
+
+def _readable_and(fits: Callable[[Run], bool], run: Run) -> bool:
+    try:
+        return fits(run)
+    except CheckpointError:
+        return False
 
 
 def _run_number(run: Path) -> int:

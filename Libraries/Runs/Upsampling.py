@@ -1,29 +1,107 @@
-"""An upsampler as a whole: settings and dataset -> trained run -> `Upsampler`."""
+"""An upsampler as a whole: settings and dataset -> trained run -> codec of small spectrograms."""
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from Libraries.Dataset.Manifest import INVERSE_ONLY
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
+from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
-from Libraries.Plots.SpectrogramPlots import plot_tensors, save_figure
-from Libraries.Runs.PhaseRuns import open_run_spectrogram
-from Libraries.Runs.Run import clip_loaders, load_average, open_run, read_conf, results_of
-from Libraries.Runs.Settings import Settings, from_dict
-from Libraries.Sampling.Samplers import SamplerConfig
-from Libraries.Sound.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
+from Libraries.Plots.SpectrogramPlots import plot_tensors
+from Libraries.Runs.CodecEditing import CascadeEditor
+from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Run import Run, find_run
+from Libraries.Runs.Settings import Settings, to_dict
+from Libraries.Sampling.Editing import Editor
+from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Loop import fit
-from Libraries.Training.RunLog import read_metrics
-from Libraries.U_Net import UNetConfig
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
-from Libraries.Utils import pick_device, spread_indices
+from Libraries.Utils import get_logger, pick_device, spread_indices
+
+logger = get_logger("Upsampling")
 
 PREVIEW_CLIPS = 4
+
+
+class LowResolutionCodec:
+    """The codec of small spectrograms: encode by the view, decode by the upsampler.
+
+    Args:
+        low: the view.
+        upsampler: of this view; None interpolates instead.
+    """
+
+    bounded = True
+    made_of = ("upsampler.view",)
+    requires: dict[str, str] = {}  # noqa: RUF012 - any upsampler of the view will do
+
+    def __init__(self, low: LowResolution, upsampler: Upsampler | None):
+        self.low, self.upsampler = low, upsampler
+
+    @classmethod
+    def open(
+        cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
+    ) -> "LowResolutionCodec":
+        """Return the codec of the newest upsampler that goes on from the settings' view.
+
+        Without one, which is how the first model of a cascade may be trained, it interpolates, and says so.
+        """
+        run = _find(settings)
+        if run is None:
+            parent = settings.models_dir / "upsampler"
+            logger.warning("no upsampler of this view in %s: small spectrograms are interpolated", parent)
+            return cls(LowResolution(settings.upsampler.view, settings.spectrogram), None)
+        upsampler = load_upsampler(run.folder, device)
+        return cls(upsampler.low, upsampler)
+
+    @staticmethod
+    def prepare(settings: Settings) -> None:
+        """Train an upsampler if there is none of the settings' view yet."""
+        if _find(settings) is None:
+            train_upsampler(settings)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, f, t) of a small spectrogram."""
+        return self.low.shape
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Spectrogram rows per small row, and frames per small frame."""
+        return self.low.stride
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """Return small spectrograms (B, C, f, t) of x0 (B, C, F, T)."""
+        return self.low.view(x0)
+
+    def decode(
+        self,
+        view: Tensor,
+        seeds: Iterable[int] | None = None,
+        *,
+        kept: tuple[Tensor, Tensor] | None = None,
+        overlap: int | None = None,
+        circular: bool = False,
+    ) -> Tensor:
+        """Return full spectrograms (B, C, F, T) of small ones (B, C, f, t), on their device.
+
+        Args:
+            seeds: one a clip; None: seed 0 for each, so that what decoding draws is the same for all.
+            kept, overlap, circular: as in `Upsampler.upsample`.
+        """
+        seeds = [0] * len(view) if seeds is None else list(seeds)
+        if self.upsampler is not None:
+            return self.upsampler.upsample(view, seeds, kept=kept, overlap=overlap, circular=circular)
+        full = self.low.spread(view)
+        return full if kept is None else torch.where(kept[1], kept[0], full)
+
+    def editor(self, editor: Editor) -> CascadeEditor:
+        """Return the editor of spectrograms that works by one of small spectrograms."""
+        return CascadeEditor(editor, self)
 
 
 def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampler:
@@ -32,69 +110,61 @@ def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampl
     Raises:
         CheckpointError: the folder is no run, has no weights, or they do not fit its settings.
     """
-    conf, device = read_conf(run_dir), device or pick_device()
-    settings = conf["settings"]
-    spectrogram = from_dict(SpectrogramConfig, settings["spectrogram"])
-    diffusion = from_dict(DiffusionConfig, settings["diffusion"])
-    network = make_upsampler_network(
-        from_dict(UNetConfig, settings["upsampler_unet"]), diffusion, spectrogram
-    )
-    load_average(network, run_dir)
+    run, device = Run(run_dir), device or pick_device()
+    spectrogram, diffusion = run.config("spectrogram"), run.config("diffusion")
+    network = make_upsampler_network(run.config("upsampler.network"), diffusion, spectrogram)
     upsampler = Upsampler(
-        network,
+        run.load_into(network),
         NoiseSchedule(diffusion),
-        LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram),
-        from_dict(UpsamplerConfig, settings["upsampler"]),
-        from_dict(SamplerConfig, settings["upsampler_sampler"]),
-        open_run_spectrogram(run_dir, device=device),
+        LowResolution(run.config("upsampler.view"), spectrogram),
+        run.config("upsampler.conditioning"),
+        run.config("upsampler.sampler"),
+        run.spectrogram(device=device),
         device,
     )
-    upsampler.run_dir = Path(run_dir)
+    upsampler.run_dir = run.folder
     return upsampler
+
+
+def upsampler_recipe(settings: Settings) -> Recipe:
+    """Return what an upsampler is trained by.
+
+    Raises:
+        ValueError: the spectrogram has no such view.
+    """
+    upsampler, spectrogram = settings.upsampler, settings.spectrogram
+    schedule, low = NoiseSchedule(settings.diffusion), LowResolution(upsampler.view, spectrogram)
+    parts = ("network", "train", "view", "conditioning")
+    return Recipe(
+        parent=settings.models_dir / "upsampler",
+        name=settings.preset,
+        settings=settings,
+        made_of=("spectrogram", "diffusion", *(f"upsampler.{part}" for part in parts)),
+        train=upsampler.train,
+        build=lambda: make_upsampler_network(upsampler.network, settings.diffusion, spectrogram),
+        loss=UpsamplerLoss(schedule, upsampler.train.seed, low, upsampler.conditioning),
+        loaders=functools.partial(clip_loaders, settings, upsampler.train),
+        dataset=functools.partial(music_record, settings),
+        preview=functools.partial(save_upsampler_preview, settings),
+    )
 
 
 def train_upsampler(settings: Settings, run_dir: Path | None = None) -> Path:
     """Train an upsampler on the dataset of these settings; return its run folder.
 
-    Args:
-        settings: of the whole; they are written to the run's conf.json.
-        run_dir: an interrupted run to go on with; None starts a new one.
-
-    Raises:
-        ValueError: the spectrogram has no such view, the dataset was built with another spectrogram, or the
-            run with other settings.
-        CheckpointError: `run_dir` is no run.
+    Arguments and errors are those of `Recipe.train`; a ValueError too if the spectrogram has no such view.
     """
-    low, train = LowResolution(settings.view, settings.spectrogram), settings.upsampler_train
-    network = build_upsampler(settings)
-    parts = ("spectrogram", "diffusion", "view", "upsampler", "upsampler_unet", "upsampler_train")
-    run_dir = open_run(settings, settings.upsampler_dir, run_dir, parts)
-    schedule = NoiseSchedule(settings.diffusion)
-    fit(
-        network,
-        UpsamplerLoss(schedule, train.seed, low, settings.upsampler),
-        functools.partial(clip_loaders, settings),
-        train,
-        run_dir,
-        preview=functools.partial(save_upsampler_preview, settings, run_dir),
-    )
-    return run_dir
+    return train(upsampler_recipe(settings), run_dir)
 
 
-def build_upsampler(settings: Settings) -> nn.Module:
-    """Return a freshly initialised network of these settings: the same weights for the same seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.upsampler_train.seed)
-        return make_upsampler_network(settings.upsampler_unet, settings.diffusion, settings.spectrogram)
-
-
-def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network: nn.Module) -> None:
+def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.Module) -> None:
     """Write the same validation clips, interpolated and upsampled, and the loss curves to the results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
+    low = LowResolution(settings.upsampler.view, settings.spectrogram)
     upsampler = Upsampler(
-        network, NoiseSchedule(settings.diffusion), LowResolution(settings.view, settings.spectrogram),
-        settings.upsampler, settings.upsampler_sampler, Spectrogram(settings.spectrogram),
+        network, NoiseSchedule(settings.diffusion), low,
+        settings.upsampler.conditioning, settings.upsampler.sampler, Spectrogram(settings.spectrogram),
         next(network.parameters()).device,
     )  # fmt: skip
     view = upsampler.low.view(x0)
@@ -105,10 +175,19 @@ def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network
         "real": x0,
     }
     titles = [f"{name} {i}" for name in rows for i in range(len(x0))]
-    title = f"{run_dir.name}: upsampled after {step} steps"
-    results = results_of(settings, run_dir)
+    title = f"{run.name}: upsampled after {step} steps"
     figure = plot_tensors(
         torch.cat(list(rows.values())), titles, settings.spectrogram, title, columns=len(x0)
     )
-    save_figure(figure, results / f"upsampled-{step:08d}.png")
-    save_figure(plot_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
+    save_preview_figures(run, f"upsampled-{step:08d}", figure, plot_metrics)
+
+
+def _find(settings: Settings) -> Run | None:
+    """Return the newest upsampler that goes on from the view of these settings."""
+
+    def goes_on(run: Run) -> bool:
+        theirs, ours = (to_dict(config) for config in (run.config("spectrogram"), settings.spectrogram))
+        same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
+        return same and run.config("upsampler.view") == settings.upsampler.view
+
+    return find_run([settings.models_dir / "upsampler"], fits=goes_on)

@@ -3,16 +3,16 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from Libraries.Plots.SpectrogramPlots import save_figure
-from Libraries.Runs.Settings import Settings, provenance
+from Libraries.Runs.Run import provenance
+from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Metrics import mean_interval
 from Libraries.Studies.ExperimentPlots import plot_experiment
-from Libraries.Studies.Experiments import Experiment, Outcome, by_variant, load_reference
+from Libraries.Studies.Experiments import Experiment, Outcome, Trials, by_variant, load_reference
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Utils import write_then_rename
 
@@ -98,20 +98,20 @@ def report_folder(settings: Settings) -> Path:
 
 
 def write_report(
-    experiment: Experiment, outcomes: Sequence[Outcome], settings: Settings
+    experiment: Experiment, outcomes: Sequence[Outcome], settings: Settings, trials: Trials
 ) -> tuple[str, Figure]:
     """Write `<name>.md`, `<name>.png` and `<name>.json` of an experiment to `report_folder`.
 
     Returns:
         The page's text and the picture.
     """
-    reference, folder = load_reference(settings), report_folder(settings)
+    reference, folder = load_reference(settings, trials.clips), report_folder(settings)
     figure = plot_experiment(experiment, outcomes, reference, settings.spectrogram.sample_rate)
     text = "\n\n".join(
         (
             f"# {experiment.title}",
             f"Preset {settings.preset}: {settings.train.num_steps} steps of {settings.train.batch_size}, "
-            f"{len(reference.test)} clips a training, tensors {settings.spectrogram.shape}. Real training "
+            f"{len(reference.test)} clips per training, tensors {settings.spectrogram.shape}. Real training "
             f"recordings are {reference.floor:.1f} from the test recordings.",
             table(outcomes),
             conclusion(experiment, outcomes),
@@ -125,7 +125,7 @@ def write_report(
         "provenance": provenance(),
         "floor": reference.floor,
         "outcomes": [
-            {k: v for k, v in asdict(outcome).items() if k not in ("clips", "curve")} for outcome in outcomes
+            {k: v for k, v in vars(outcome).items() if k not in ("clips", "curve")} for outcome in outcomes
         ],
     }
     save_json(folder / f"{experiment.name}.json", content)

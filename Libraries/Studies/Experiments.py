@@ -7,7 +7,7 @@ interrupted one goes on, and a changed setting trains anew.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,36 @@ from tqdm.auto import tqdm
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY
 from Libraries.Evaluation.Samples import distances
-from Libraries.Networks.Catalogue import parameters_of, width_for
-from Libraries.Runs.Generator import Generator
-from Libraries.Runs.Pipeline import build_network, fit_diffusion, make_loss
+from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Runs.Preparation import ensure_dataset, load_split_clips
-from Libraries.Runs.Run import open_run
-from Libraries.Runs.Settings import Settings, to_dict
+from Libraries.Runs.Recipe import open_run, train
+from Libraries.Runs.Settings import Settings, changed, to_dict
 from Libraries.Sound.Metrics import power_share_above
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import median_in_turns, training_step
-from Libraries.Utils import get_logger, pick_device, write_then_rename
+from Libraries.Utils import get_logger, pick_device, require, write_then_rename
 
 logger = get_logger("Experiments")
 
 EQUAL = ("parameters", "time")
 # What a training and its figures hang on; the rest of the settings is about other things.
-DECISIVE = (
-    *("demo_music", "spectrogram", "dataset", "network", "network_width", "unet", "diffusion", "train"),
-    *("sampler", "num_validation_clips"),
-)
+DECISIVE = ("demo_music", "spectrogram", "dataset", "space", "network", "diffusion", "train", "sampler")
 KEPT_CLIPS = 4  # of every training, for the picture
 TIMED_STEPS = 10
 UNMEASURED = {"distance": None, "highs": None, "clips": None}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How the experiments run; the values live in `Journal.py`."""
+
+    seeds: tuple[int, ...]  # trainings of every variant
+    clips: int  # that every training is measured by
+    names: tuple[str, ...]  # which run in the notebook's last cell; (): all
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Change:
         ValueError: something is to be equal that cannot be made so.
     """
 
-    settings: dict[str, Any]  # "unet.norm": "batch"
-    equal: tuple[str, ...] = ()  # to the first variant: parameters (by network_width), time (by num_steps)
+    settings: dict[str, Any]  # "network.norm": "batch"
+    equal: tuple[str, ...] = ()  # to the first variant: parameters (by all widths), time (by num_steps)
 
     def __post_init__(self):
         if unknown := set(self.equal) - set(EQUAL):
@@ -74,7 +80,7 @@ class Experiment:
 class Planned:
     """One variant as it is trained."""
 
-    changes: dict[str, Any]  # of the experiment, and the width or steps that make equal what is to be equal
+    changes: dict[str, Any]  # of the experiment, and the network or steps that make equal what is to be equal
     seconds_a_step: float  # on this machine, all variants in turns
 
 
@@ -105,91 +111,93 @@ class Reference:
     highs: float  # dB, share of the power in the upper half of the band
 
 
-def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Return the settings with others in the places named, as `{"unet.norm": "batch", "network_width": 2}`.
+def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -> list[Outcome]:
+    """Train and measure every variant with every seed of `trials`; what is done is read.
 
-    Raises:
-        ValueError: there is no such setting, or the changed ones do not fit together.
-    """
-    parts: dict[str, Any] = {}
-    for name, value in changes.items():
-        part, _, field = name.partition(".")
-        _require_field(settings, part, name)
-        if field:
-            _require_field(getattr(settings, part), field, name)
-            parts.setdefault(part, {})[field] = value
-        else:
-            parts[part] = value
-    for part, values in parts.items():
-        if isinstance(values, dict):
-            parts[part] = replace(getattr(settings, part), **values)
-    return replace(settings, **parts)
-
-
-def run_experiment(experiment: Experiment, settings: Settings) -> list[Outcome]:
-    """Train and measure every variant with every seed of `settings.experiments`; what is done is read.
-
-    Diffusion is on spectrograms, whatever `vae_run` says: the journal's was. Interrupt it at will and call it
-    again.
+    Diffusion is on spectrograms: the journal's was. Interrupt it at will and call it again.
 
     Returns:
         The outcomes, those of one variant next to one another.
+
+    Raises:
+        ValueError: the settings diffuse in another space.
     """
-    base = replace(settings, vae_run=None)
-    ensure_dataset(base)
-    reference = load_reference(base)
+    require(("spectrogram",), space=settings.space)
+    ensure_dataset(settings)
+    reference = load_reference(settings, trials.clips)
     todo = [
-        (variant, seed, planned, changed(base, {**planned.changes, "train.seed": seed}))
-        for variant, planned in plan(experiment, base).items()
-        for seed in settings.experiments.seeds
+        (variant, seed, planned, changed(settings, {**planned.changes, "train.seed": seed}))
+        for variant, planned in plan(experiment, settings).items()
+        for seed in trials.seeds
     ]
     outcomes = []
     for variant, seed, planned, wanted in tqdm(todo, desc=experiment.name, unit="training"):
-        wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(base, wanted)))
-        folder = _folder(wanted, seed)
+        wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(settings, wanted)))
+        folder = _folder(wanted, seed, trials.clips)
         if not (folder / "outcome.json").exists():
             _train_and_measure(wanted, reference, folder)
         found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        outcomes.append(Outcome(variant=variant, seed=seed, **asdict(planned), **found))
+        outcomes.append(Outcome(variant=variant, seed=seed, **vars(planned), **found))
     return outcomes
 
 
 def plan(experiment: Experiment, settings: Settings) -> dict[str, Planned]:
-    """Return every variant with the widths and steps that make equal what is to be equal.
+    """Return every variant with the network and steps that make equal what is to be equal.
 
-    Steps of equal time hang on the machine, so the first plan is kept in a file and read from then on.
+    Steps of equal time hang on the machine, so what was found first is kept in a file and read from then on.
     """
-    key = _hash([_identity(settings), [[name, asdict(c)] for name, c in experiment.variants.items()]])
-    path = settings.experiments_dir / f"plan-{experiment.name}-{key}.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Planned(**values) for name, values in kept.items()}
-    first, *_ = experiment.variants
-    changes = {name: dict(change.settings) for name, change in experiment.variants.items()}
-    goal = _parameters(changed(settings, changes[first]))
-    for name, change in experiment.variants.items():
+    variants = experiment.variants
+    made_of = [[_identity(changed(settings, c.settings)), c.equal] for c in variants.values()]
+    path = settings.models_dir / "experiments" / f"plan-{experiment.name}-{_hash(made_of)}.json"
+    if not path.exists():
+        save_json(path, _budgets(variants, settings))
+    budgets = json.loads(path.read_text(encoding="utf-8"))
+    return {name: _planned(settings, change, **budgets[name]) for name, change in variants.items()}
+
+
+def _budgets(variants: dict[str, Change], settings: Settings) -> dict[str, dict[str, float]]:
+    """Return of each variant the width, steps and seconds per step that make equal what is to be equal."""
+    first, *_ = variants
+    goal, found = _parameters(changed(settings, variants[first].settings)), {}
+    for name, change in variants.items():
+        own, width = changed(settings, change.settings), 1.0
         if "parameters" in change.equal:
-            own = changed(settings, changes[name])
-            changes[name]["network_width"] = width_for(
-                own.network_config, own.spectrogram.shape[0], goal
-            ) * own.network_width  # fmt: skip
-    seconds = _seconds_a_step({name: changed(settings, own) for name, own in changes.items()})
-    for name, change in experiment.variants.items():
+            width = width_for(own.network, own.spectrogram.shape[0], goal)
+        found[name] = {"width": width, "num_steps": own.train.num_steps}
+    seconds = _seconds_a_step(
+        {
+            name: changed(settings, _planned(settings, change, **found[name], seconds_a_step=0.0).changes)
+            for name, change in variants.items()
+        }
+    )
+    for name, change in variants.items():
+        found[name]["seconds_a_step"] = seconds[name]
         if "time" in change.equal:
             steps = round(settings.train.num_steps * seconds[first] / seconds[name])
-            changes[name]["train.num_steps"] = max(1, steps)
-    planned = {name: Planned(own, seconds[name]) for name, own in changes.items()}
-    save_json(path, {name: asdict(one) for name, one in planned.items()})
-    return planned
+            found[name]["num_steps"] = max(1, steps)
+    return found
 
 
-def load_reference(settings: Settings) -> Reference:
+def _planned(
+    settings: Settings, change: Change, width: float, num_steps: int, seconds_a_step: float
+) -> Planned:
+    changes = dict(change.settings)
+    if "parameters" in change.equal:
+        network = scale_widths(changed(settings, changes).network, width)
+        changes = {name: value for name, value in changes.items() if not name.startswith("network.")}
+        changes["network"] = network
+    if "time" in change.equal:
+        changes["train.num_steps"] = num_steps
+    return Planned(changes, seconds_a_step)
+
+
+def load_reference(settings: Settings, clips: int) -> Reference:
     """Return recordings of the test split, and how far as many of the training split are from them.
 
     The recordings themselves, so that what a representation loses counts against it.
     """
-    count, rate = settings.experiments.clips, settings.spectrogram.sample_rate
-    train, test = (load_split_clips(settings, split, count) for split in ("train", "test"))
+    rate = settings.spectrogram.sample_rate
+    train, test = (load_split_clips(settings, split, clips) for split in ("train", "test"))
     floor = distances({"train": train}, test, rate)["train_to_test"]
     return Reference(test, floor, _highs(test, settings))
 
@@ -210,10 +218,10 @@ def load_sound(outcome: Outcome) -> Tensor | None:
 def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -> None:
     """Train, sample, measure; write outcome.json as the last of all."""
     ensure_dataset(settings)
-    run_dir = next(iter(sorted(folder.glob("0*"))), None)
-    run_dir = open_run(settings, folder, run_dir, settings.diffusion_parts)
+    recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
+    run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
     try:
-        fit_diffusion(settings, None, run_dir)
+        train(recipe, run_dir)
         diverged = False
     except TrainingDiverged as error:
         logger.warning("%s: %s", folder.name, error)
@@ -237,10 +245,10 @@ def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -
 
 def _measure(settings: Settings, reference: Reference, run_dir: Path) -> dict[str, Any]:
     """Sample the same seeds as every other training and hold them against recordings."""
-    generator = Generator.load(run_dir)
+    model = DiffusionRun.load(run_dir)
     seeds, rate = range(len(reference.test)), settings.spectrogram.sample_rate
-    x0 = generator.generate(seeds, settings.sampler, settings.sample_batch_size, progress=False)
-    sound = generator.to_audio(x0)
+    x0 = model.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
+    sound = model.to_audio(x0)
     clips = run_dir / "clips.npy"
     kept = sound[:KEPT_CLIPS, 0] / sound[:KEPT_CLIPS, 0].abs().amax(1, keepdim=True).clamp(min=1e-9)
     write_then_rename(clips, lambda path: np.save(path, kept.numpy().astype(np.float16)))
@@ -259,15 +267,16 @@ def _highs(waveforms: Tensor, settings: Settings) -> float:
 
 def _seconds_a_step(variants: dict[str, Settings]) -> dict[str, float]:
     """Return the median seconds of a training step of each, taken in turns so that all meet one machine."""
+    recipes = {name: diffusion_recipe(own) for name, own in variants.items()}
     steps = {
-        name: training_step(build_network(own), make_loss(own), own.train, own.spectrogram.shape)
-        for name, own in variants.items()
+        name: training_step(recipe.network(), recipe.loss, recipe.train, variants[name].spectrogram.shape)
+        for name, recipe in recipes.items()
     }
     return median_in_turns(steps, TIMED_STEPS, pick_device(), warm_ups=2)
 
 
 def _parameters(settings: Settings) -> int:
-    return parameters_of(settings.network_config, settings.spectrogram.shape[0])
+    return parameters_of(settings.network, settings.spectrogram.shape[0])
 
 
 def _dataset_name(base: Settings, wanted: Settings) -> str:
@@ -277,9 +286,9 @@ def _dataset_name(base: Settings, wanted: Settings) -> str:
     return wanted.dataset.name if same else f"{wanted.dataset.name}-{_hash(encoding)}"
 
 
-def _folder(settings: Settings, seed: int) -> Path:
-    key = _hash([_identity(settings), settings.experiments.clips])
-    return settings.experiments_dir / f"{settings.preset}-seed{seed}-{key}"
+def _folder(settings: Settings, seed: int, clips: int) -> Path:
+    key = _hash([_identity(settings), clips])
+    return settings.models_dir / "experiments" / f"{settings.preset}-seed{seed}-{key}"
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
@@ -291,9 +300,3 @@ def _identity(settings: Settings) -> dict[str, Any]:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _require_field(config: Any, field: str, name: str) -> None:
-    known = [f.name for f in fields(config)]
-    if field not in known:
-        raise ValueError(f"there is no setting {name!r}; choose one of {', '.join(known)}")

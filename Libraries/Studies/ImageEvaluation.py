@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Runs.Run import read_conf
+from Libraries.Runs.Run import Run
 from Libraries.Sound.Metrics import frechet_distance
 from Libraries.Studies.ImageClassifier import ImageClassifier, accuracy, classify
 from Libraries.Studies.ImageRuns import ImageModel, labels_in_turn
@@ -114,7 +114,7 @@ def last_validation_loss(run_dir: Path) -> float:
 
 def seconds_per_step(run_dir: Path) -> float:
     """Return the median seconds of a training step, from the run's metrics.csv."""
-    train = read_conf(run_dir)["train"]
+    train = Run(run_dir).conf["settings"]["train"]
     speeds = [row["samples_per_second"] for row in read_metrics(run_dir / "metrics.csv") if "loss" in row]
     return train["batch_size"] * train["grad_accumulation"] / statistics.median(speeds)
 

@@ -1,16 +1,17 @@
 """Networks against one another on images: trained alike, sampled alike, judged by one classifier."""
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from Libraries.Diffusion import NoiseSchedule
+from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
 from Libraries.Networks.Catalogue import NetworkConfig, network_config, scale_widths, width_for
-from Libraries.Runs.Run import claim_run, load_average, read_conf, require_same
-from Libraries.Runs.Settings import Settings, from_dict, provenance, to_dict
+from Libraries.Runs.Recipe import Recipe, train
+from Libraries.Runs.Run import Run
 from Libraries.Sampling.Guidance import classifier_free_guidance, with_labels
 from Libraries.Sampling.Samplers import sample
 from Libraries.Studies.ImageClassifier import ClassifierLoss, ImageClassifier
@@ -18,12 +19,27 @@ from Libraries.Studies.Images import ImageSplits, image_loaders
 from Libraries.Studies.ImagesConfig import ImagesConfig
 from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
-from Libraries.Training.Loop import fit
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.U_Net import count_parameters
 from Libraries.Utils import pick_device, resolve_precision
 
 CLASSIFIER = "classifier"
+
+
+@dataclass(frozen=True)
+class ImageNetworkSettings:
+    """What conf.json holds of a network that was trained on images."""
+
+    network: NetworkConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What conf.json holds of a classifier."""
+
+    train: TrainConfig
 
 
 def equal_networks(config: ImagesConfig, channels: int) -> dict[str, NetworkConfig]:
@@ -43,74 +59,58 @@ def equal_networks(config: ImagesConfig, channels: int) -> dict[str, NetworkConf
 
 
 def train_image_network(
-    settings: Settings, splits: ImageSplits, name: str, run_dir: Path | None = None
+    config: ImagesConfig, splits: ImageSplits, name: str, models_dir: Path, run_dir: Path | None = None
 ) -> Path:
-    """Train one of the networks of `settings.images`, with the label of every image; return its run folder.
+    """Train one of the networks of `config`, with the label of every image; return its run folder.
 
     Args:
-        name: one of `settings.images.networks`.
-        run_dir: an interrupted run to go on with; None starts a new one.
+        name: one of `config.networks`.
+        models_dir: the run is made in its folder `images`.
 
-    Raises:
-        ValueError: the run was made with other settings or images.
-        CheckpointError: `run_dir` is no run.
+    Errors are those of `Recipe.train`.
     """
-    config = settings.images
     network = equal_networks(config, splits.shape[0])[name]
-    record = {"network": to_dict(network), "diffusion": to_dict(config.diffusion)}
-    run_dir = open_image_run(settings, splits, name, config.train, record, run_dir)
-    loss_fn = DiffusionLoss(
-        NoiseSchedule(config.diffusion), config.train.seed, num_classes=network.num_classes
+    schedule = NoiseSchedule(config.diffusion)
+    recipe = Recipe(
+        parent=models_dir / "images",
+        name=name,
+        settings=ImageNetworkSettings(network, config.diffusion, config.train),
+        made_of=("network", "diffusion", "train"),
+        train=config.train,
+        build=lambda: make_diffusion_network(network, config.diffusion, splits.shape),
+        loss=DiffusionLoss(schedule, config.train.seed, num_classes=network.num_classes),
+        loaders=functools.partial(image_loaders, splits, config.train.num_validation_clips),
+        dataset=functools.partial(images_record, splits),
     )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(config.train.seed)
-        model = make_diffusion_network(network, config.diffusion, splits.shape)
-    fit(model, loss_fn, _loaders(config, splits), config.train, run_dir)
-    return run_dir
+    return train(recipe, run_dir)
 
 
-def train_classifier(settings: Settings, splits: ImageSplits, run_dir: Path | None = None) -> Path:
-    """Train the classifier that judges on the real images; return its run folder.
+def train_classifier(
+    config: ImagesConfig, splits: ImageSplits, models_dir: Path, run_dir: Path | None = None
+) -> Path:
+    """Train the classifier that judges, on the real images; return its run folder.
 
     Arguments and errors are those of `train_image_network`.
     """
-    config = settings.images
-    train = config.classifier_train
-    run_dir = open_image_run(settings, splits, CLASSIFIER, train, {}, run_dir)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(train.seed)
-        model = ImageClassifier(splits.shape[0], len(splits.classes))
-    fit(model, ClassifierLoss(), _loaders(config, splits), train, run_dir)
-    return run_dir
+    training = config.classifier_train
+    recipe = Recipe(
+        parent=models_dir / "images",
+        name=CLASSIFIER,
+        settings=ClassifierSettings(training),
+        made_of=("train",),
+        train=training,
+        build=lambda: ImageClassifier(splits.shape[0], len(splits.classes)),
+        loss=ClassifierLoss(),
+        loaders=functools.partial(image_loaders, splits, training.num_validation_clips),
+        dataset=functools.partial(images_record, splits),
+    )
+    return train(recipe, run_dir)
 
 
-def open_image_run(
-    settings: Settings,
-    splits: ImageSplits,
-    name: str,
-    train: TrainConfig,
-    record: dict,
-    run_dir: Path | None,
-) -> Path:
-    """Return a new run folder below `Models/images` with its conf.json, or `run_dir` if it was made alike.
-
-    Args:
-        record: of what the network is; it is part of conf.json, and an interrupted run must agree in it.
-    """
-    made_of = {
-        "name": name,
-        "images": splits.name,
-        "fingerprint": splits.fingerprint(),
-        "shape": splits.shape,
-        "train": to_dict(train),
-        **record,
-    }
-    if run_dir is None:
-        conf = {**made_of, "settings": to_dict(settings), "classes": splits.classes}
-        return claim_run(settings.images_dir, name, {**conf, "provenance": provenance()})
-    known = read_conf(run_dir)
-    require_same(f"the run {run_dir.name}", {key: known.get(key) for key in made_of}, made_of)
-    return run_dir
+def images_record(splits: ImageSplits) -> dict:
+    """Return what a run keeps of the images that it is trained on: name, hash, shape and classes."""
+    dataset = {"folder": splits.name, "hash": splits.fingerprint()}
+    return {"dataset": dataset, "shape": splits.shape, "classes": splits.classes}
 
 
 def load_classifier(run_dir: Path) -> ImageClassifier:
@@ -119,10 +119,9 @@ def load_classifier(run_dir: Path) -> ImageClassifier:
     Raises:
         CheckpointError: the folder is no run of a classifier, or has no weights.
     """
-    conf = read_conf(run_dir)
-    model = ImageClassifier(conf["shape"][0], len(conf["classes"]))
-    load_average(model, run_dir)
-    return model.to(pick_device()).eval()
+    run = Run(run_dir, ClassifierSettings)
+    model = ImageClassifier(run.conf["shape"][0], len(run.conf["classes"]))
+    return run.load_into(model).to(pick_device()).eval()
 
 
 class ImageModel:
@@ -143,16 +142,13 @@ class ImageModel:
         Raises:
             CheckpointError: the folder is no run, or has no such weights.
         """
-        conf, device = read_conf(run_dir), device or pick_device()
-        config = from_dict(ImagesConfig, conf["settings"]["images"])
-        kind = type(network_config(conf["name"], config.unet))
-        shape = tuple(conf["shape"])
-        network = make_diffusion_network(from_dict(kind, conf["network"]), config.diffusion, shape)
-        load_average(network, run_dir)
-        return cls(network, NoiseSchedule(config.diffusion), shape, device)
+        run = Run(run_dir, ImageNetworkSettings)
+        diffusion, shape = run.config("diffusion"), tuple(run.conf["shape"])
+        network = run.load_into(make_diffusion_network(run.config("network"), diffusion, shape))
+        return cls(network, NoiseSchedule(diffusion), shape, device or pick_device())
 
     def sample(self, labels: Tensor, config: ImagesConfig, first_seed: int = 0) -> Tensor:
-        """Return one image a label, x0 (N, C, rows, columns) on the CPU; image i is of seed first_seed + i.
+        """Return one image per label, x0 (N, C, rows, columns) on the CPU; image i is of seed first_seed + i.
 
         Args:
             labels: int64 (N,).
@@ -182,7 +178,3 @@ class ImageModel:
 def labels_in_turn(count: int, num_classes: int) -> Tensor:
     """Return int64 labels (count,) that go round all classes."""
     return torch.arange(count) % num_classes
-
-
-def _loaders(config: ImagesConfig, splits: ImageSplits):
-    return functools.partial(image_loaders, splits, config.num_validation_images)

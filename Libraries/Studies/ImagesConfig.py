@@ -16,7 +16,7 @@ IMAGE_SIZE = 32  # rows and columns, of all sources
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """The settings of `CIFAR10.ipynb`; the values live in `Conf.py`.
+    """The settings of `CIFAR10.ipynb`; the values live in `ImagesConf.py`.
 
     Raises:
         ValueError: a name is unknown, a number impossible, or a network is not for these images.
@@ -26,7 +26,6 @@ class ImagesConfig:
     validation_share: float  # of the training images
     test_share: float  # of the digits; CIFAR-10 has a test split of its own
     split_seed: int
-    num_validation_images: int  # that are scored during training
     networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, made as large as it
     unet: UNetConfig
     diffusion: DiffusionConfig
@@ -42,7 +41,7 @@ class ImagesConfig:
         require(SOURCES, source=self.source)
         for name in ("validation_share", "test_share"):
             require("(0, 1)", **{name: getattr(self, name)})
-        for name in ("num_validation_images", "num_samples", "sample_batch_size"):
+        for name in ("num_samples", "sample_batch_size"):
             require("[2, inf)", **{name: getattr(self, name)})
         if self.unet.num_classes != 10:
             raise ValueError(f"num_classes={self.unet.num_classes} must be 10: all these images have as many")

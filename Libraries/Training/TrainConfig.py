@@ -34,6 +34,7 @@ class TrainConfig:
     seed: int
     log_every: int  # optimiser steps
     validate_every: int
+    num_validation_clips: int  # of the validation split, that are scored
     save_every: int
     preview_every: int  # fixed-seed samples as a plot
     power_ema: tuple[float, ...]  # lengths of the stored averages, share of the steps so far; (): none
@@ -42,7 +43,7 @@ class TrainConfig:
     def __post_init__(self):
         require(PRECISIONS, mixed_precision=self.mixed_precision)
         require(LR_SCHEDULES, lr_schedule=self.lr_schedule)
-        whole = ("num_steps", "batch_size", "grad_accumulation")
+        whole = ("num_steps", "batch_size", "grad_accumulation", "num_validation_clips")
         periods = (f"{what}_every" for what in ("log", "validate", "save", "preview", "snapshot"))
         for name in (*whole, *periods):
             require("[1, inf)", **{name: getattr(self, name)})

@@ -1,6 +1,7 @@
-"""Learning the phase: music of a dataset -> levels and true phases -> trained run."""
+"""A network of the phase as a whole: music and its dataset -> trained run -> inverses to compare."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,14 @@ from Libraries.Dataset.Manifest import DatasetError, load_manifest
 from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseLoss, PhaseNet, relative_level
 from Libraries.Plots.CurvePlots import plot_phase_metrics
-from Libraries.Plots.SpectrogramPlots import plot_inverses, save_figure
-from Libraries.Runs.PhaseRuns import inverse_by, with_inverse_of
-from Libraries.Runs.Run import open_run, results_of
+from Libraries.Plots.SpectrogramPlots import plot_inverses
+from Libraries.Runs.Recipe import Recipe, music_record, save_preview_figures, train
+from Libraries.Runs.Run import FORMAT, Run, with_inverse_of
 from Libraries.Runs.Settings import Settings, from_dict
 from Libraries.Sound.PhaseRetrieval import heap_edges, stft
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Loop import fit
-from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
 from Libraries.Utils import resolve_precision, spread_indices
 
 MIX_DB = (-20.0, 10.0)  # level of an added clip
@@ -51,7 +51,7 @@ class PhaseDataset(TorchDataset):
     """
 
     def __init__(self, settings: Settings, music_dir: Path, split: str):
-        folder, self.music_dir, self.config = settings.dataset_dir, Path(music_dir), settings.phase_net
+        folder, self.music_dir, self.config = settings.dataset_dir, Path(music_dir), settings.phase.network
         manifest = load_manifest(folder)
         gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
         encoding = from_dict(SpectrogramConfig, manifest["settings"]["spectrogram"])
@@ -123,7 +123,7 @@ def phase_loaders(
     are read from the music, so there is nothing to keep there.
     """
     train, validation = (PhaseDataset(settings, music_dir, split) for split in ("train", "validation"))
-    spread = spread_indices(len(validation), settings.num_validation_clips)
+    spread = spread_indices(len(validation), settings.phase.train.num_validation_clips)
     return loaders_of(train, Subset(validation, spread), **options)
 
 
@@ -131,48 +131,55 @@ def _with_edges(level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return level, phase, *heap_edges(torch.where(level > -LEVEL_RANGE, 10 ** (level / 20), 0))
 
 
-def build_phase_net(settings: Settings) -> PhaseNet:
-    """Return a freshly initialised network of these settings: the same weights for the same seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.phase_train.seed)
-        return PhaseNet(settings.phase_net, settings.spectrogram)
+def phase_recipe(settings: Settings, music_dir: Path) -> Recipe:
+    """Return what a network of the phase is trained by.
+
+    Args:
+        music_dir: the folder that the dataset was built from (`find_music`).
+
+    Raises:
+        ValueError: the representation carries its phase.
+    """
+    network = settings.phase.network
+    return Recipe(
+        parent=settings.models_dir / "phase",
+        name=settings.preset,
+        settings=settings,
+        made_of=("spectrogram", "phase.network", "phase.train"),
+        train=settings.phase.train,
+        build=lambda: PhaseNet(network, settings.spectrogram),
+        loss=PhaseLoss(network),
+        loaders=functools.partial(phase_loaders, settings, music_dir),
+        dataset=functools.partial(music_record, settings),
+        preview=functools.partial(save_phase_preview, settings, music_dir),
+    )
 
 
 def train_phase(settings: Settings, music_dir: Path, run_dir: Path | None = None) -> Path:
     """Train a network of the phase on the dataset of these settings; return its run folder.
 
     Args:
-        settings: of the whole; they are written to the run's conf.json.
         music_dir: the folder that the dataset was built from (`find_music`).
-        run_dir: an interrupted run to go on with; None starts a new one.
 
     Raises:
         DatasetError: the music is not there any more.
-        ValueError: the dataset was built with another spectrogram, the run with other settings, or the
-            representation carries its phase.
+        ValueError: the representation carries its phase, or as `Recipe.train`.
         CheckpointError: `run_dir` is no run.
     """
-    network = build_phase_net(settings)
-    loaders = functools.partial(phase_loaders, settings, music_dir)
-    loaders(batch_size=1, seed=0)  # raises before there is a run
-    run_dir = open_run(settings, settings.phase_dir, run_dir, ("spectrogram", "phase_net", "phase_train"))
-    preview = functools.partial(save_phase_preview, settings, music_dir, run_dir)
-    fit(network, PhaseLoss(settings.phase_net), loaders, settings.phase_train, run_dir, preview=preview)
-    return run_dir
+    recipe = phase_recipe(settings, music_dir)
+    recipe.loaders(batch_size=1, seed=0)  # raises before there is a run
+    return train(recipe, run_dir)
 
 
-def save_phase_preview(
-    settings: Settings, music_dir: Path, run_dir: Path, step: int, network: PhaseNet
-) -> None:
-    """Write the same validation clips decoded, and the loss curves, to the run's results folder."""
+def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int, network: PhaseNet) -> None:
+    """Write the same validation clips decoded, and the loss curves, to the run's results."""
     dataset = PhaseDataset(settings, music_dir, "validation")
     clips = torch.stack([dataset.waveform(i) for i in spread_indices(len(dataset), PREVIEW_CLIPS)])
     learned = LearnedPhase(network, resolve_precision("auto"))
     sound = compare_inverses(dataset.spectrogram.config, clips, learned)
-    title, results = f"{run_dir.name}: inverses after {step} steps", results_of(settings, run_dir)
+    title = f"{run.name}: inverses after {step} steps"
     figure = plot_inverses(sound, settings.spectrogram.sample_rate, title)
-    save_figure(figure, results / f"inverses-{step:08d}.png")
-    save_figure(plot_phase_metrics(read_metrics(run_dir / "metrics.csv"), run_dir.name), results / "loss.png")
+    save_preview_figures(run, f"inverses-{step:08d}", figure, plot_phase_metrics)
 
 
 @torch.no_grad()
@@ -185,3 +192,28 @@ def compare_inverses(
         spectrogram = inverse_by(config, phase, learned)
         sound[name] = spectrogram.decode(*spectrogram.encode_with_gain(waveforms))
     return sound
+
+
+def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | None) -> Spectrogram:
+    """Return the `Spectrogram` of these settings but for `phase`."""
+    return Spectrogram(replace(config, phase=phase), phase_model=learned)
+
+
+def release_phase(run_dir: Path, folder: Path) -> None:
+    """Write a run's newest weights, in float16, to `folder`, with the settings that made them and its losses.
+
+    Nothing else of its conf.json goes along, such as where it was trained.
+    """
+    run = Run(run_dir)
+    path, values = run.weights_path(), run.conf["settings"]
+    phase = {name: values["phase"][name] for name in ("network", "train")}
+    content = load_checkpoint(path)
+    content["weights"] = {name: value.half() for name, value in content["weights"].items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / path.name, content)
+    for earlier in set(folder.glob("ema-*.pth")) - {folder / path.name}:
+        earlier.unlink()
+    settings = {"spectrogram": values["spectrogram"], "phase": phase}
+    conf = {"format": FORMAT, "settings": settings, "provenance": run.conf["provenance"]}
+    save_json(folder / "conf.json", conf)
+    (folder / "metrics.csv").write_bytes((run.folder / "metrics.csv").read_bytes())

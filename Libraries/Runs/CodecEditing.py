@@ -1,12 +1,13 @@
-"""Edits of spectrograms by a diffusion in latents: encoded, edited there, decoded; masks are mapped."""
+"""Edits of spectrograms through a codec: encoded, edited there, decoded; masks are mapped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
-from Libraries.Runs.Autoencoding import LatentCodec
+from Libraries.Runs.Codec import Codec
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sampling.Windows import blend, window_starts
 
@@ -19,7 +20,7 @@ class LatentEditor:
     """
 
     editor: Editor  # of the latents
-    codec: LatentCodec
+    codec: Codec
 
     def inpaint(self, x0: Tensor, known: Tensor, seeds: Iterable[int]) -> Tensor:
         """Make new what is not known, as `Editor.inpaint`.
@@ -82,3 +83,23 @@ class LatentEditor:
         frames = [(start + torch.arange(T, device=z.device)) % z.shape[-1] for start in starts]
         windows = torch.stack([self.codec.decode(z[..., part]) for part in frames], dim=-2)
         return blend(windows, [start * stride for start in starts], z.shape[-1] * stride)
+
+
+@dataclass(frozen=True)
+class CascadeEditor(LatentEditor):
+    """`Editing.Editor`'s methods for spectrograms x0 (B, C, F, T) of a cascade.
+
+    The small spectrogram is edited, and the upsampler makes the rest around all of x0 that is known, by the
+    core's inpainting; so the known part is kept at full size and what joins it has seen it.
+    """
+
+    def _full(self, made: Tensor, seeds: Sequence[int], x0: Tensor, known: Tensor) -> Tensor:
+        return self.codec.decode(made, seeds, kept=(x0, known))
+
+    def _longer(
+        self, made: Tensor, seeds: Sequence[int], x0: Tensor, overlap: int, *, circular: bool
+    ) -> Tensor:
+        n_frames = made.shape[-1] * self.codec.stride[1]
+        known = (torch.arange(n_frames, device=x0.device) < x0.shape[-1]).expand(*x0.shape[:3], n_frames)
+        kept = nnf.pad(x0, (0, n_frames - x0.shape[-1])), known
+        return self.codec.decode(made, seeds, kept=kept, overlap=overlap, circular=circular)

@@ -1,7 +1,6 @@
-"""A trained run that makes music: the network of its EMA weights, its schedule, its spectrogram.
+"""A trained diffusion run that makes music: the network of its averaged weights, its schedule, its codec.
 
-If its diffusion is in the latents of an autoencoder, or of small spectrograms that an upsampler goes on from,
-those belong to it too: clips go in and come out as spectrograms x0 (N, C, F, T) either way.
+Clips go in and come out as spectrograms x0 (N, C, F, T), whatever it is that diffuses.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,33 +10,34 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
-from Libraries.Networks.Catalogue import NetworkConfig, network_config
-from Libraries.Runs.Autoencoding import LatentCodec, load_codec
-from Libraries.Runs.Cascade import CascadeEditor, ViewCodec, open_cascade
-from Libraries.Runs.LatentEditing import LatentEditor
-from Libraries.Runs.PhaseRuns import open_run_spectrogram
-from Libraries.Runs.Run import load_average, read_conf
-from Libraries.Runs.Settings import from_dict
+from Libraries.Diffusion import Denoiser, NoiseSchedule
+from Libraries.Runs.Codec import Codec
+from Libraries.Runs.Run import Run, find_run
+from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sampling.Editing import Editor, interpolate
-from Libraries.Sampling.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
+from Libraries.Sampling.Guidance import (
+    GuidanceConfig,
+    autoguidance,
+    classifier_free_guidance,
+    with_labels,
+)
 from Libraries.Sampling.Samplers import Callback, SamplerConfig, inference_timesteps, sample
-from Libraries.Sound.LowResolution import LowResolution, ViewConfig
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
-from Libraries.U_Net import UNetConfig
 from Libraries.Utils import pick_device, resolve_precision
 
 
-class Generator:
-    """Network, schedule, spectrogram and typical gain, and what can be done with them.
+class DiffusionRun:
+    """Network, schedule, codec, spectrogram and typical gain, and what can be done with them.
 
     Attributes:
         network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
-        codec: of the latents or of the cascade; None where the diffusion is on spectrograms.
+        codec: between spectrograms and what diffuses.
         weaker: the same of less trained weights, for autoguidance; None until `load_weaker`.
+        run: the folder it was loaded from; None for a network that is still in training.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Generator:
         network: nn.Module,
         schedule: NoiseSchedule,
         spectrogram: Spectrogram,
+        codec: Codec,
         device: torch.device,
-        codec: LatentCodec | ViewCodec | None = None,
     ):
         self.network = for_sampling(network, device)
         self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
         self.codec, self.precision = codec, resolve_precision("auto")
         self.weaker: nn.Module | None = None
-        self.run_dir: Path | None = None
+        self.run: Run | None = None
 
     @classmethod
     def load(
@@ -63,15 +63,13 @@ class Generator:
         step: int | None = None,
         ema_length: float | None = None,
         inverse: SpectrogramConfig | None = None,
-    ) -> "Generator":
+    ) -> "DiffusionRun":
         """Load the EMA weights of a run, into the network of the run's own conf.json.
 
         Args:
             run_dir: `Models/diffusion/<run>`.
             device: None picks the best one.
-            step: of the optimiser; None is the last one saved.
-            ema_length: relative length of the average, put together after the training from its snapshots
-                (`PostHocEMA.reconstruct`); None takes the average that training kept.
+            step, ema_length: which weights, as in `Run.weights`.
             inverse: settings by whose phase, band_inverse and griffin_lim_iterations it shall decode; None:
                 the run's own.
 
@@ -79,23 +77,15 @@ class Generator:
             CheckpointError: the folder is no run, has no such weights, they do not fit its settings, the
                 autoencoder it belongs to is missing or another one now, or so is its learned phase.
         """
-        conf, device = read_conf(run_dir), device or pick_device()
-        settings = conf["settings"]
-        spectrogram_config = from_dict(SpectrogramConfig, settings["spectrogram"])
-        diffusion = from_dict(DiffusionConfig, settings["diffusion"])
-        models, vae = Path(run_dir).parent.parent, conf["vae"]
-        if settings.get("cascade"):  # runs from before there was one have no such setting
-            low = LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram_config)
-            codec = open_cascade(models / "upsampler", low, device)
-        else:
-            codec = load_codec(models / "vae", vae, device) if vae else None
-        config = _network_of(settings, vae is not None)
-        network = make_diffusion_network(config, diffusion, (codec or spectrogram_config).shape)
-        load_average(network, run_dir, step, ema_length)
-        spectrogram = open_run_spectrogram(run_dir, inverse, device)
-        generator = cls(network, NoiseSchedule(diffusion), spectrogram, device, codec)
-        generator.run_dir = Path(run_dir)
-        return generator
+        run, device = Run(run_dir), device or pick_device()
+        settings = run.settings
+        codec = open_codec(settings, device, run.conf["requires"])
+        network = make_diffusion_network(settings.network, settings.diffusion, codec.shape)
+        run.load_into(network, step, ema_length)
+        spectrogram = run.spectrogram(inverse, device)
+        loaded = cls(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)
+        loaded.run = run
+        return loaded
 
     def load_weaker(self, share: float) -> int:
         """Load as the weaker network the weights that were saved nearest to `share` of the training.
@@ -106,35 +96,32 @@ class Generator:
         Raises:
             CheckpointError: the run has no weights from before its last.
         """
-        found = find_checkpoints(self.run_dir, "ema")
+        found = find_checkpoints(self.run.folder, "ema")
         last = found[-1][0]
         earlier = [step for step, _ in found if step < last]
         if not earlier:
             raise CheckpointError(
-                f"{self.run_dir} has no weights from before its last ones; train with a smaller save_every"
+                f"{self.run.folder} has no weights from before its last ones; train with a smaller save_every"
             )
         step = min(earlier, key=lambda step: abs(step - share * last))
-        self.weaker = Generator.load(self.run_dir, self.device, step=step).network
+        self.weaker = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, F, T) of what the network makes: a spectrogram, small or not, or a latent."""
-        return self.spectrogram.config.shape if self.codec is None else self.codec.shape
+        return self.codec.shape
 
     def encode(self, x0: Tensor) -> Tensor:
-        """Return what the diffusion is about, on `device`: x0 (N, C, F, T), its view or its latents."""
-        x0 = x0.to(self.device)
-        return x0 if self.codec is None else self.codec.encode(x0)
+        """Return what diffuses of x0 (N, C, F, T), on `device`."""
+        return self.codec.encode(x0.to(self.device))
 
     def decode(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU.
 
         An upsampler draws, by `seeds`, one a clip; None is seed 0 for each.
         """
-        if isinstance(self.codec, ViewCodec):
-            return self.codec.decode(x, seeds).cpu()
-        return (x if self.codec is None else self.codec.decode(x)).cpu()
+        return self.codec.decode(x, seeds).cpu()
 
     def labels_in_turn(self, count: int) -> Tensor | None:
         """Return int64 labels (count,) that go round all classes; None for a network without classes."""
@@ -204,16 +191,13 @@ class Generator:
         *,
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
-    ) -> Editor | LatentEditor:
-        """Return an `Editor` with this network, or the same for latents or a cascade.
+    ) -> Editor:
+        """Return an `Editor` of spectrograms with this network, or what acts as one through the codec.
 
         Its clips have to be on `device`.
         """
         model, config = self.denoiser(labels, guidance), self._unbounded(config)
-        editor = Editor(model, self.schedule, config, rounds, progress=True)
-        if isinstance(self.codec, ViewCodec):
-            return CascadeEditor(editor, self.codec)
-        return editor if self.codec is None else LatentEditor(editor, self.codec)
+        return self.codec.editor(Editor(model, self.schedule, config, rounds, progress=True))
 
     def interpolate(
         self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
@@ -241,9 +225,7 @@ class Generator:
 
     def _unbounded(self, config: SamplerConfig) -> SamplerConfig:
         """The settings' clamp is that of spectrograms; latents have no bounds."""
-        if isinstance(self.codec, LatentCodec):
-            return replace(config, clip_x0=None, dynamic_threshold=None)
-        return config
+        return config if self.codec.bounded else replace(config, clip_x0=None, dynamic_threshold=None)
 
     def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
         if labels is None:
@@ -254,10 +236,16 @@ class Generator:
         return in_fast_precision(network, self.device, self.precision)
 
 
-def _network_of(settings: dict, latent: bool) -> NetworkConfig:
-    """Return what the network of a run is made of, from the settings in its conf.json."""
-    name = "view_unet" if settings.get("cascade") else "latent_unet" if latent else "unet"
-    config = from_dict(UNetConfig, settings[name])
-    return (
-        network_config(settings["network"], config, settings["network_width"]) if name == "unet" else config
-    )
+def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
+    """Return the newest diffusion run in the space of these settings that holds a file like `holding`.
+
+    Raises:
+        FileNotFoundError: there is none; the sentence says where it looked.
+    """
+    parent = settings.models_dir / "diffusion"
+    run = find_run([parent], holding, fits=lambda run: run.conf["settings"]["space"] == settings.space)
+    if run is None:
+        raise FileNotFoundError(
+            f"no run with {holding} and space={settings.space!r} in {parent}: train a model first"
+        )
+    return run.folder

@@ -1,0 +1,129 @@
+"""From settings and a dataset to a trained diffusion run."""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from Libraries.Dataset.Manifest import load_manifest
+from Libraries.Diffusion import NoiseSchedule
+from Libraries.Plots.CurvePlots import plot_metrics
+from Libraries.Plots.SpectrogramPlots import plot_tensors
+from Libraries.Runs.Codec import Codec
+from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Run import Run
+from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Spaces import open_codec
+from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.DiffusionLoss import DiffusionLoss
+from Libraries.Training.DiffusionNetwork import make_diffusion_network
+from Libraries.Utils import pick_device
+
+PREVIEW_SEEDS = range(8)
+
+
+def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
+    """Return what a diffusion is trained by.
+
+    Args:
+        codec: that of the settings (`open_codec`); None opens it.
+
+    Raises:
+        ValueError, CheckpointError: as `open_codec`.
+    """
+    codec = codec or open_codec(settings)
+    schedule, classes = NoiseSchedule(settings.diffusion), settings.network.num_classes
+    return Recipe(
+        parent=settings.models_dir / "diffusion",
+        name=settings.preset,
+        settings=settings,
+        made_of=("spectrogram", "diffusion", "space", "network", "train", *codec.made_of),
+        train=settings.train,
+        build=lambda: make_diffusion_network(settings.network, settings.diffusion, codec.shape),
+        loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
+        loaders=functools.partial(diffusion_loaders, settings, codec),
+        dataset=functools.partial(music_record, settings),
+        requires=codec.requires,
+        preview=functools.partial(save_preview, settings, codec),
+    )
+
+
+def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
+    """Train a diffusion model on the dataset of these settings; return its run folder.
+
+    Args:
+        run_dir: an interrupted run to go on with; None starts a new one.
+
+    Raises:
+        ValueError: the dataset has more classes than the network, or was made with another spectrogram, or
+            the run with other settings or another autoencoder.
+        CheckpointError: `run_dir` is no run, or the autoencoder cannot be used.
+    """
+    require_classes(settings.network.num_classes, load_manifest(settings.dataset_dir)["classes"])
+    return train(diffusion_recipe(settings), run_dir)
+
+
+class EncodedLoader:
+    """Batches of a loader with what the codec makes of spectrograms in their place, encoded as they come."""
+
+    def __init__(self, loader: Iterable, codec: Codec):
+        self.loader, self.codec = loader, codec
+
+    def __iter__(self):
+        for x0, label in self.loader:
+            yield self.codec.encode(x0), label
+
+
+def diffusion_loaders(settings: Settings, codec: Codec, **options) -> tuple[EncodedLoader, EncodedLoader]:
+    """Return the endless training loader and the validation loader of a diffusion, encoded by its codec.
+
+    `options` are those of `make_loaders`.
+    """
+    train, validation = clip_loaders(settings, settings.train, **options)
+    return EncodedLoader(train, codec), EncodedLoader(validation, codec)
+
+
+def require_classes(num_classes: int, classes: list[str]) -> None:
+    """Raise a ValueError if a network with classes has fewer than the dataset."""
+    if 0 < num_classes < len(classes):
+        raise ValueError(
+            f"num_classes={num_classes}, and the dataset has {len(classes)} classes: {', '.join(classes)}; "
+            "set it to as many, or to 0"
+        )
+
+
+def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
+    """Train a fresh network on one batch with ever new noise; return the mean loss of each step.
+
+    A check before the long run: data, network and loss fit together if this falls.
+    """
+    recipe, train = diffusion_recipe(settings), settings.train
+    network, B = recipe.network().train().to(pick_device()), train.batch_size
+    loader, _ = recipe.loaders(batch_size=B, seed=train.seed)
+    batch = next(iter(loader))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=train.learning_rate)
+    losses = []
+    for step in tqdm(range(num_steps), desc="overfitting one batch", unit="step"):
+        loss = recipe.loss(network, batch, torch.arange(step * B, (step + 1) * B)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def save_preview(settings: Settings, codec: Codec, run: Run, step: int, network: nn.Module) -> None:
+    """Write the same seeds' samples and the loss curves to the run's results."""
+    device = next(network.parameters()).device
+    spectrogram = Spectrogram(settings.spectrogram)
+    model = DiffusionRun(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)
+    quick = replace(settings.sampler, num_inference_steps=min(20, settings.sampler.num_inference_steps))
+    x0 = model.generate(PREVIEW_SEEDS, quick, batch_size=len(PREVIEW_SEEDS), progress=False)
+    titles = [f"seed {seed}" for seed in PREVIEW_SEEDS]
+    figure = plot_tensors(x0, titles, settings.spectrogram, f"{run.name}: samples after {step} steps")
+    save_preview_figures(run, f"samples-{step:08d}", figure, plot_metrics)

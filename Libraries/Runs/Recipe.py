@@ -1,0 +1,149 @@
+"""One way to train every kind of model; what differs between the kinds is a `Recipe`."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from Libraries.Dataset.Manifest import INVERSE_ONLY, load_manifest, manifest_hash
+from Libraries.Dataset.SpectrogramDataset import make_loaders
+from Libraries.Plots.SpectrogramPlots import save_figure
+from Libraries.Runs.Run import Run, claim_run
+from Libraries.Runs.Settings import Settings, to_dict
+from Libraries.Training.Loop import LoaderFactory, Loss, fit, process_state
+from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.TrainConfig import TrainConfig
+from Libraries.Utils import spread_indices
+
+Preview = Callable[[Run, int, nn.Module], None]  # (run, step, EMA model): draws to the run's results
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one kind of model is trained by."""
+
+    parent: Path  # of the runs of this kind
+    name: str  # of a new run, behind its number
+    settings: Any  # the dataclass that conf.json holds
+    made_of: tuple[str, ...]  # parts of the settings in which an interrupted run has to agree
+    train: TrainConfig
+    build: Callable[[], nn.Module]  # the network, freshly initialised
+    loss: Loss
+    loaders: LoaderFactory
+    dataset: Callable[[], dict[str, Any]]  # reads the record of the data, such as `music_record`
+    requires: dict[str, str] = field(default_factory=dict)  # record of another run that this one hangs on
+    preview: Preview | None = None
+    finish: Callable[[Run, nn.Module], None] | None = None  # called with the EMA model by one process
+
+    def network(self) -> nn.Module:
+        """Return a freshly initialised network: the same weights for the same seed of the training."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.train.seed)
+            return self.build()
+
+
+def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
+    """Train a model by its recipe; return its run folder.
+
+    Args:
+        run_dir: an interrupted run to go on with; None starts a new one.
+
+    Raises:
+        ValueError: the run was made with other settings, other data or another autoencoder.
+        CheckpointError: `run_dir` is no run.
+    """
+    network = recipe.network()
+    run = open_run(recipe, run_dir)
+    preview = recipe.preview and functools.partial(recipe.preview, run)
+    network = fit(network, recipe.loss, recipe.loaders, recipe.train, run.folder, preview=preview)
+    if recipe.finish is not None:
+        if process_state().is_main_process:
+            recipe.finish(run, network)
+        process_state().wait_for_everyone()
+    return run.folder
+
+
+def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
+    """Return a new run with its conf.json, or that of `run_dir` if it was made of the same.
+
+    Raises:
+        ValueError, CheckpointError: as `train`.
+    """
+    schema, values, record = type(recipe.settings), to_dict(recipe.settings), recipe.dataset()
+    if run_dir is None:
+        conf = {"settings": values, **record, "requires": recipe.requires}
+        return Run(claim_run(recipe.parent, recipe.name, conf), schema)
+    run = Run(run_dir, schema)
+    for part in recipe.made_of:
+        theirs, ours = (_at(part, tree) for tree in (run.conf["settings"], values))
+        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
+        require_same(f"the run {run.name}", *both)
+    if run.conf["requires"] != recipe.requires:
+        theirs, ours = (_named(requires) for requires in (run.conf["requires"], recipe.requires))
+        raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: name the autoencoder as it was")
+    if run.conf["dataset"]["hash"] != record["dataset"]["hash"]:
+        raise ValueError(
+            f"{run.name} was trained on another dataset than {record['dataset']['folder']} is now"
+        )
+    return run
+
+
+def music_record(settings: Settings) -> dict[str, Any]:
+    """Return what a run keeps of the dataset that it is trained on: folder, hash, typical gain and classes.
+
+    Raises:
+        ValueError: the dataset was built with another spectrogram.
+    """
+    manifest = load_manifest(settings.dataset_dir)
+    theirs, ours = manifest["settings"]["spectrogram"], to_dict(settings.spectrogram)
+    require_same("the dataset", theirs, ours, INVERSE_ONLY)
+    return {
+        "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
+        "gain": manifest["gain"],
+        "classes": manifest["classes"],
+    }
+
+
+def clip_loaders(settings: Settings, config: TrainConfig, **options) -> tuple[DataLoader, DataLoader]:
+    """Return the endless training loader, and validation clips spread over their split.
+
+    Args:
+        settings: of the dataset and its augmentation.
+        config: of the training that says how many clips are scored.
+        options: those of `make_loaders`.
+    """
+    train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
+    spread = spread_indices(len(validation.dataset), config.num_validation_clips)
+    subset = Subset(validation.dataset, spread)
+    return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
+
+
+def save_preview_figures(run: Run, name: str, figure, plot_curves: Callable) -> None:
+    """Write a preview as `name`.png, and loss.png by `plot_curves`, to the run's results."""
+    save_figure(figure, run.results_dir / f"{name}.png")
+    curves = plot_curves(read_metrics(run.folder / "metrics.csv"), run.name)
+    save_figure(curves, run.results_dir / "loss.png")
+
+
+def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError that names the settings in which two parts differ."""
+    theirs, ours = (json.loads(json.dumps(part)) for part in (theirs, ours))  # tuples are lists in JSON
+    names = (theirs.keys() | ours.keys()) - set(ignored)
+    different = [f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
+                 for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
+    if different:
+        raise ValueError(f"{owner} has other settings ({'; '.join(different)}): use those, or make a new one")
+
+
+def _at(path: str, values: dict) -> Any:
+    return functools.reduce(lambda part, name: part[name], path.split("."), values)
+
+
+def _named(requires: dict[str, str]) -> str:
+    return f"the autoencoder {requires['run']} ({requires['weights'][:12]})" if requires else "no autoencoder"
