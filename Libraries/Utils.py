@@ -103,7 +103,7 @@ def _interval(text: str) -> tuple[Callable[[float], bool], str]:
     """Return whether a number is within an interval such as "[0, 1)", and the same in words."""
     low, high = (float(bound) for bound in text[1:-1].split(","))
     above = operator.ge if text[0] == "[" else operator.gt
-    below = operator.le if text[-1] == "]" else operator.lt
+    below = operator.le if text[-1] == "]" or math.isinf(high) else operator.lt
     if math.isinf(high):
         words = f"{low:g} or more" if text[0] == "[" else f"above {low:g}"
     else:

@@ -22,11 +22,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
 from Libraries.DemoMusic.Corpus import render_demo_music  # noqa: E402
-from Libraries.Runs.Run import read_conf  # noqa: E402
-from Libraries.Runs.Settings import Settings, from_dict  # noqa: E402
-from Libraries.Training.Loop import Loss  # noqa: E402
+from Libraries.Runs.Recipe import Recipe, train  # noqa: E402
+from Libraries.Runs.Run import find_run  # noqa: E402
+from Libraries.Runs.Settings import Settings, changed  # noqa: E402
 from Libraries.Training.Timing import median_in_turns, training_step  # noqa: E402
-from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
 from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
 from Libraries.Utils import (  # noqa: E402
     autocast,
@@ -75,34 +74,29 @@ def make_dataset(settings: Settings) -> None:
 
 
 def train_or_find(
-    train: Callable[..., Path],
-    settings: Settings,
-    parent: Path,
-    part: str,
-    minutes: float,
-    timed: Callable[[], tuple[nn.Module, Loss, tuple[int, int, int]]],
+    make_recipe: Callable[[Settings], Recipe], settings: Settings, part: str, minutes: float
 ) -> Path:
-    """Return this preset's run below `parent`: one that is there, one that is gone on with, or a new one.
+    """Return this preset's run of a recipe: one that is there, one that is gone on with, or a new one.
 
     A new one gets as many steps as the minutes hold, so that the learning rate's schedule ends with them.
 
     Args:
-        train: (settings, run_dir) -> run_dir.
-        part: the settings of this training, as "vae_train".
-        timed: network, loss and shape of the data whose step is timed; called for a new run only.
+        part: the settings of this training, as "vae.train".
     """
-    known = sorted(parent.glob(f"*-{settings.preset}"))
+    recipe = make_recipe(settings)
+    known = find_run(
+        [recipe.parent], "conf.json", lambda run: run.conf and run.name.partition("-")[2] == recipe.name
+    )
     if known:  # its steps were counted when it began; with all of them done this trains none
-        config = from_dict(TrainConfig, read_conf(known[-1])["settings"][part])
-        return train(replace(settings, **{part: config}), known[-1])
-    config, (network, loss_fn, shape) = getattr(settings, part), timed()
-    step = training_step(network, loss_fn, config, shape)
+        return train(make_recipe(changed(settings, {part: known.config(part)})), known.folder)
+    config, (loader, _) = recipe.train, recipe.loaders(batch_size=1, seed=0)
+    step = training_step(recipe.network(), recipe.loss, config, next(iter(loader))[0].shape[1:])
     seconds = median_in_turns({"step": step}, TIMED_STEPS, pick_device())["step"]
     steps = max(10, int(minutes * 60 / seconds))
     tenth = max(1, steps // 10)
     often = {"validate_every": tenth, "save_every": tenth, "snapshot_every": tenth, "preview_every": steps}
     config = replace(config, num_steps=steps, **often)
-    return train(replace(settings, **{part: config}))
+    return train(make_recipe(changed(settings, {part: config})))
 
 
 def size_of(build: Callable[[], nn.Module]) -> tuple[float, float]:

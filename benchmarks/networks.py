@@ -28,13 +28,13 @@ from torch import nn
 
 from Conf import BASE, ORIGIN
 from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config
-from Libraries.Runs.DiffusionTraining import build_network
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Training.Timing import median_in_turns
 from Libraries.Utils import autocast
 
-PRESETS = {settings.preset: partial(build_network, settings) for settings in (BASE, ORIGIN)}
+PRESETS = {settings.preset: diffusion_recipe(settings).network for settings in (BASE, ORIGIN)}
 BUILDERS = PRESETS | {
-    name: partial(make_network, network_config(name, BASE.unet), SHAPE[0]) for name in JOURNAL
+    name: partial(make_network, network_config(name, BASE.network), SHAPE[0]) for name in JOURNAL
 }
 
 

@@ -32,15 +32,18 @@ import torch
 from common import machine_line, make_dataset, peak_gigabytes, print_table
 from torch import Tensor
 
-from Conf import CPU
+from Conf import CPU, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Samples import distances, spread_clips
-from Libraries.Runs.Autoencoding import LatentCodec, build_vae, make_vae_loss, measure_latents
+from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, vae_recipe
+from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.DiffusionTraining import build_network, diffusion_loaders, make_loss
-from Libraries.Runs.Run import clip_loaders, provenance
-from Libraries.Runs.Settings import Settings
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
+from Libraries.Runs.Recipe import Recipe, clip_loaders
+from Libraries.Runs.Run import provenance
+from Libraries.Runs.Settings import Settings, changed
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import fit
@@ -142,10 +145,11 @@ def run_in_fresh_process(args: argparse.Namespace, system: str, seed: int) -> No
 def measure(settings: Settings, args: argparse.Namespace) -> dict:
     """Train one system, sample and judge it; return what its file of results holds."""
     system, seed, seconds = args.measure, args.seeds[0], args.minutes * 60
-    settings, device = with_seed(settings, seed), pick_device()
+    space = "latent" if system == OURS_LATENT else "spectrogram"
+    settings, device = in_space(with_seed(settings, seed), space), pick_device()
     with tempfile.TemporaryDirectory() as folder:
         if system == OURS:
-            trained = train_ours(replace(settings, vae_run=None), seconds, Path(folder), device)
+            trained = train_ours(settings, seconds, Path(folder), device)
         elif system == OURS_LATENT:
             trained = train_ours_in_latents(settings, seconds, Path(folder), device)
         else:
@@ -164,8 +168,7 @@ def measure(settings: Settings, args: argparse.Namespace) -> dict:
 
 def with_seed(settings: Settings, seed: int) -> Settings:
     """Return the settings with this seed for weights, batches and noise."""
-    trainings = ("train", "latent_train", "vae_train")
-    return replace(settings, **{name: replace(getattr(settings, name), seed=seed) for name in trainings})
+    return changed(settings, {"train.seed": seed, "vae.train.seed": seed})
 
 
 def judge(settings: Settings, x0: Tensor) -> dict[str, float]:
@@ -194,14 +197,15 @@ def row(system: str, found: list[dict]) -> list[str]:
 
 def train_ours(settings: Settings, seconds: float, folder: Path, device: torch.device) -> Trained:
     """Train our network on spectrograms with `fit`, as the preset does."""
-    start_diffusion = functools.partial(fit_diffusion, settings, None)
+    codec = open_codec(settings)
+    start_diffusion = functools.partial(fit_diffusion, settings, codec)
     config = with_steps(settings.train, seconds / timed_fit(start_diffusion, settings.train))
     start = time.perf_counter()
     network = start_diffusion(config, folder / "diffusion")
     elapsed = time.perf_counter() - start
-    generator = make_generator(settings, network, device, None)
+    model = make_model(settings, network, device, codec)
     return Trained(
-        functools.partial(sample_ours, settings, generator), count_parameters(generator.network),
+        functools.partial(sample_ours, settings, model), count_parameters(model.network),
         config.num_steps, elapsed, elapsed / config.num_steps,
     )  # fmt: skip
 
@@ -209,38 +213,40 @@ def train_ours(settings: Settings, seconds: float, folder: Path, device: torch.d
 def train_ours_in_latents(settings: Settings, seconds: float, folder: Path, device: torch.device) -> Trained:
     """Train an autoencoder and then a diffusion in its latents, with the preset's ratio of their steps."""
     start_vae = functools.partial(fit_vae, settings)
-    untrained = make_codec(settings, build_vae(settings), device)
-    vae_step = timed_fit(start_vae, settings.vae_train)
-    step = timed_fit(functools.partial(fit_diffusion, settings, untrained), settings.latent_train)
-    steps = settings.vae_train.num_steps, settings.latent_train.num_steps
+    untrained = make_codec(settings, vae_recipe(settings).network(), device)
+    vae_step = timed_fit(start_vae, settings.vae.train)
+    step = timed_fit(functools.partial(fit_diffusion, settings, untrained), settings.train)
+    steps = settings.vae.train.num_steps, settings.train.num_steps
     share = seconds / (steps[0] * vae_step + steps[1] * step)
     start = time.perf_counter()
     codec = make_codec(
-        settings, start_vae(with_steps(settings.vae_train, share * steps[0]), folder / "vae"), device
+        settings, start_vae(with_steps(settings.vae.train, share * steps[0]), folder / "vae"), device
     )
-    config, middle = with_steps(settings.latent_train, share * steps[1]), time.perf_counter()
+    config, middle = with_steps(settings.train, share * steps[1]), time.perf_counter()
     network = fit_diffusion(settings, codec, config, folder / "diffusion")
     end = time.perf_counter()
-    generator = make_generator(settings, network, device, codec)
-    parameters = count_parameters(generator.network) + count_parameters(codec.vae)
+    model = make_model(settings, network, device, codec)
+    parameters = count_parameters(model.network) + count_parameters(codec.vae)
     return Trained(
-        functools.partial(sample_ours, settings, generator), parameters,
+        functools.partial(sample_ours, settings, model), parameters,
         config.num_steps, end - start, (end - middle) / config.num_steps,
     )  # fmt: skip
 
 
-def fit_diffusion(settings: Settings, codec: LatentCodec | None, config: TrainConfig, folder: Path):
+def fit_diffusion(settings: Settings, codec: Codec, config: TrainConfig, folder: Path):
     """Train a new diffusion network in `folder`; return it with its EMA weights."""
-    folder.mkdir(exist_ok=True)
-    loaders = functools.partial(diffusion_loaders, settings, codec)
-    return fit(build_network(settings, codec), make_loss(settings), loaders, config, folder)
+    return fit_in(folder, diffusion_recipe(changed(settings, {"train": config}), codec))
 
 
 def fit_vae(settings: Settings, config: TrainConfig, folder: Path):
     """Train a new autoencoder in `folder`; return it with its EMA weights."""
+    return fit_in(folder, vae_recipe(changed(settings, {"vae.train": config})))
+
+
+def fit_in(folder: Path, recipe: Recipe):
+    """Train by a recipe in `folder`, which is no run; return the network with its EMA weights."""
     folder.mkdir(exist_ok=True)
-    loaders = functools.partial(clip_loaders, settings)
-    return fit(build_vae(settings), make_vae_loss(settings), loaders, config, folder)
+    return fit(recipe.network(), recipe.loss, recipe.loaders, recipe.train, folder)
 
 
 def with_steps(config: TrainConfig, steps: float) -> TrainConfig:
@@ -267,16 +273,16 @@ def make_codec(settings: Settings, network, device: torch.device) -> LatentCodec
     return LatentCodec(network.vae, *measure_latents(network.vae, train), spectrogram, device)
 
 
-def make_generator(settings: Settings, network, device: torch.device, codec: LatentCodec | None) -> Generator:
+def make_model(settings: Settings, network, device: torch.device, codec: Codec) -> DiffusionRun:
     """Return what makes clips with a network just trained."""
     spectrogram = Spectrogram(settings.spectrogram)
-    return Generator(network, NoiseSchedule(settings.diffusion), spectrogram, device, codec)
+    return DiffusionRun(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)
 
 
-def sample_ours(settings: Settings, generator: Generator, seeds: range, steps: int) -> Tensor:
+def sample_ours(settings: Settings, model: DiffusionRun, seeds: range, steps: int) -> Tensor:
     """Make clips with the preset's sampler in so many steps."""
     sampler = replace(settings.sampler, num_inference_steps=steps)
-    return generator.generate(seeds, sampler, settings.sample_batch_size)
+    return model.generate(seeds, sampler, settings.evaluation.batch_size)
 
 
 def train_a_peer(
@@ -285,11 +291,10 @@ def train_a_peer(
     """Train a peer by its authors' recipe on the batches that ours gets, at the size of ours."""
     from peer_systems import PEERS, train_peer  # seconds to import, and ours has no use for them
 
-    settings = replace(settings, vae_run=None)
-    size, seed = count_parameters(build_network(settings)), settings.train.seed
+    size, seed = count_parameters(diffusion_recipe(settings).network()), settings.train.seed
 
     def start(steps: int) -> tuple[object, float]:
-        loader, _ = clip_loaders(settings, batch_size=settings.train.batch_size, seed=seed)
+        loader, _ = clip_loaders(settings, settings.train, batch_size=settings.train.batch_size, seed=seed)
         torch.manual_seed(seed)  # of the weights
         peer = PEERS[name](settings.spectrogram.shape, size, steps, learning_rate, device)
         synchronise(device)
@@ -308,7 +313,7 @@ def train_a_peer(
 
 def sample_peer(peer, settings: Settings, device: torch.device, seeds: range, steps: int) -> Tensor:
     """Make clips with a peer's own sampler from the noise that ours starts from."""
-    batches, size = [], settings.sample_batch_size
+    batches, size = [], settings.evaluation.batch_size
     for first in range(0, len(seeds), size):
         noise = SampleNoise(seeds[first : first + size], device)(settings.spectrogram.shape)
         batches.append(peer.sample(noise, steps).cpu())

@@ -20,10 +20,9 @@ from common import machine_line
 from Conf import BASE, CPU, ORIGIN
 from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
-from Libraries.Runs.Run import RELEASED, load_phase
-from Libraries.Runs.Phases import release_phase
-from Libraries.Runs.Phases import PhaseDataset, train_phase
+from Libraries.Runs.Phases import PhaseDataset, release_phase, train_phase
 from Libraries.Runs.Preparation import load_example_clips
+from Libraries.Runs.Run import RELEASED, load_phase
 from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Audio import find_audio_files
 from Libraries.Sound.Metrics import round_trip, round_trip_table
@@ -57,24 +56,25 @@ BASES = {"magnitude": ORIGIN, "bands": BASE}
 def settings_of(kind: str, root: Path, steps: int) -> Settings:
     """Return the settings of one training; the preset's name names its runs."""
     base = BASES[kind]
+    train = replace(CPU.phase.train, num_steps=steps, num_validation_clips=128)
     return replace(
         base,
         preset=kind,
         root=root,
         spectrogram=replace(base.spectrogram, clip_seconds=DEMO.clip_seconds),
         dataset=replace(base.dataset, name=kind, split=(0.8, 0.06, 0.14), overlap=0.0),
-        phase_train=replace(CPU.phase_train, num_steps=steps),
+        phase=replace(base.phase, train=train),
     )
 
 
 def train_or_find(settings: Settings, music_dir: Path) -> Path:
     """Return a trained run: one that is there, one that is gone on with, or a new one."""
     build_dataset(music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
-    runs = sorted(settings.phase_dir.glob(f"*-{settings.preset}"))
+    runs = sorted((settings.models_dir / "phase").glob(f"*-{settings.preset}"))
     if not runs:
         return train_phase(settings, music_dir)
     steps = [step for step, _ in find_checkpoints(runs[-1], "ema")]
-    finished = bool(steps) and steps[-1] == settings.phase_train.num_steps
+    finished = bool(steps) and steps[-1] == settings.phase.train.num_steps
     return runs[-1] if finished else train_phase(settings, music_dir, runs[-1])
 
 

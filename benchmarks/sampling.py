@@ -31,9 +31,10 @@ from torch import Tensor
 from Conf import BASE, ORIGIN
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Runs.Run import open_spectrogram
-from Libraries.Runs.DiffusionTraining import build_network
 from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sampling.Samplers import inference_timesteps, sample_ddim
 from Libraries.Sound.Audio import load_audio
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -74,7 +75,7 @@ def main() -> None:
 def make_rows(args: argparse.Namespace) -> list[Row]:
     """Return ours and the peer in the precision asked for, then ours in the one `auto` means here."""
     presets = (BASE, ORIGIN)
-    sizes = {s.preset: size_of(partial(build_network, s)) for s in presets}
+    sizes = {s.preset: size_of(diffusion_recipe(s).network) for s in presets}
     decoding = {s.preset: time_decoding(s) for s in presets}
     rows = []
     for precision in dict.fromkeys((args.precision, resolve_precision("auto"))):
@@ -88,16 +89,17 @@ def make_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def our_sampler(settings: Settings, device: torch.device, precision: str, batch_size: int) -> Sample:
-    """Return DDIM as `Generator` runs it."""
+    """Return DDIM as `DiffusionRun` runs it."""
     schedule = NoiseSchedule(settings.diffusion)
     spectrogram = Spectrogram(settings.spectrogram)
-    generator = Generator(place(build_network(settings), device), schedule, spectrogram, device)
-    generator.precision = precision
+    network = place(diffusion_recipe(settings).network(), device)
+    model = DiffusionRun(network, schedule, spectrogram, open_codec(settings), device)
+    model.precision = precision
 
     def sample(num_steps: int, most: int | None) -> Tensor:
         timesteps = inference_timesteps(schedule, num_steps, settings.sampler.spacing)[:most]
         noise = SampleNoise(range(batch_size), device)
-        return sample_ddim(generator.denoiser(), schedule, noise, SHAPE, timesteps, clip_x0=1.0)
+        return sample_ddim(model.denoiser(), schedule, noise, SHAPE, timesteps, clip_x0=1.0)
 
     return sample
 
@@ -125,7 +127,7 @@ def time_decoding(settings: Settings) -> float:
     """Return the seconds from x0 to waveform of the example, after a first call that compiles."""
     config, cpu = settings.spectrogram, torch.device("cpu")
     waveform = load_audio(REPOSITORY / "Data" / "music_file.wav", config.sample_rate)
-    spectrogram = open_spectrogram(config, settings.phase_dir, settings.phase_run, device=cpu)
+    spectrogram = open_spectrogram(config, settings.models_dir / "phase", settings.phase.run, device=cpu)
     x0, gain = spectrogram.encode_with_gain(waveform[None, :, : config.clip_samples])
     call = partial(spectrogram.decode, x0, gain)
     return median_in_turns({"decode": call}, 3, cpu)["decode"]

@@ -10,7 +10,6 @@ others compute on the same cores, OMP_NUM_THREADS=1 keeps the threads from waiti
 
 import argparse
 import json
-from functools import partial
 
 from common import (
     PEER,
@@ -26,10 +25,10 @@ from common import (
 )
 
 from Conf import BASE, ORIGIN
-from Libraries.Runs.DiffusionTraining import build_network
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Training.Timing import median_in_turns
 
-BUILDERS = {s.preset: partial(build_network, s) for s in (BASE, ORIGIN)} | {PEER: Peer}
+BUILDERS = {s.preset: diffusion_recipe(s).network for s in (BASE, ORIGIN)} | {PEER: Peer}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/upsampler.py [--minutes 10] [--root folder] [--views smaller lower_bands] [--clips 48]
 
 On the CPU preset's dataset, which is made first if it is not there. Half of the minutes train the upsampler,
-half the first model, all of them a diffusion on spectrograms with the preset's `unet`; the number of steps of
+half the first model, all of them a diffusion on spectrograms with its own network; the number of steps of
 each is what a timed step says fits in, so that the schedule of the learning rate ends with them. Runs lie in
 `Models`: a second call goes on with those that were interrupted and trains none again.
 
@@ -14,14 +14,12 @@ three ways, and a file of the test split that was stored with 8 kHz, go to the r
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from common import machine_line, make_dataset, print_table, train_or_find
 
-from Conf import CPU
+from Conf import CPU, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, load_manifest
-from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Restoration import restore_file
 from Libraries.Evaluation.Samples import distances, spread_clips
 from Libraries.Evaluation.UpsamplerEvaluation import (
@@ -31,18 +29,14 @@ from Libraries.Evaluation.UpsamplerEvaluation import (
     save_three_ways,
     with_codec,
 )
-from Libraries.Runs.Upsampling import LowResolutionCodec
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.DiffusionTraining import build_network, make_loss, train_diffusion
-from Libraries.Runs.Spaces import open_codec
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Runs.Preparation import find_music
-from Libraries.Runs.Run import results_of
-from Libraries.Runs.Settings import Settings
-from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
+from Libraries.Runs.Settings import Settings, changed
+from Libraries.Runs.Upsampling import LowResolutionCodec, load_upsampler, upsampler_recipe
 from Libraries.Sound.Audio import load_audio, save_audio
-from Libraries.Sound.LowResolution import VIEWS, LowResolution
+from Libraries.Sound.LowResolution import VIEWS
 from Libraries.Sound.Metrics import log_spectral_distance
-from Libraries.Upsampler import UpsamplerLoss
 from Libraries.Utils import pick_device
 
 SETS = 3  # of seeds
@@ -60,75 +54,60 @@ def main() -> None:
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
     parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
     args = parser.parse_args()
-    comparison = replace(CPU.comparison, clips=args.clips)
-    settings = replace(CPU, root=args.root, vae_run=None, comparison=comparison)
+    changes = {"root": args.root, "evaluation.compared_clips": args.clips}
+    settings = changed(in_space(CPU, "spectrogram"), changes)
     make_dataset(settings)
     direct = DiffusionRun.load(train_directly(settings, args.minutes))
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for view in args.views:
-        own = replace(settings, cascade=True, view=replace(settings.view, kind=view))
-        generator = load_cascade(train_cascade(own, args.minutes), own)
-        print(f"\n{view}, {own.spectrogram.shape} from {generator.shape}\n")
-        print_table(*table(generator, own, direct))
-        print(f"\n{save_examples(generator, own)}")
+        own = changed(in_space(settings, "small"), {"upsampler.view.kind": view})
+        model = load_cascade(train_cascade(own, args.minutes), own)
+        print(f"\n{view}, {own.spectrogram.shape} from {model.shape}\n")
+        print_table(*table(model, own, direct))
+        print(f"\n{save_examples(model, own)}")
 
 
 def train_directly(settings: Settings, minutes: float) -> Path:
     """Return the run of a diffusion on spectrograms that was trained for the minutes."""
-    settings = replace(settings, preset=f"direct-{minutes:g}min")
-
-    def timed():
-        return build_network(settings), make_loss(settings), settings.spectrogram.shape
-
-    return train_or_find(train_diffusion, settings, settings.models_dir, "train", minutes, timed)
+    settings = changed(settings, {"preset": f"direct-{minutes:g}min"})
+    return train_or_find(diffusion_recipe, settings, "train", minutes)
 
 
 def train_cascade(settings: Settings, minutes: float) -> Path:
     """Return the run of a first model whose upsampler is trained too, for half of the minutes each."""
-    settings = replace(settings, preset=f"{settings.view.kind}-{minutes:g}min")
-    low = LowResolution(settings.view, settings.spectrogram)
-
-    def upsampler():
-        schedule, seed = NoiseSchedule(settings.diffusion), settings.upsampler_train.seed
-        loss_fn = UpsamplerLoss(schedule, seed, low, settings.upsampler)
-        return build_upsampler(settings), loss_fn, settings.spectrogram.shape
-
-    def first():
-        return build_network(settings, open_codec(settings)), make_loss(settings), low.shape
-
-    half = minutes / 2
-    train_or_find(train_upsampler, settings, settings.upsampler_dir, "upsampler_train", half, upsampler)
-    return train_or_find(train_diffusion, settings, settings.models_dir, "view_train", half, first)
+    settings = changed(settings, {"preset": f"{settings.upsampler.view.kind}-{minutes:g}min"})
+    train_or_find(upsampler_recipe, settings, "upsampler.train", minutes / 2)
+    return train_or_find(diffusion_recipe, settings, "train", minutes / 2)
 
 
-def load_cascade(first_dir: Path, settings: Settings) -> Generator:
-    """Return the generator of a first model and the upsampler trained with it, not the newest of its view."""
+def load_cascade(first_dir: Path, settings: Settings) -> DiffusionRun:
+    """Return a first model with the upsampler trained with it, not the newest of its view."""
     _, _, preset = first_dir.name.partition("-")
-    upsampler = load_upsampler(sorted(settings.upsampler_dir.glob(f"*-{preset}"))[-1])
+    upsampler = load_upsampler(sorted((settings.models_dir / "upsampler").glob(f"*-{preset}"))[-1])
     return with_codec(DiffusionRun.load(first_dir), LowResolutionCodec(upsampler.low, upsampler))
 
 
-def table(generator: Generator, settings: Settings, direct: Generator) -> tuple[list[str], list[list[str]]]:
+def table(model: DiffusionRun, settings: Settings, direct: DiffusionRun) -> tuple[list[str], list[list[str]]]:
     """Return header and lines: every way, over three sets of seeds."""
-    count = settings.comparison.clips
+    count = settings.evaluation.compared_clips
     splits = {name: SpectrogramDataset(settings.dataset_dir, name) for name in ("train", "test")}
     clips = {name: spread_clips(split, count) for name, split in splits.items()}
     sets = [
-        compare_cascade(generator, settings, clips["test"], {DIRECT: direct}, first_seed=number * count)
+        compare_cascade(model, settings, clips["test"], {DIRECT: direct}, first_seed=number * count)
         for number in range(SETS)
     ]
-    sound = {name: generator.to_audio(x0) for name, x0 in clips.items()}
+    sound = {name: model.to_audio(x0) for name, x0 in clips.items()}
     rate = settings.spectrogram.sample_rate
     floor = distances({"train": sound["train"]}, sound["test"], rate)["train_to_test"]
     header = ["way", "LSD dB", f"FD (floor {floor:.1f})", "s/clip"]
     return header, [_line(rows) for rows in zip(*sets, strict=True)]
 
 
-def save_examples(generator: Generator, settings: Settings) -> str:
+def save_examples(model: DiffusionRun, settings: Settings) -> str:
     """Write the same seeds three ways and a restored file of 8 kHz to the first model's results; say what."""
-    folder, rate = results_of(settings, generator.run_dir) / "benchmark", settings.spectrogram.sample_rate
-    save_three_ways(generator, settings, range(4), folder)
-    upsampler, manifest = generator.codec.upsampler, load_manifest(settings.dataset_dir)
+    folder, rate = model.run.results_dir / "benchmark", settings.spectrogram.sample_rate
+    save_three_ways(model, settings, range(4), folder)
+    upsampler, manifest = model.codec.upsampler, load_manifest(settings.dataset_dir)
     source = next(clip["source"] for clip in manifest["clips"] if clip["split"] == "test")
     music = find_music(settings)
     original = load_audio(music / source, rate)

@@ -2,8 +2,8 @@
 
     python benchmarks/vae.py [--minutes 5] [--root folder] [--only residual_16 conv]
 
-Every variant of `Conf.VAES` is trained for the same time on the CPU preset's dataset, which is made first if
-it is not there: the origin's with the journal's loss, batch and learning rate, ours with the preset's. The
+Every variant of `Journal.VAES` is trained for the same time on the CPU preset's dataset, which is made first
+if it is not there: the origin's with the journal's loss, batch and learning rate, ours with the preset's. The
 number of steps is what a timed step says fits into the minutes, so that the learning rate's schedule ends
 with them. Runs lie in `Models/vae`: a second call goes on with those that were interrupted and trains none
 again. Pictures and sound are in `Results/vae`. Quality is that of the test split, through the same decoder to
@@ -16,12 +16,13 @@ from pathlib import Path
 
 from common import machine_line, make_dataset, print_table, train_or_find
 
-from Conf import CPU, ORIGIN, VAES
+from Conf import CPU, ORIGIN
+from Journal import VAES
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae
-from Libraries.Runs.Autoencoding import LatentCodec, build_vae, make_vae_loss, train_vae
-from Libraries.Runs.Run import read_conf, results_of
-from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
+from Libraries.Runs.Run import Run
+from Libraries.Runs.Settings import Settings, changed
 from Libraries.Utils import pick_device
 
 VARIANTS = ("linear", "conv", "conv_v2", "residual_8", "residual_16", "residual_32")
@@ -50,30 +51,25 @@ def main() -> None:
 
 def variant(name: str, settings: Settings, minutes: float) -> Settings:
     """Return the settings of a variant; its preset names its runs."""
-    settings = replace(settings, preset=f"{name}-{minutes:g}min", vae=VAES[name])
-    if settings.vae.kind == "residual":
+    settings = changed(settings, {"preset": f"{name}-{minutes:g}min", "vae.network": VAES[name]})
+    if settings.vae.network.kind == "residual":
         return settings
     names = ("batch_size", "learning_rate", "lr_schedule")
-    journal = {name: getattr(ORIGIN.vae_train, name) for name in names}
-    return replace(settings, vae_loss=ORIGIN.vae_loss, vae_train=replace(settings.vae_train, **journal))
+    journal = {f"vae.train.{name}": getattr(ORIGIN.vae.train, name) for name in names}
+    return changed(settings, {"vae.loss": ORIGIN.vae.loss, **journal})
 
 
 def trained(name: str, settings: Settings, minutes: float) -> Path:
     """Return the variant's trained run."""
-    settings = variant(name, settings, minutes)
-
-    def timed():
-        return build_vae(settings), make_vae_loss(settings), settings.spectrogram.shape
-
-    return train_or_find(train_vae, settings, settings.vae_dir, "vae_train", minutes, timed)
+    return train_or_find(vae_recipe, variant(name, settings, minutes), "vae.train", minutes)
 
 
 def measure(name: str, run_dir: Path, settings: Settings) -> list[str]:
     """Return a line of the table; pictures and sound go to the run's results."""
-    codec, folder = LatentCodec.load(run_dir), results_of(settings, run_dir) / "benchmark"
+    codec, run = LatentCodec.load(run_dir), Run(run_dir)
     splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
-    found = evaluate_vae(codec, *splits, settings.num_samples, folder)
-    steps = read_conf(run_dir)["settings"]["vae_train"]["num_steps"]
+    found = evaluate_vae(codec, *splits, settings.evaluation.num_samples, run.results_dir / "benchmark")
+    steps = run.config("vae.train").num_steps
     latent = "x".join(map(str, codec.shape))
     quality = (found["log_spectral_distance"], found["reconstructions_to_test"], found["train_to_test"])
     size = [f"{found['parameters'] / 1e6:.2f}", latent, f"{found['compression']:g}", str(steps)]

@@ -1,7 +1,6 @@
 """What several test files share."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,14 @@ import pytest
 import soundfile
 import torch
 
-from Conf import SMOKE
+from Conf import SMOKE, in_space
 from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.Runs.Preparation import find_music
+from Libraries.Runs.Settings import changed
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
+
+QUICK = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 4, "snapshot_every": 2}
+"""Changes of a TrainConfig: a training of seconds that validates and saves twice and draws once."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,10 @@ def chords(tmp_path_factory):
         pitches = rng.uniform(100, 900, (24, 3))[(seconds * 2).astype(int)]
         wave = np.sin(2 * np.pi * pitches * seconds[:, None]).mean(1) * np.exp(-4 * (seconds % 0.5))
         soundfile.write(root / "music" / f"piece{number}.wav", 0.5 * wave, 16_000)
-    settings = replace(SMOKE, root=root, music_dir=root / "music", num_samples=4, vae_run=None)
+    settings = changed(
+        in_space(SMOKE, "spectrogram"),
+        {"root": root, "music_dir": root / "music", "evaluation.num_samples": 4},
+    )
     build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
     return settings
 

@@ -2,26 +2,25 @@
 
 import functools
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK
 
-from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
-from Libraries.Runs.Autoencoding import LatentCodec, build_vae, measure_latents, train_vae
+from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, train_vae, vae_recipe
+from Libraries.Runs.Settings import changed
 from Libraries.Training.Checkpoint import CheckpointError
 from Libraries.Training.RunLog import read_metrics
 
 
 @pytest.fixture(scope="module")
 def settings(chords):
-    train = replace(SMOKE.vae_train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
-    return replace(chords, vae_train=train)
+    return changed(chords, {"vae.train": changed(chords.vae.train, QUICK)})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,8 @@ def clips(split, count=4):
 
 def test_run_records_what_it_was_made_of(settings, run_dir):
     conf = json.loads((run_dir / "conf.json").read_text())
-    assert run_dir.parent == settings.vae_dir and conf["settings"]["vae"]["kind"] == "residual"
+    assert run_dir.parent == settings.models_dir / "vae"
+    assert conf["settings"]["vae"]["network"]["kind"] == "residual"
     results = settings.results_dir / "vae" / run_dir.name
     assert sorted(path.name for path in results.iterdir()) == ["loss.png", "reconstructions-00000004.png"]
     columns = set().union(*read_metrics(run_dir / "metrics.csv"))
@@ -83,7 +83,7 @@ def test_codec_says_its_shape_and_what_a_latent_position_covers(settings, codec)
 
 
 def test_measured_statistics_are_those_of_all_means_at_once(settings, train_split):
-    vae = build_vae(settings).vae.eval()
+    vae = vae_recipe(settings).network().vae.eval()
     mean, std = measure_latents(vae, train_split)
     with torch.no_grad():
         mu = vae.encode(clips(train_split, len(train_split))).mu
@@ -99,21 +99,20 @@ def test_a_run_without_statistics_says_so(settings, run_dir, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(settings, run_dir, tmp_path, goes_on_to_the_same):
-    again = tmp_path / "vae" / "00000-again"
+    again = tmp_path / "Models" / "vae" / "00000-again"
     assert goes_on_to_the_same(
         functools.partial(train_vae, settings), run_dir, again, "Runs.Autoencoding.save_vae_preview"
     )
 
 
 def test_resuming_with_other_settings_is_refused(settings, run_dir):
-    for part, change, sentence in (
-        ("vae_loss", {"kl_weight": 0.5}, r"kl_weight is 0\.\d+ there and 0.5 here"),
-        ("vae", {"latent_channels": 7}, "latent_channels is 4 there and 7 here"),
-        ("vae_train", {"batch_size": 5}, "batch_size is 4 there and 5 here"),
+    for change, sentence in (
+        ({"vae.loss.kl_weight": 0.5}, r"kl_weight is 0\.\d+ there and 0.5 here"),
+        ({"vae.network.latent_channels": 7}, "latent_channels is 4 there and 7 here"),
+        ({"vae.train.batch_size": 5}, "batch_size is 4 there and 5 here"),
     ):
-        other = replace(settings, **{part: replace(getattr(settings, part), **change)})
         with pytest.raises(ValueError, match=sentence):
-            train_vae(other, run_dir)
+            train_vae(changed(settings, change), run_dir)
 
 
 def test_a_folder_that_is_no_run_is_refused(settings, tmp_path):

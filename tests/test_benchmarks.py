@@ -10,8 +10,9 @@ import soundfile
 import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
-from Conf import SMOKE
+from Conf import SMOKE, in_space
 from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.Settings import changed
 from Libraries.Training.Timing import median_in_turns
 
 CPU = torch.device("cpu")
@@ -45,34 +46,34 @@ def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import vae as benchmark
 
-    monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae, channels=(8, 16)))
+    monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae.network, channels=(8, 16)))
     first, again = (benchmark.trained("residual_16", chords, minutes=0.001) for _ in range(2))
     row = benchmark.measure("residual_16", first, chords)
     assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
     journal = benchmark.variant("conv", chords, 1)
-    assert (journal.vae_train.batch_size, journal.vae_train.learning_rate) == (32, 1e-4)
+    assert (journal.vae.train.batch_size, journal.vae.train.learning_rate) == (32, 1e-4)
 
 
 def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import upsampler as benchmark
 
-    settings = replace(chords, comparison=replace(chords.comparison, clips=2, upsampler_steps=(1,)))
+    settings = changed(chords, {"evaluation.compared_clips": 2, "evaluation.upsampler_steps": (1,)})
     direct, again = (benchmark.train_directly(settings, 0.001) for _ in range(2))
     assert direct == again
-    cascade = replace(settings, cascade=True)
+    cascade = in_space(settings, "small")
     first, again = (benchmark.train_cascade(cascade, 0.001) for _ in range(2))
-    assert first == again and len(list(cascade.upsampler_dir.iterdir())) == 1
+    assert first == again and len(list((cascade.models_dir / "upsampler").iterdir())) == 1
     newer = benchmark.train_cascade(cascade, 0.002)  # of the same view
-    generator = benchmark.load_cascade(first, cascade)
-    used = generator.codec.upsampler.run_dir.name
+    model = benchmark.load_cascade(first, cascade)
+    used = model.codec.upsampler.run_dir.name
     assert used.endswith("-0.001min") and newer != first
-    header, lines = benchmark.table(generator, cascade, DiffusionRun.load(direct))
+    header, lines = benchmark.table(model, cascade, DiffusionRun.load(direct))
     assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
     assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"
-    said = benchmark.save_examples(generator, cascade)
+    said = benchmark.save_examples(model, cascade)
     assert said.startswith("piece") and "LSD above" in said
-    folder = cascade.results_dir / "cascade" / first.name / "benchmark"
+    folder = cascade.results_dir / "diffusion" / first.name / "benchmark"
     assert {path.name for path in folder.glob("*.png")} == {"cascade.png", "restored.png"}
     assert soundfile.info(folder / "audio" / "8khz.wav").samplerate == 8_000
     assert {"lost", "restored", "original", "upsampled-0000"} <= {p.stem for p in folder.glob("audio/*.wav")}
@@ -151,7 +152,7 @@ def test_a_peer_is_trained_sampled_and_judged_once(
     args = argparse.Namespace(
         measure=system, seeds=[1], minutes=1e-4, clips=3, steps=2, root=tmp_path, peer_learning_rate=1e-4
     )
-    found = peers.measure(replace(chords, vae_run="latest"), args)
+    found = peers.measure(chords, args)
     assert (found["system"], found["seed"], found["train_steps"], found["clips"]) == (system, 1, 10, 3)
     positive = ("parameters", "train_seconds", "seconds_per_step", "seconds_per_clip", "peak_gigabytes")
     assert all(found[name] > 0 for name in (*positive, "samples_to_test", "train_to_test"))
@@ -185,9 +186,8 @@ def test_learned_phase_is_trained_once_and_measured(chords, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import phase as benchmark
 
-    settings = replace(
-        chords, preset="bands", phase_train=replace(SMOKE.phase_train, num_steps=2, save_every=1)
-    )
+    changes = {"preset": "bands", "phase.train.num_steps": 2, "phase.train.save_every": 1}
+    settings = changed(chords, changes)
     first, again = (benchmark.train_or_find(settings, chords.music_dir) for _ in range(2))
     clips = 0.1 * torch.randn(2, 1, settings.spectrogram.clip_samples)
     tables = list(benchmark.rows_of({"noise": clips}, {"bands": (settings, first)}))

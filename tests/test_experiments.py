@@ -3,14 +3,17 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from Conf import BASE, PRESETS, SMOKE, TRIAL
-from Journal import journal_experiments
-from Libraries.Networks.Catalogue import make_network
+from Conf import BASE, SMOKE, in_space
+from Journal import TRIAL, choose_experiments, journal_experiments
+from Libraries.Networks.Catalogue import parameters_of, scale_widths
+from Libraries.Runs.Run import Run
+from Libraries.Runs.Settings import changed
 from Libraries.Sound.Metrics import mean_interval, power_share_above
 from Libraries.Studies import Experiments
 from Libraries.Studies.ExperimentReport import (
@@ -22,10 +25,8 @@ from Libraries.Studies.ExperimentReport import (
     write_index,
     write_report,
 )
-from Libraries.Studies.Experiments import Change, Experiment, Outcome, plan, run_experiment
-from Libraries.Runs.Settings import changed
+from Libraries.Studies.Experiments import Change, Experiment, Outcome, Trials, plan, run_experiment
 from Libraries.Training.Loop import TrainingDiverged
-from Libraries.U_Net import count_parameters
 
 
 def outcome(variant, seed, distance):
@@ -35,17 +36,18 @@ def outcome(variant, seed, distance):
 
 
 def parameters(settings):
-    with torch.device("meta"):
-        return count_parameters(make_network(settings.network_config, settings.spectrogram.shape[0]))
+    return parameters_of(settings.network, settings.spectrogram.shape[0])
 
 
 def test_settings_change_by_name_together():
-    wanted = changed(TRIAL, {"unet.norm": "batch", "unet.dropout": 0.5, "network_width": 2.0})
-    assert wanted == replace(TRIAL, unet=replace(TRIAL.unet, norm="batch", dropout=0.5), network_width=2.0)
+    changes = {"network.norm": "batch", "network.dropout": 0.5, "log_level": "DEBUG", "vae.train.seed": 7}
+    vae = replace(TRIAL.vae, train=replace(TRIAL.vae.train, seed=7))
+    network = replace(TRIAL.network, norm="batch", dropout=0.5)
+    assert changed(TRIAL, changes) == replace(TRIAL, network=network, log_level="DEBUG", vae=vae)
     assert changed(TRIAL, {}) == TRIAL
 
 
-@pytest.mark.parametrize("name", ("unet.colour", "colour", "colour.unet"))
+@pytest.mark.parametrize("name", ("network.colour", "colour", "colour.network", "vae.train.colour"))
 def test_an_unknown_setting_is_refused_with_the_known(name):
     with pytest.raises(ValueError, match=f"no setting '{name}'; choose one of"):
         changed(TRIAL, {name: 1})
@@ -53,12 +55,12 @@ def test_an_unknown_setting_is_refused_with_the_known(name):
 
 @pytest.mark.parametrize("preset", ("TRIAL", "BASE", "SMOKE"))
 def test_every_variant_of_the_journal_is_possible_in_every_preset_for_it(preset):
-    settings = replace(PRESETS[preset], vae_run=None)
+    settings, _ = choose_experiments(preset)
     experiments = journal_experiments(settings)
     assert len(experiments) == 14
     for experiment in experiments.values():
         for change in experiment.variants.values():
-            assert changed(settings, change.settings).network_config.multiple
+            assert changed(settings, change.settings).network.multiple
 
 
 def test_variants_differ_and_the_first_changes_nothing_or_what_all_change():
@@ -80,7 +82,8 @@ def test_all_networks_of_equal_parameters_have_about_as_many(tmp_path, monkeypat
 
 def test_equal_time_gives_the_slower_variant_fewer_steps_once_and_for_all(tmp_path, monkeypatch):
     settings = replace(TRIAL, root=tmp_path)
-    experiment = Experiment("x", "X", "x.", {"a": Change({}), "b": Change({"unet.dropout": 0.5}, ("time",))})
+    variants = {"a": Change({}), "b": Change({"network.dropout": 0.5}, ("time",))}
+    experiment = Experiment("x", "X", "x.", variants)
     monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 3.0})
     assert plan(experiment, settings)["b"].changes["train.num_steps"] == TRIAL.train.num_steps // 3
     monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 1.0})
@@ -88,8 +91,8 @@ def test_equal_time_gives_the_slower_variant_fewer_steps_once_and_for_all(tmp_pa
 
 
 def test_measured_steps_are_slower_for_a_network_with_more_to_do():
-    settings = replace(SMOKE, vae_run=None)
-    wide = changed(settings, {"network_width": 6.0})
+    settings = in_space(SMOKE, "spectrogram")
+    wide = replace(settings, network=scale_widths(settings.network, 6.0))
     seconds = Experiments._seconds_a_step({"narrow": settings, "wide": wide})
     assert seconds["wide"] > seconds["narrow"] > 0
 
@@ -121,7 +124,7 @@ def test_a_training_that_diverged_is_said_and_not_averaged():
     lost = [outcome("b", s, None) for s in range(3)]
     assert verdict(outcomes[:3] + lost, "b") == "diverged with 3 of 3 seeds"
     assert "| - |" in table(outcomes[:3] + lost)
-    experiment = Experiment("x", "X", "it would.", {"a": Change({}), "b": Change({"unet.dropout": 0.5})})
+    experiment = Experiment("x", "X", "it would.", {"a": Change({}), "b": Change({"network.dropout": 0.5})})
     assert "The journal: it would. Measured with 3 seeds" in conclusion(experiment, outcomes)
 
 
@@ -140,17 +143,18 @@ def test_power_share_is_that_of_the_sines():
 @pytest.fixture
 def tiny(chords):
     """An experiment of seconds on made-up chords."""
-    settings = replace(chords, preset="TINY", experiments=replace(chords.experiments, seeds=(0, 1), clips=4))
-    variants = {"group": Change({}), "batch": Change({"unet.norm": "batch"})}
-    return Experiment("tiny", "Batch or group", "it differs.", variants), settings
+    variants = {"group": Change({}), "batch": Change({"network.norm": "batch"})}
+    experiment = Experiment("tiny", "Batch or group", "it differs.", variants)
+    return experiment, replace(chords, preset="TINY"), Trials(seeds=(0, 1), clips=4, names=())
 
 
 def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
-    experiment, settings = tiny
-    outcomes = run_experiment(experiment, settings)
+    experiment, settings, trials = tiny
+    outcomes = run_experiment(experiment, settings, trials)
     assert [(o.variant, o.seed) for o in outcomes] == [("group", 0), ("group", 1), ("batch", 0), ("batch", 1)]
     assert len({o.distance for o in outcomes}) == 4 and all(o.losses and o.curve for o in outcomes)
-    text, figure = write_report(experiment, outcomes, settings)
+    assert {Run(Path(o.clips).parent).models_dir for o in outcomes} == {settings.models_dir}  # of its phase
+    text, figure = write_report(experiment, outcomes, settings, trials)
     folder = report_folder(settings)
     saved = json.loads((folder / "tiny.json").read_text())
     assert [o["distance"] for o in saved["outcomes"]] == [o.distance for o in outcomes]
@@ -160,21 +164,27 @@ def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
     index = write_index([experiment, replace(experiment, name="not-run")], settings)
     assert "[Batch or group](tiny.md)" in index and "not-run" not in index
 
-    monkeypatch.setattr(Experiments, "fit_diffusion", None)  # nothing is trained again
-    assert run_experiment(experiment, settings) == outcomes
+    monkeypatch.setattr(Experiments, "train", None)  # nothing is trained again
+    assert run_experiment(experiment, settings, trials) == outcomes
+
+
+def test_another_space_is_refused(tiny):
+    experiment, settings, trials = tiny
+    with pytest.raises(ValueError, match="space='latent' is unknown; choose one of spectrogram"):
+        run_experiment(experiment, replace(settings, space="latent"), trials)
 
 
 def test_another_setting_or_seed_is_another_training(tiny):
-    _, settings = tiny
+    _, settings, trials = tiny
     folders = {
-        Experiments._folder(changed(settings, changes), 0)
+        Experiments._folder(changed(settings, changes), 0, trials.clips)
         for changes in ({}, {"train.num_steps": 21}, {"sampler.num_inference_steps": 3}, {"train.seed": 5})
     }
     assert len(folders) == 4
 
 
 def test_another_representation_is_another_dataset(tiny):
-    _, settings = tiny
+    _, settings, _ = tiny
     linear = changed(settings, {"spectrogram.scale": "linear"})
     assert Experiments._dataset_name(settings, linear) != settings.dataset.name
     inverse = changed(settings, {"spectrogram.phase": "griffin_lim"})
@@ -182,24 +192,24 @@ def test_another_representation_is_another_dataset(tiny):
 
 
 def test_a_divergence_is_an_outcome(tiny, monkeypatch):
-    experiment, settings = tiny
+    experiment, settings, trials = tiny
 
-    def diverge(settings, codec, run_dir):
+    def diverge(recipe, run_dir):
         (run_dir / "metrics.csv").write_text("step,loss,lr,grad_norm,samples_per_second,val_loss\n")
         raise TrainingDiverged("the loss is nan")
 
-    monkeypatch.setattr(Experiments, "fit_diffusion", diverge)
+    monkeypatch.setattr(Experiments, "train", diverge)
     settings = changed(settings, {"train.num_steps": 7})
-    outcomes = run_experiment(experiment, settings)
+    outcomes = run_experiment(experiment, settings, trials)
     assert all(o.diverged and o.distance is None for o in outcomes)
-    text, _ = write_report(experiment, outcomes, settings)
+    text, _ = write_report(experiment, outcomes, settings, trials)
     assert "diverged with 2 of 2 seeds" in text
 
 
 def test_an_interrupted_experiment_goes_on(tiny, monkeypatch):
-    experiment, settings = tiny
+    experiment, settings, trials = tiny
     settings = changed(settings, {"train.num_steps": 9})
-    real, calls = Experiments.fit_diffusion, []
+    real, calls = Experiments.train, []
 
     def stop_at_the_second(*arguments):
         calls.append(1)
@@ -207,10 +217,10 @@ def test_an_interrupted_experiment_goes_on(tiny, monkeypatch):
             raise KeyboardInterrupt
         real(*arguments)
 
-    monkeypatch.setattr(Experiments, "fit_diffusion", stop_at_the_second)
+    monkeypatch.setattr(Experiments, "train", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, settings)
-    assert len(run_experiment(experiment, settings)) == 4
+        run_experiment(experiment, settings, trials)
+    assert len(run_experiment(experiment, settings, trials)) == 4
     assert len(calls) == 5  # two at first, three more
 
 

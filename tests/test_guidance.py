@@ -8,7 +8,7 @@ from test_diffusion import make_schedule
 from test_samplers import SHAPE, GaussianDenoiser, make_config, wavy
 from torch import nn
 
-from Conf import SMOKE
+from Conf import NETWORKS
 from Libraries.Diffusion import PREDICTION_TYPES
 from Libraries.Sampling.Guidance import autoguidance, classifier_free_guidance, rescaled, with_labels
 from Libraries.Sampling.Samplers import SAMPLERS, inference_timesteps, sample
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(change, says):
 
 
 def test_a_network_takes_the_labels_of_guidance():
-    network = UNet(replace(SMOKE.unet, num_classes=3), 1).eval()
+    network = UNet(replace(NETWORKS["SMOKE"]["spectrogram"], num_classes=3), 1).eval()
     for parameter in network.parameters():  # at first its blocks add nothing, labels included
         nn.init.normal_(parameter, std=0.1)
     x_t, t, labels = torch.randn(2, 1, 32, 32), torch.tensor([5, 900]), torch.tensor([0, 2])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from Conf import BASE, CPU, SMOKE
+from ImagesConf import BASE_IMAGES, CPU_IMAGES, SMOKE_IMAGES
 from Libraries.Networks.Catalogue import make_network
 from Libraries.Studies.ImageClassifier import ClassifierLoss, ImageClassifier, accuracy, classify
 from Libraries.Studies.ImageEvaluation import (
@@ -34,18 +34,20 @@ from Libraries.Training.Checkpoint import CheckpointError
 from Libraries.Training.RunLog import read_metrics
 from Libraries.U_Net import count_parameters
 
-DIGITS = load_digits(SMOKE.images)
+DIGITS = load_digits(SMOKE_IMAGES)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """SMOKE's settings below a folder of their own, and the runs of the classifier and both networks."""
-    settings = replace(SMOKE, root=tmp_path_factory.mktemp("images"))
-    runs = {name: train_image_network(settings, DIGITS, name) for name in settings.images.networks}
-    return settings, train_classifier(settings, DIGITS), runs
+    """A folder of models, and in it the runs of the classifier and both networks."""
+    models_dir = tmp_path_factory.mktemp("images") / "Models"
+    runs = {
+        name: train_image_network(SMOKE_IMAGES, DIGITS, name, models_dir) for name in SMOKE_IMAGES.networks
+    }
+    return models_dir, train_classifier(SMOKE_IMAGES, DIGITS, models_dir), runs
 
 
-@pytest.mark.parametrize("images, channels", [(BASE.images, 3), (CPU.images, 1), (CPU.images, 3)])
+@pytest.mark.parametrize("images, channels", [(BASE_IMAGES, 3), (CPU_IMAGES, 1), (CPU_IMAGES, 3)])
 def test_networks_are_compared_at_one_size(images, channels):
     with torch.device("meta"):
         sizes = [
@@ -56,7 +58,7 @@ def test_networks_are_compared_at_one_size(images, channels):
 
 
 def test_our_network_is_the_settings_own():
-    assert equal_networks(BASE.images, 3)["unet"] == BASE.images.unet
+    assert equal_networks(BASE_IMAGES, 3)["unet"] == BASE_IMAGES.unet
 
 
 def test_runs_say_what_they_are(trained):
@@ -65,47 +67,51 @@ def test_runs_say_what_they_are(trained):
         "00002-classifier", "00000-unet", "00001-unet_v0",
     ]  # fmt: skip
     conf = json.loads((runs["unet_v0"] / "conf.json").read_text(encoding="utf-8"))
-    assert (conf["images"], conf["name"], conf["shape"]) == ("digits, not CIFAR-10", "unet_v0", [1, 32, 32])
-    assert {"settings", "provenance", "network", "diffusion", "train", "fingerprint"} <= conf.keys()
+    assert (conf["dataset"]["folder"], conf["shape"]) == ("digits, not CIFAR-10", [1, 32, 32])
+    assert (conf["settings"]["network"]["type"], conf["dataset"]["hash"]) == (
+        "UNetV0Config", DIGITS.fingerprint(),
+    )  # fmt: skip
+    assert {"settings", "provenance", "classes"} <= conf.keys()
+    assert conf["settings"].keys() == {"network", "diffusion", "train"}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(trained):
-    settings, _, runs = trained
+    models_dir, _, runs = trained
     run = runs["unet"]
     weights = {path.name: path.read_bytes() for path in run.glob("ema-*.pth")}
     rows = read_metrics(run / "metrics.csv")
-    assert train_image_network(settings, DIGITS, "unet", run) == run
+    assert train_image_network(SMOKE_IMAGES, DIGITS, "unet", models_dir, run) == run
     assert {path.name: path.read_bytes() for path in run.glob("ema-*.pth")} == weights
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [row["step"] for row in rows]
 
 
 def test_a_run_of_other_images_or_another_network_is_refused(trained):
-    settings, _, runs = trained
-    other = load_digits(replace(SMOKE.images, split_seed=1))
-    with pytest.raises(ValueError, match=r"00000-unet has other settings .*fingerprint is"):
-        train_image_network(settings, other, "unet", runs["unet"])
-    with pytest.raises(ValueError, match="name is unet_v0 there and unet here"):
-        train_image_network(settings, DIGITS, "unet", runs["unet_v0"])
+    models_dir, _, runs = trained
+    other = load_digits(replace(SMOKE_IMAGES, split_seed=1))
+    with pytest.raises(ValueError, match="00000-unet was trained on another dataset than digits"):
+        train_image_network(SMOKE_IMAGES, other, "unet", models_dir, runs["unet"])
+    with pytest.raises(ValueError, match=r"unet_v0 has other settings .*type is UNetV0Config there"):
+        train_image_network(SMOKE_IMAGES, DIGITS, "unet", models_dir, runs["unet_v0"])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        train_image_network(settings, DIGITS, "unet", settings.root)
+        train_image_network(SMOKE_IMAGES, DIGITS, "unet", models_dir, models_dir)
 
 
 def test_a_sample_depends_on_its_seed_and_label_alone(trained):
-    settings, _, runs = trained
+    _, _, runs = trained
     model, labels = ImageModel.load(runs["unet"]), torch.tensor([3, 1, 4])
     model.precision = "no"  # after so short a training a label matters less than a digit of bf16
-    whole = model.sample(labels, replace(settings.images, sample_batch_size=3))
-    parts = model.sample(labels, replace(settings.images, sample_batch_size=2))
-    alone = model.sample(labels[1:2], settings.images, first_seed=1)
+    whole = model.sample(labels, replace(SMOKE_IMAGES, sample_batch_size=3))
+    parts = model.sample(labels, replace(SMOKE_IMAGES, sample_batch_size=2))
+    alone = model.sample(labels[1:2], SMOKE_IMAGES, first_seed=1)
     assert whole.shape == (3, 1, 32, 32) and torch.allclose(whole, parts, atol=1e-5)
     assert torch.allclose(alone[0], whole[1], atol=1e-5)
-    relabelled = model.sample(torch.tensor([7, 1, 4]), settings.images)
+    relabelled = model.sample(torch.tensor([7, 1, 4]), SMOKE_IMAGES)
     assert (relabelled - whole).abs().amax((1, 2, 3)).gt(1e-4).tolist() == [True, False, False]
 
 
 def test_guidance_of_scale_1_is_none_and_more_is_not(trained):
-    settings, _, runs = trained
-    model, labels, images = ImageModel.load(runs["unet"]), torch.tensor([3, 1]), settings.images
+    _, _, runs = trained
+    model, labels, images = ImageModel.load(runs["unet"]), torch.tensor([3, 1]), SMOKE_IMAGES
     plain = model.sample(labels, images)
     for scale, same in ((1.0, True), (3.0, False)):
         guidance = replace(images.guidance, method="classifier_free", scale=scale)
@@ -141,15 +147,15 @@ def test_classifier_loss_is_cross_entropy_and_share_of_right_answers():
 
 @pytest.mark.slow
 def test_classifier_learns_the_digits(tmp_path):
-    train = replace(SMOKE.images.classifier_train, num_steps=250, batch_size=32, validate_every=250)
-    settings = replace(SMOKE, root=tmp_path, images=replace(SMOKE.images, classifier_train=train))
-    model = load_classifier(train_classifier(settings, DIGITS))
+    train = replace(SMOKE_IMAGES.classifier_train, num_steps=250, batch_size=32, validate_every=250)
+    config = replace(SMOKE_IMAGES, classifier_train=train)
+    model = load_classifier(train_classifier(config, DIGITS, tmp_path / "Models"))
     assert accuracy(model, to_x0(DIGITS.test.images), DIGITS.test.labels) > 0.9
 
 
 def test_judge_gives_0_to_the_test_images_themselves_and_more_to_worse(trained):
-    settings, classifier, _ = trained
-    judge = Judge(load_classifier(classifier), DIGITS, replace(settings.images, num_samples=200))
+    _, classifier, _ = trained
+    judge = Judge(load_classifier(classifier), DIGITS, replace(SMOKE_IMAGES, num_samples=200))
     test = to_x0(spread_images(DIGITS.test, 200).images)
     noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
     distances = [judge.score("", x0, None).distance for x0 in (test, test + 0.3 * noise, test + 2 * noise)]
@@ -157,8 +163,8 @@ def test_judge_gives_0_to_the_test_images_themselves_and_more_to_worse(trained):
 
 
 def test_scores_cover_networks_floor_and_ceiling_and_the_table_says_of_what(trained):
-    settings, classifier, runs = trained
-    scores = compare_networks(runs, load_classifier(classifier), DIGITS, settings.images)
+    _, classifier, runs = trained
+    scores = compare_networks(runs, load_classifier(classifier), DIGITS, SMOKE_IMAGES)
     names = [score.name for score in scores]
     assert names == ["unet", "unet_v0", "real training images (the floor)", "noise (the ceiling)"]
     assert all(score.inception_distance is None for score in scores)
@@ -198,8 +204,8 @@ def test_inception_is_shown_bytes_of_three_channels(inception, channels):
 
 
 def test_inception_distance_is_measured_where_its_weights_are(trained, inception):
-    settings, classifier, _ = trained
-    config = replace(settings.images, num_samples=200, inception_file=str(inception))
+    _, classifier, _ = trained
+    config = replace(SMOKE_IMAGES, num_samples=200, inception_file=str(inception))
     judge = Judge(load_classifier(classifier), DIGITS, config)
     test = to_x0(spread_images(DIGITS.test, 200).images)
     assert judge.score("", test, None).inception_distance == pytest.approx(0, abs=1e-2)
@@ -224,7 +230,7 @@ def test_tiles_put_every_class_in_its_row(channels):
 
 
 def test_pictures_say_what_they_show(trained):
-    settings, _, runs = trained
+    _, _, runs = trained
     x0, labels = to_x0(DIGITS.test.images), DIGITS.test.labels
     figure = plot_by_class({"one": (x0, labels), "two": (-x0, labels)}, DIGITS.classes, DIGITS.name)
     assert figure.get_suptitle() == "digits, not CIFAR-10"
@@ -232,7 +238,7 @@ def test_pictures_say_what_they_show(trained):
     assert len({image.get_clim() for axis in figure.axes for image in axis.images}) == 1
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(DIGITS.classes)
     curves = {name: read_metrics(run / "metrics.csv") for name, run in runs.items()}
-    figure = plot_losses(curves, settings.images.train.batch_size, "title")
+    figure = plot_losses(curves, SMOKE_IMAGES.train.batch_size, "title")
     assert [axis.get_xlabel() for axis in figure.axes] == ["optimiser step", "seconds of training (s)"]
     assert [line.get_label() for line in figure.axes[1].lines] == ["unet, validation", "unet_v0, validation"]
 

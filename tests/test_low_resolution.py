@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from Conf import BASE, CPU, ORIGIN, SMOKE
+from Conf import BASE, CPU, ORIGIN, SMOKE, in_space
+from Libraries.Runs.Settings import changed
 from Libraries.Sound.LowResolution import DETAIL_STD, VIEWS, LowResolution, ViewConfig
 from Libraries.Sound.Spectrogram import Spectrogram
 
@@ -13,7 +14,7 @@ SHAPE = SMOKE.spectrogram.shape
 
 
 def low(kind="smaller", rows=2, frames=2, **changes):
-    view = replace(SMOKE.view, kind=kind, kept_rows=24, row_factor=rows, frame_factor=frames)
+    view = replace(SMOKE.upsampler.view, kind=kind, kept_rows=24, row_factor=rows, frame_factor=frames)
     return LowResolution(view, replace(SMOKE.spectrogram, **changes))
 
 
@@ -151,9 +152,9 @@ def test_rows_above_the_known_ones_are_not_told():
 @pytest.mark.parametrize("preset", [BASE, ORIGIN, CPU, SMOKE], ids=lambda preset: preset.preset)
 @pytest.mark.parametrize("kind", VIEWS)
 def test_every_preset_can_be_a_cascade_of_a_quarter_of_the_values(preset, kind):
-    view = replace(preset.view, kind=kind)
-    settings = replace(preset, cascade=True, vae_run=None, view=view)
-    shape, full = LowResolution(settings.view, settings.spectrogram).shape, settings.spectrogram.shape
+    settings = changed(in_space(preset, "small"), {"upsampler.view.kind": kind})
+    shape = LowResolution(settings.upsampler.view, settings.spectrogram).shape
+    full = settings.spectrogram.shape
     assert 4 * shape[1] * shape[2] <= full[1] * full[2]
 
 
@@ -177,15 +178,19 @@ def test_what_has_no_small_spectrogram_is_refused():
 
 def test_settings_of_an_upsampler_that_are_impossible_are_refused():
     with pytest.raises(ValueError, match=r"strength=1.5 must be within \[0, 1\]"):
-        replace(SMOKE.upsampler, strength=1.5)
+        replace(SMOKE.upsampler.conditioning, strength=1.5)
     with pytest.raises(ValueError, match=r"strength=0.5 is more than max_strength=0.2"):
-        replace(SMOKE.upsampler, strength=0.5, max_strength=0.2)
-    with pytest.raises(ValueError, match="vae_run='latest'"):
-        replace(SMOKE, cascade=True)
-    with pytest.raises(ValueError, match="num_classes=2 of upsampler_unet must be 0"):
-        replace(SMOKE, upsampler_unet=replace(SMOKE.upsampler_unet, num_classes=2))
+        replace(SMOKE.upsampler.conditioning, strength=0.5, max_strength=0.2)
+    with pytest.raises(
+        ValueError, match="'latent, small' is unknown; choose one of spectrogram, latent, small"
+    ):
+        replace(SMOKE, space="latent, small")
+    with pytest.raises(ValueError, match="num_classes=2 of the upsampler's network must be 0"):
+        changed(SMOKE, {"upsampler.network.num_classes": 2})
     with pytest.raises(ValueError, match="a small spectrogram of 24x128 does not fit"):
-        replace(
-            SMOKE, cascade=True, vae_run=None, view=replace(SMOKE.view, kind="lower_bands"),
-            view_unet=replace(SMOKE.view_unet, patch_size=(16, 16)),
-        )  # fmt: skip
+        changed(
+            in_space(SMOKE, "small"),
+            {"upsampler.view.kind": "lower_bands", "network.patch_size": (16, 16)},
+        )
+    with pytest.raises(ValueError, match="a spectrogram of 96x128 does not fit"):
+        changed(in_space(SMOKE, "small"), {"upsampler.network.patch_size": (64, 64)})

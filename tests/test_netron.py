@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 
-from Conf import SMOKE
+from Conf import SMOKE, in_space
 from Libraries.Training.Checkpoint import export_graph
 from Libraries.U_Net import UNet
 
@@ -39,7 +39,8 @@ def test_netron_shows_the_convolutions(tmp_path, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
     graph = tmp_path / "graph.pt"
-    export_graph(UNet(SMOKE.unet, 1), (torch.zeros(1, *SMOKE.spectrogram.shape), torch.tensor([0])), graph)
+    network = UNet(in_space(SMOKE, "spectrogram").network, 1)
+    export_graph(network, (torch.zeros(1, *SMOKE.spectrogram.shape), torch.tensor([0])), graph)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = free.getsockname()

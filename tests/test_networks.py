@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from Conf import CPU, SMOKE
+from Conf import NETWORKS, SMOKE, in_space
 from Libraries.Networks.AttentionUNet import AttentionUNet, AttentionUNetConfig
 from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config, scale_widths, width_for
 from Libraries.Networks.UNetV0 import UNetV0
-from Libraries.Runs.DiffusionTraining import build_network
+from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Training.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Training.DiffusionNetwork import make_diffusion_network
 from Libraries.U_Net import UNet, UNetConfig, count_parameters
 
+UNET = NETWORKS["SMOKE"]["spectrogram"]
 SIZES = {
     "conv_unet_450k": (0.45e6, 0.01),
     "conv_unet_17m": (17e6, 0.01),
@@ -49,17 +51,17 @@ def randomised(network):
 def test_named_networks_have_the_sizes_of_the_journal(name):
     count, tolerance = SIZES[name]
     with torch.device("meta"):
-        network = make_network(network_config(name, SMOKE.unet), 1)
+        network = make_network(network_config(name, UNET), 1)
     assert count_parameters(network) == pytest.approx(count, rel=tolerance, abs=0)
 
 
 def test_unknown_network_lists_the_known():
     with pytest.raises(ValueError, match=", ".join(("unet", *JOURNAL))):
-        network_config("transformer", SMOKE.unet)
+        network_config("transformer", UNET)
 
 
 def test_unet_is_the_settings_and_the_others_take_the_labels_alone_from_them():
-    unet = replace(SMOKE.unet, num_classes=5)
+    unet = replace(UNET, num_classes=5)
     assert network_config("unet", unet) is unet
     for name, known in JOURNAL.items():
         assert network_config(name, unet) == replace(known.config, num_classes=5)
@@ -67,19 +69,20 @@ def test_unet_is_the_settings_and_the_others_take_the_labels_alone_from_them():
 
 @pytest.mark.parametrize("name", ("unet", *JOURNAL))
 def test_width_scales_a_network_to_any_number_of_parameters(name):
-    config = network_config(name, CPU.unet)
+    unet = NETWORKS["CPU"]["spectrogram"]
+    config = network_config(name, unet)
     with torch.device("meta"):
         full = count_parameters(make_network(config, 1))
         for share in (0.25, 0.5, 2):
             width = width_for(config, 1, round(share * full))
-            scaled = make_network(network_config(name, CPU.unet, width), 1)
+            scaled = make_network(network_config(name, unet, width), 1)
             assert count_parameters(scaled) == pytest.approx(share * full, rel=0.15)
     assert scale_widths(config, width_for(config, 1, full)) == config
 
 
 def test_a_width_that_is_none_is_refused():
     with pytest.raises(ValueError, match="network_width=0 must be greater than 0"):
-        network_config("unet", SMOKE.unet, 0)
+        network_config("unet", UNET, 0)
 
 
 @pytest.mark.parametrize("name", JOURNAL)
@@ -114,7 +117,7 @@ def test_time_and_label_matter_and_no_label_is_the_last(name):
 def test_outputs_may_be_more_than_inputs(name):
     config = replace(JOURNAL[name].config, num_classes=0)
     with torch.device("meta"):
-        network = make_network(network_config(name, SMOKE.unet), 2, 4)
+        network = make_network(network_config(name, UNET), 2, 4)
         rows, frames = config.multiple
         assert network(torch.zeros(1, 2, rows, 2 * frames), torch.zeros(1)).shape == (1, 4, rows, 2 * frames)
 
@@ -134,12 +137,19 @@ def test_named_networks_come_back_from_checkpoint_and_graph(name, tmp_path):
 
 
 def test_settings_build_the_network_they_name():
-    network = build_network(replace(SMOKE, vae_run=None, network="conv_unet_450k"))
-    assert network.config == JOURNAL["conv_unet_450k"].config
+    config = network_config("conv_unet_450k", UNET)
+    settings = replace(in_space(SMOKE, "spectrogram"), network=config)
+    assert diffusion_recipe(settings).network().config == JOURNAL["conv_unet_450k"].config
+    too_deep, latent_shape = (
+        network_config("unet_v0", UNET),
+        SMOKE.vae.network.latent_shape(SMOKE.spectrogram.shape),
+    )
     with pytest.raises(
-        ValueError, match=r"network='conv_unet_450k', network_width=1 are for.*set vae_run=None"
+        ValueError, match="latent of 12x16 does not fit a network that needs multiples of 32x32"
     ):
-        replace(SMOKE, vae_run="latest", network="conv_unet_450k")
+        make_diffusion_network(too_deep, SMOKE.diffusion, latent_shape)
+    with pytest.raises(ValueError, match="a small spectrogram of 48x64 does not fit a network"):
+        replace(in_space(SMOKE, "small"), network=too_deep)
 
 
 class OutlierBlock(nn.Module):
@@ -163,7 +173,7 @@ def test_attention_unet_has_the_parameters_of_outliers():
     ends = [m for a, b in doubles for m in (nn.Conv2d(a, b, 3, bias=False), nn.GroupNorm(1, b))]
     reference = nn.ModuleList((*down, *up, *ends, nn.Conv2d(64, 1, 1)))
     with torch.device("meta"):
-        ours = make_network(network_config("attention_unet", SMOKE.unet), 1)
+        ours = make_network(network_config("attention_unet", UNET), 1)
     assert count_parameters(ours) == count_parameters(reference) == 23_331_457
 
 

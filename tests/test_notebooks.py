@@ -63,7 +63,8 @@ def run_notebooks(folder, **environment):
         "--rootdir",
         folder,
     ]
-    settings = {"CONF_PRESET": "SMOKE", "CONF_ROOT": str(folder), "PYTHONPATH": str(SCRIPTS), **environment}
+    settings = {"CONF_PRESET": "SMOKE", "CONF_TRIALS": "SMOKE", "CONF_ROOT": str(folder)}
+    settings |= {"PYTHONPATH": str(SCRIPTS), **environment}
     result = subprocess.run(
         [*command, "--nbmake", "--overwrite", "--nbmake-timeout=600", *copies],
         capture_output=True,
@@ -131,7 +132,7 @@ def assert_image_runs_are_complete(root):
 def assert_cascade_is_complete(root):
     run, results = (root / folder / "upsampler" / "00000-SMOKE" for folder in ("Models", "Results"))
     files = [run / name for name in ("conf.json", "ema-00000020.pth", "graph.pt")]
-    files += [root / "Models" / "cascade" / "00000-SMOKE" / "ema-00000020.pth"]
+    files += [root / "Models" / "diffusion" / "00001-SMOKE" / "ema-00000020.pth"]
     files += [results / name for name in ("loss.png", "upsampled-00000020.png")]
     made = ("cascade.png", "restored.png", "metrics.json", "audio/restored.wav", "audio/upsampled-0000.wav")
     files += [results / "00000-eval" / name for name in made]

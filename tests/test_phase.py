@@ -2,14 +2,16 @@
 
 import functools
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import soundfile
 import torch
+from conftest import QUICK
 from torch.nn import functional as F
 
-from Conf import BASE, ORIGIN, SMOKE
+from Conf import BASE, ORIGIN, SMOKE, in_space
 from Libraries.Dataset.Manifest import DatasetError
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, read_clip
 from Libraries.Phase import LearnedPhase, PhaseLoss, PhaseNet, relative_level
@@ -17,10 +19,16 @@ from Libraries.Plots.CurvePlots import plot_phase_metrics
 from Libraries.Plots.SpectrogramPlots import plot_inverses
 from Libraries.Runs.Autoencoding import train_vae
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.Run import RELEASED, load_phase, open_spectrogram, find_phase
-from Libraries.Runs.Phases import release_phase
-from Libraries.Runs.Phases import PhaseDataset, compare_inverses, phase_loaders, train_phase
 from Libraries.Runs.DiffusionTraining import train_diffusion
+from Libraries.Runs.Phases import (
+    PhaseDataset,
+    compare_inverses,
+    phase_loaders,
+    release_phase,
+    train_phase,
+)
+from Libraries.Runs.Run import RELEASED, find_phase, load_phase, open_spectrogram
+from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Audio import load_audio
 from Libraries.Sound.Metrics import round_trip
@@ -36,8 +44,7 @@ MAGNITUDE = replace(BANDS, representation="magnitude", n_fft=480, win_length=480
 
 @pytest.fixture(scope="module")
 def settings(chords):
-    train = replace(SMOKE.phase_train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
-    return replace(chords, phase_train=train)
+    return changed(chords, {f"phase.train.{name}": value for name, value in QUICK.items()})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def dataset(settings):
 
 def make_net(spectrogram=BANDS, seed=0):
     torch.manual_seed(seed)
-    network = PhaseNet(SMOKE.phase_net, spectrogram)
+    network = PhaseNet(SMOKE.phase.network, spectrogram)
     for parameter in network.parameters():  # a fresh one has layers of zeros
         torch.nn.init.normal_(parameter, std=0.05)
     return network
@@ -89,7 +96,7 @@ def test_loss_does_not_depend_on_a_constant_phase_nor_on_the_level():
     spectrum, network = tone_spectrum(clips=2), make_net()
     turned = 3 * spectrum * torch.polar(torch.ones(1), torch.tensor([2.0]))
     loss, same = (
-        PhaseLoss(SMOKE.phase_net)(network, batch_of(x), torch.arange(2)) for x in (spectrum, turned)
+        PhaseLoss(SMOKE.phase.network)(network, batch_of(x), torch.arange(2)) for x in (spectrum, turned)
     )
     torch.testing.assert_close(loss, same, atol=1e-4, rtol=0)
     assert (loss > 0.01).all()
@@ -108,7 +115,7 @@ class Said(torch.nn.Module):
 
 
 def test_loss_is_zero_for_true_differences_and_one_for_chance():
-    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase_net)
+    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase.network)
     answer = unit_vectors(*network.residuals(spectrum.angle()))
     true = loss_fn.validate(Said(network, answer), [batch_of(spectrum)])
     assert list(true) == list(loss_fn.metric_names) and max(map(abs, true.values())) < 1e-5
@@ -119,7 +126,7 @@ def test_loss_is_zero_for_true_differences_and_one_for_chance():
 
 
 def test_only_differences_that_the_heap_uses_count():
-    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase_net)
+    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase.network)
     residuals, edges = network.residuals(spectrum.angle()), heap_edges(spectrum.abs())
     wrong = [
         torch.where(used[:, : part.shape[1]], part, part + torch.pi)
@@ -131,7 +138,7 @@ def test_only_differences_that_the_heap_uses_count():
 
 def test_a_fresh_network_says_what_pghi_says():
     magnitude = tone_spectrum().abs()
-    network, level = PhaseNet(SMOKE.phase_net, BANDS), relative_level(magnitude)
+    network, level = PhaseNet(SMOKE.phase.network, BANDS), relative_level(magnitude)
     with torch.no_grad():
         d_time, d_freq = network.differences(network(level))
     per_bin, per_frame = torch.gradient(magnitude.double().log(), dim=(1, 2))
@@ -186,7 +193,7 @@ def test_magnitudes_of_another_transform_are_refused():
 def test_representations_that_carry_their_phase_are_refused(representation):
     signed = replace(BANDS, representation=representation)
     with pytest.raises(ValueError, match="carries its own"):
-        PhaseNet(SMOKE.phase_net, signed)
+        PhaseNet(SMOKE.phase.network, signed)
     with pytest.raises(ValueError, match="set phase='pghi', which it leaves unused"):
         replace(signed, phase="learned")
     with pytest.raises(ValueError, match="no magnitudes without phase"):
@@ -209,13 +216,13 @@ def test_representations_that_carry_their_phase_are_refused(representation):
 )
 def test_impossible_settings_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        replace(SMOKE.phase_net, **change)
+        replace(SMOKE.phase.network, **change)
 
 
 def test_network_of_the_presets_has_about_three_million_parameters():
     for preset in (ORIGIN, BASE):
         with torch.device("meta"):
-            network = PhaseNet(preset.phase_net, preset.spectrogram)
+            network = PhaseNet(preset.phase.network, preset.spectrogram)
         assert 2.5e6 < count_parameters(network) < 4e6
 
 
@@ -244,7 +251,7 @@ def test_waveforms_are_those_of_the_dataset(settings, dataset):
 
 
 def test_an_item_depends_on_its_seed_alone(dataset):
-    frames = SMOKE.phase_net.crop_frames
+    frames = SMOKE.phase.network.crop_frames
     both = dataset.__getitems__([(0, 5), (1, 6)])
     assert both[0].shape == (2, BANDS.n_freqs, frames)
     assert all(torch.equal(a[1], b) for a, b in zip(both, dataset[1, 6], strict=True))
@@ -263,7 +270,8 @@ def test_loaders_give_the_batches_of_a_run_that_was_never_stopped(settings):
 
 def test_run_records_what_it_was_made_of(settings, run_dir):
     conf = json.loads((run_dir / "conf.json").read_text())
-    assert run_dir.parent == settings.phase_dir and conf["settings"]["phase_net"]["fold_bins"] == 8
+    assert run_dir.parent == settings.models_dir / "phase"
+    assert conf["settings"]["phase"]["network"]["fold_bins"] == 8
     results = settings.results_dir / "phase" / run_dir.name
     assert sorted(path.name for path in results.iterdir()) == ["inverses-00000004.png", "loss.png"]
     assert {"loss", "val_loss", "val_time", "val_frequency"} <= set().union(
@@ -292,7 +300,7 @@ def test_a_clip_is_the_sound_that_was_encoded_and_refused_where_its_file_changed
 def test_music_that_is_gone_is_said_before_there_is_a_run(settings, run_dir, tmp_path):
     with pytest.raises(DatasetError, match=r"audio files of .* are not in .* \(piece\d.wav, ...\)"):
         train_phase(settings, tmp_path)
-    assert [run.name for run in settings.phase_dir.iterdir()] == [run_dir.name]
+    assert [run.name for run in (settings.models_dir / "phase").iterdir()] == [run_dir.name]
 
 
 def test_decoding_without_a_model_says_what_to_do(settings, tmp_path):
@@ -304,7 +312,7 @@ def test_decoding_without_a_model_says_what_to_do(settings, tmp_path):
     with pytest.raises(CheckpointError, match=r"no learned phase for this spectrogram in .*: train one"):
         open_spectrogram(learned, tmp_path, "latest")
     with pytest.raises(CheckpointError, match="name a run's own folder"):
-        open_spectrogram(learned, settings.phase_dir, "00009-SMOKE")
+        open_spectrogram(learned, settings.models_dir / "phase", "00009-SMOKE")
     assert open_spectrogram(BANDS, tmp_path, "latest").phase_model is None
 
 
@@ -329,7 +337,7 @@ def test_what_does_not_change_magnitudes_may_differ(run_dir):
 
 
 def test_decoding_by_setting_uses_the_network(settings, run_dir, dataset):
-    spectrogram = open_spectrogram(replace(BANDS, phase="learned"), settings.phase_dir, "latest")
+    spectrogram = open_spectrogram(replace(BANDS, phase="learned"), settings.models_dir / "phase", "latest")
     x0, gain = spectrogram.encode_with_gain(dataset.waveform(0)[None])
     learned, by_pghi = (Spectrogram.decode(s, x0, gain) for s in (spectrogram, Spectrogram(BANDS)))
     assert learned.shape == by_pghi.shape and learned.isfinite().all()
@@ -345,11 +353,11 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
     files = {path.name for path in (tmp_path / "released" / "phase-bands").iterdir()}
     assert files == {"conf.json", "metrics.csv", "ema-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "phase-bands" / "conf.json").read_text()
-    monkeypatch.setattr("Libraries.Runs.Run.RELEASED", tmp_path / "released")
+    monkeypatch.setattr(sys.modules["Libraries.Runs.Run"], "RELEASED", tmp_path / "released")
     nowhere = tmp_path / "phase"
     found = [find_phase(BANDS, nowhere, name) for name in ("latest", "phase-bands")]
     assert [path.name for path in found] == ["phase-bands"] * 2
-    assert find_phase(BANDS, settings.phase_dir, "latest") == run_dir  # one's own comes first
+    assert find_phase(BANDS, settings.models_dir / "phase", "latest") == run_dir  # one's own comes first
     magnitude = dataset.spectrogram.magnitude(
         *dataset.spectrogram.encode_with_gain(dataset.waveform(0)[None])
     )
@@ -362,24 +370,20 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
 @pytest.mark.parametrize("preset", [BASE, ORIGIN], ids=lambda preset: preset.preset)
 def test_what_comes_with_the_repository_fits_the_presets_and_is_nearer_than_pghi(preset, tmp_path):
     config = preset.spectrogram
-    run = find_phase(config, tmp_path, preset.phase_run)
+    run = find_phase(config, tmp_path, preset.phase.run)
     assert config.phase == "learned" and run.parent == RELEASED
     clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", config.sample_rate)
     clip = clip[None, :, : config.clip_samples]
-    learned = open_spectrogram(config, tmp_path, preset.phase_run)
+    learned = open_spectrogram(config, tmp_path, preset.phase.run)
     by_pghi = Spectrogram(replace(config, phase="pghi"))
     ours, theirs = (round_trip(each, clip).log_spectral_distance for each in (learned, by_pghi))
     assert ours < theirs
 
 
 def test_generator_and_codec_decode_with_it_when_the_settings_say_so(settings, run_dir):
-    vae_run = train_vae(replace(settings, vae_train=replace(settings.vae_train, num_steps=1)))
-    learned = replace(
-        settings,
-        spectrogram=replace(BANDS, phase="learned"),
-        vae_run=vae_run.name,
-        latent_train=replace(settings.latent_train, num_steps=1),
-    )
+    vae_run = train_vae(changed(settings, {"vae.train.num_steps": 1}))
+    changes = {"spectrogram.phase": "learned", "vae.run": vae_run.name, "train.num_steps": 1}
+    learned = changed(in_space(settings, "latent"), changes)
     assert open_codec(learned).spectrogram.phase_model is None  # its own run's settings have PGHI
     run = train_diffusion(learned)
     assert isinstance(DiffusionRun.load(run).spectrogram.phase_model, LearnedPhase)

@@ -7,9 +7,11 @@ import pytest
 import soundfile
 import soxr
 import torch
+from conftest import QUICK
 
 from Conf import SMOKE
 from Libraries.Evaluation.Restoration import cross_over, find_cut, restore, restore_file, rows_below
+from Libraries.Runs.Settings import changed
 from Libraries.Runs.Upsampling import load_upsampler, train_upsampler
 from Libraries.Sound.Audio import AudioError
 
@@ -18,9 +20,8 @@ RATE = SMOKE.spectrogram.sample_rate
 
 @pytest.fixture(scope="module")
 def upsampler(chords):
-    quick = {"num_steps": 2, "save_every": 2, "validate_every": 2, "preview_every": 2}
-    settings = replace(chords, upsampler_train=replace(SMOKE.upsampler_train, **quick))
-    return load_upsampler(train_upsampler(settings))
+    train = changed(chords.upsampler.train, QUICK)
+    return load_upsampler(train_upsampler(changed(chords, {"upsampler.train": train})))
 
 
 @pytest.fixture(scope="module")

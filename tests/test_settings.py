@@ -1,6 +1,5 @@
 """Conf's presets, and settings on their way to a run's conf.json and back."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -9,20 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose
+from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose, in_space
+from Journal import TRIAL, choose_experiments
+from Libraries.Networks.Catalogue import network_config
 from Libraries.Runs.Run import provenance
-from Libraries.Runs.Settings import from_dict, to_dict
+from Libraries.Runs.Settings import SPACES, Settings, changed, from_dict, part_of, to_dict
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+ON_SPECTROGRAMS = in_space(SMOKE, "spectrogram")
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), TRIAL], ids=lambda preset: preset.preset)
 def test_settings_come_back_from_json(preset):
     values = json.loads(json.dumps(to_dict(preset)))
-    for field in dataclasses.fields(preset):
-        part = getattr(preset, field.name)
-        if dataclasses.is_dataclass(part):
-            assert from_dict(type(part), values[field.name]) == part
+    assert from_dict(Settings, values) == preset
+    for path in ("spectrogram", "network", "vae.network", "upsampler.view", "phase.run"):
+        part = preset
+        for name in path.split("."):
+            part = getattr(part, name)
+        assert part_of(Settings, values, path) == part
+
+
+def test_a_network_of_any_kind_comes_back_from_json():
+    for name in ("unet_v0", "attention_unet", "conv_unet_450k"):
+        settings = replace(ON_SPECTROGRAMS, network=network_config(name, SMOKE.network))
+        assert from_dict(Settings, json.loads(json.dumps(to_dict(settings)))) == settings
 
 
 def test_settings_of_another_version_name_what_differs():
@@ -38,10 +50,10 @@ def test_origin_is_the_origin():
     assert (spectrogram.sample_rate, spectrogram.clip_seconds) == (32_000, 4.0)
     assert (spectrogram.n_fft, spectrogram.hop_length, spectrogram.shape) == (480, 288, (1, 224, 416))
     assert (ORIGIN.train.batch_size, ORIGIN.train.grad_accumulation) == (16, 2)
-    assert (ORIGIN.diffusion.schedule, ORIGIN.unet.block) == ("linear", "double_conv")
-    assert (ORIGIN.vae.kind, ORIGIN.vae_train.batch_size) == ("conv_v2", 32)
-    assert ORIGIN.vae_train.learning_rate == 1e-4
-    assert ORIGIN.vae_loss.reconstruction_weight == 10_000 * ORIGIN.vae_loss.kl_weight
+    assert (ORIGIN.diffusion.schedule, ORIGIN.network.block) == ("linear", "double_conv")
+    assert (ORIGIN.vae.network.kind, ORIGIN.vae.train.batch_size) == ("conv_v2", 32)
+    assert ORIGIN.vae.train.learning_rate == 1e-4
+    assert ORIGIN.vae.loss.reconstruction_weight == 10_000 * ORIGIN.vae.loss.kl_weight
 
 
 def test_presets_use_the_representation_that_sounds():
@@ -49,8 +61,34 @@ def test_presets_use_the_representation_that_sounds():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, TRIAL, SMOKE"):
+    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, SMOKE"):
         choose("LARGE")
+    with pytest.raises(ValueError, match="ORIGIN, BASE, CPU, SMOKE, TRIAL"):
+        choose_experiments("LARGE")
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_has_a_network_for_every_space(preset):
+    assert in_space(preset, preset.space) == preset
+    assert [in_space(preset, space).space for space in SPACES] == list(SPACES)
+    with pytest.raises(
+        ValueError, match="space='pixels' is unknown; choose one of spectrogram, latent, small"
+    ):
+        in_space(preset, "pixels")
+
+
+def test_settings_are_changed_by_name_wherever_they_are():
+    network = replace(SMOKE.network, dropout=0.5)
+    found = changed(
+        SMOKE, {"vae.train.num_steps": 4, "vae.run": "00007", "network.norm": "batch", "network": network}
+    )
+    assert (found.vae.train.num_steps, found.vae.run) == (4, "00007")
+    assert found.network == replace(network, norm="batch") and SMOKE.vae.run == "latest"
+    assert changed(SMOKE, {}) == SMOKE
+    with pytest.raises(ValueError, match=r"no setting 'vae.train.steps'; choose one of num_steps, "):
+        changed(SMOKE, {"vae.train.steps": 4})
+    with pytest.raises(ValueError, match=r"no setting 'unet.norm'; choose one of preset, "):
+        changed(SMOKE, {"unet.norm": "batch"})
 
 
 def test_environment_picks_preset_root_and_music(tmp_path):
@@ -64,28 +102,29 @@ def test_environment_picks_preset_root_and_music(tmp_path):
 
 def test_spectrogram_and_network_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="does not fit a network that needs multiples of"):
-        replace(SMOKE, unet=replace(SMOKE.unet, patch_size=(64, 64)))
+        changed(ON_SPECTROGRAMS, {"network.patch_size": (64, 64)})
 
 
 def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
-    sigmoid = replace(SMOKE.unet, output="sigmoid")
+    sigmoid = {"network.output": "sigmoid"}
     with pytest.raises(ValueError, match="output='sigmoid_experiment'"):
-        replace(SMOKE, unet=sigmoid)
-    sample = replace(SMOKE.diffusion, prediction_type="sample")
+        changed(ON_SPECTROGRAMS, sigmoid)
+    sample = {**sigmoid, "diffusion.prediction_type": "sample"}
     with pytest.raises(ValueError, match="value_range='minus_one_to_one'"):
-        replace(SMOKE, unet=sigmoid, diffusion=sample)
-    spectrogram = replace(SMOKE.spectrogram, value_range="zero_to_one")
-    assert replace(SMOKE, unet=sigmoid, diffusion=sample, spectrogram=spectrogram).unet.output == "sigmoid"
-    assert replace(SMOKE, unet=replace(SMOKE.unet, output="sigmoid_experiment"))
+        changed(ON_SPECTROGRAMS, sample)
+    reached = changed(ON_SPECTROGRAMS, {**sample, "spectrogram.value_range": "zero_to_one"})
+    assert reached.network.output == "sigmoid"
+    assert changed(ON_SPECTROGRAMS, {"network.output": "sigmoid_experiment"})
 
 
 def test_network_is_chosen_by_name_and_must_fit():
-    assert replace(SMOKE, vae_run=None, network="unet_v0").network == "unet_v0"
+    unet_v0 = network_config("unet_v0", SMOKE.network)
+    assert replace(ON_SPECTROGRAMS, network=unet_v0).network == unet_v0
     with pytest.raises(ValueError, match="choose one of unet, conv_unet_450k"):
-        replace(SMOKE, vae_run=None, network="transformer")
+        network_config("transformer", SMOKE.network)
     small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
     with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):
-        replace(SMOKE, vae_run=None, spectrogram=small, network="unet_v0")
+        replace(ON_SPECTROGRAMS, spectrogram=small, network=unet_v0)
 
 
 def test_every_setting_is_described():
@@ -96,11 +135,11 @@ def test_every_setting_is_described():
 
 
 def test_parts_of_the_settings_are_described_alone():
-    lines = SMOKE.describe("phase_net", "vae_run").splitlines()
+    lines = SMOKE.describe("phase", "space").splitlines()
     assert [line.split(" = ")[0] for line in lines[:2]] == ["preset", "root"]
-    assert {line.split(".")[0].split(" ")[0] for line in lines[2:]} == {"phase_net", "vae_run"}
-    with pytest.raises(ValueError, match="there is no setting 'phase_nets'; there are preset, "):
-        SMOKE.describe("phase_nets")
+    assert {line.split(".")[0].split(" ")[0] for line in lines[2:]} == {"phase", "space"}
+    with pytest.raises(ValueError, match="there is no setting 'phases'; there are preset, "):
+        SMOKE.describe("phases")
 
 
 def test_provenance_names_versions():

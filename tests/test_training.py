@@ -105,7 +105,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(tmp_path):
             Stop.calls += 1
             if Stop.calls == 7:
                 os.kill(os.getpid(), signal.SIGINT)
-            return super()(model, batch, positions)
+            return super().__call__(model, batch, positions)
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -125,11 +125,11 @@ sys.path[:0] = [{tests!r}, {root!r}, {scripts!r}]
 from test_training import Regression, train
 class Kill(Regression):
     calls = 0
-    def loss(self, *arguments):
+    def __call__(self, *arguments):
         Kill.calls += 1
         if Kill.calls == int(sys.argv[2]):
             os.kill(os.getpid(), 9)
-        return super()(*arguments)
+        return super().__call__(*arguments)
 train(Path(sys.argv[1]), loss_fn=Kill())
 """
 
@@ -171,7 +171,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
 
         def __call__(self, model, batch, positions):
             Diverges.calls += 1
-            return super()(model, batch, positions) * (float("nan") if Diverges.calls > 6 else 1)
+            return super().__call__(model, batch, positions) * (float("nan") if Diverges.calls > 6 else 1)
 
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         train(tmp_path / "run", loss_fn=Diverges())
@@ -243,7 +243,7 @@ def test_half_precision_without_a_gpu_is_refused(tmp_path):
         ({"lr_schedule": "linear"}, "constant, cosine, step"),
         ({"batch_size": 0}, "1 or more"),
         ({"ema_decay": 1.0}, "within"),
-        ({"learning_rate": 0.0}, "positive"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"mixed_precision": "int8"}, "auto, no"),
         ({"snapshot_every": 0}, "1 or more"),
         ({"power_ema": (0.05, 0.3)}, "at most 0.2887"),

@@ -5,12 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from Conf import BASE, CPU, ORIGIN, SMOKE
+from Conf import BASE, NETWORKS, ORIGIN
 from Libraries.Layers import BLOCKS, fold, unfold
 from Libraries.U_Net import OUTPUTS, SKIPS, UNet, count_flops, count_parameters
 
 SMALL = replace(
-    SMOKE.unet, channels=(8, 16, 24), head_dim=8, norm_groups=4, embedding_dim=16, patch_size=(2, 2)
+    NETWORKS["SMOKE"]["spectrogram"],
+    channels=(8, 16, 24),
+    head_dim=8,
+    norm_groups=4,
+    embedding_dim=16,
+    patch_size=(2, 2),
 )
 
 
@@ -155,10 +160,10 @@ def test_base_stays_under_20_gflop_and_origin_has_about_17_million_parameters():
     assert BASE.spectrogram.shape == ORIGIN.spectrogram.shape == (1, 224, 416)
     inputs = torch.zeros(1, *BASE.spectrogram.shape), torch.zeros(1)
     with torch.device("meta"):
-        base, origin = UNet(BASE.unet, 1), UNet(ORIGIN.unet, 1)
+        base, origin = UNet(BASE.network, 1), UNet(ORIGIN.network, 1)
     assert count_flops(base, *(tensor.to("meta") for tensor in inputs)) < 20e9
     assert 16.5e6 < count_parameters(origin) < 17.5e6
-    assert ORIGIN.unet.patch_size == (1, 1) and ORIGIN.unet.block == "double_conv"
+    assert ORIGIN.network.patch_size == (1, 1) and ORIGIN.network.block == "double_conv"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 15, 16), (1, 2, 16, 16), (1, 16, 16)])
@@ -194,4 +199,4 @@ def test_labels_for_an_unconditional_network_are_refused():
 )
 def test_impossible_settings_say_what_is_allowed(change, says):
     with pytest.raises(ValueError, match=says):
-        replace(CPU.unet, **change)
+        replace(NETWORKS["CPU"]["spectrogram"], **change)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import QUICK
 
-from Conf import SMOKE
+from Conf import in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Samples import evaluate, spread_clips
@@ -18,11 +19,17 @@ from Libraries.Evaluation.UpsamplerEvaluation import (
     same_seeds,
     view_error,
 )
-from Libraries.Runs.Upsampling import LowResolutionCodec, open_cascade
 from Libraries.Runs.CodecEditing import CascadeEditor
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.DiffusionTraining import ensure_upsampler, train_diffusion
-from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
+from Libraries.Runs.DiffusionTraining import train_diffusion
+from Libraries.Runs.Settings import changed
+from Libraries.Runs.Spaces import prepare_space
+from Libraries.Runs.Upsampling import (
+    LowResolutionCodec,
+    load_upsampler,
+    train_upsampler,
+    upsampler_recipe,
+)
 from Libraries.Sampling.Editing import known_outside
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Sampling.Samplers import SAMPLERS, switch_sampler
@@ -31,16 +38,19 @@ from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
 from Libraries.Upsampler import Upsampler, UpsamplerLoss
 
-QUICK = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 4, "snapshot_every": 2}
-
 
 @pytest.fixture(scope="module", params=["smaller", "lower_bands"])
 def settings(request, chords):
-    return replace(
-        chords, cascade=True, view=replace(chords.view, kind=request.param), preset=request.param,
-        view_train=replace(SMOKE.view_train, **QUICK),
-        upsampler_train=replace(SMOKE.upsampler_train, **QUICK, mixed_precision="no"),
-    )  # fmt: skip
+    small, precise = in_space(chords, "small"), {**QUICK, "mixed_precision": "no"}
+    return changed(
+        small,
+        {
+            "preset": request.param,
+            "train": changed(small.train, QUICK),
+            "upsampler.train": changed(small.upsampler.train, precise),
+            "upsampler.view.kind": request.param,
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +66,10 @@ def upsampler(run_dir):
 
 
 @pytest.fixture(scope="module")
-def generator(settings, upsampler):
-    generator = DiffusionRun.load(train_diffusion(settings))
-    generator.precision = generator.codec.upsampler.precision = "no"
-    return generator
+def model(settings, upsampler):
+    model = DiffusionRun.load(train_diffusion(settings))
+    model.precision = model.codec.upsampler.precision = "no"
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +97,21 @@ def test_with_every_sampler_the_view_of_the_result_is_the_view_given(upsampler, 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "edm"])
 def test_a_network_that_outputs_nothing_interpolates(settings, clips, prediction_type):
     """Zero is what a new network outputs, so in one step it makes the guess that its residuals are of."""
-    diffusion = replace(settings.diffusion, prediction_type=prediction_type)
-    new = replace(settings, diffusion=diffusion, upsampler=replace(settings.upsampler, consistent=False))
-    low = LowResolution(new.view, new.spectrogram)
+    new = changed(
+        settings,
+        {
+            "diffusion.prediction_type": prediction_type,
+            "upsampler.conditioning.consistent": False,
+            "upsampler.sampler.num_inference_steps": 1,
+        },
+    )
+    low = LowResolution(new.upsampler.view, new.spectrogram)
     upsampler = Upsampler(
-        build_upsampler(new), NoiseSchedule(diffusion), low, new.upsampler,
-        replace(new.upsampler_sampler, num_inference_steps=1), Spectrogram(new.spectrogram),
-        torch.device("cpu"),
+        upsampler_recipe(new).network(), NoiseSchedule(new.diffusion), low, new.upsampler.conditioning,
+        new.upsampler.sampler, Spectrogram(new.spectrogram), torch.device("cpu"),
     )  # fmt: skip
     view = low.view(clips)
-    plain = low.spread(view) if new.view.kind == "smaller" else low.fill(view)
+    plain = low.spread(view) if low.config.kind == "smaller" else low.fill(view)
     assert torch.allclose(upsampler.upsample(view, [1, 2, 3], strength=0.0), low.limit(plain), atol=0.02)
 
 
@@ -113,7 +128,7 @@ def test_errors_by_strength_are_of_a_network_that_is_not_held(upsampler, clips):
 
 
 def test_training_is_told_by_position_and_not_by_batch(settings, upsampler, clips):
-    low, config = upsampler.low, replace(settings.upsampler, restored_share=0.5)
+    low, config = upsampler.low, replace(settings.upsampler.conditioning, restored_share=0.5)
     loss_fn = UpsamplerLoss(NoiseSchedule(settings.diffusion), 0, low, config)
     seeds = list(range(100, 140))
     told = loss_fn.told(clips[:1].expand(40, -1, -1, -1), seeds)
@@ -136,7 +151,7 @@ def test_residuals_have_about_unit_variance_however_much_is_told(settings, upsam
     """So the schedule's noise covers them at every strength, and few steps find them."""
     low, view = upsampler.low, upsampler.low.view(clips)
     noise = torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
-    said = settings.view.kept_rows if settings.view.kind == "lower_bands" else 0  # rows that have no residual
+    said = low.config.kept_rows if low.config.kind == "lower_bands" else 0  # rows that have no residual
     for strength in (0.0, 0.3, 1.0):
         guess, error = low.expected(low.told_of_view(view, torch.full((3,), strength), noise))
         residual = ((clips - guess) / error)[:, :, said:]
@@ -147,13 +162,14 @@ def test_run_holds_its_settings_and_goes_on_to_the_same_weights(
     settings, run_dir, tmp_path, goes_on_to_the_same
 ):
     conf = json.loads((run_dir / "conf.json").read_text())
-    assert conf["settings"]["view"]["kind"] == settings.view.kind and conf["vae"] is None
+    assert conf["settings"]["upsampler"]["view"]["kind"] == settings.upsampler.view.kind
+    assert conf["requires"] == {}
     results = settings.results_dir / "upsampler" / run_dir.name
     assert sorted(path.name for path in results.iterdir()) == ["loss.png", "upsampled-00000004.png"]
-    other = replace(settings, view=replace(settings.view, frame_factor=4))
+    other = changed(settings, {"upsampler.view.frame_factor": 4})
     with pytest.raises(ValueError, match="frame_factor is 2 there and 4 here"):
         train_upsampler(other, run_dir)
-    again = tmp_path / "00000-again"
+    again = tmp_path / "Models" / "upsampler" / "00000-again"
     train = functools.partial(train_upsampler, settings)
     assert goes_on_to_the_same(train, run_dir, again, "Runs.Upsampling.save_upsampler_preview")
 
@@ -169,28 +185,28 @@ def test_longer_views_become_longer_music(upsampler, clips, monkeypatch):
         upsampler.upsample(view[..., : view.shape[-1] // 2], [0, 1, 2])
 
 
-def test_samples_of_a_cascade_are_full_spectrograms_in_any_batch(settings, generator):
-    together = generator.generate([5, 6, 7], settings.sampler, 3, progress=False)
-    alone = generator.generate([6], settings.sampler, 1, progress=False)
-    assert together.shape == (3, *settings.spectrogram.shape) and generator.shape == generator.codec.shape
+def test_samples_of_a_cascade_are_full_spectrograms_in_any_batch(settings, model):
+    together = model.generate([5, 6, 7], settings.sampler, 3, progress=False)
+    alone = model.generate([6], settings.sampler, 1, progress=False)
+    assert together.shape == (3, *settings.spectrogram.shape) and model.shape == model.codec.shape
     assert torch.allclose(together[1:2], alone, atol=1e-3)
-    made = same_seeds(generator, settings, [5, 6, 7])
-    view = generator.codec.low.view(made["interpolated"])
+    made = same_seeds(model, settings, [5, 6, 7])
+    view = model.codec.low.view(made["interpolated"])
     assert torch.allclose(made["upsampled"], together, atol=1e-3)
-    assert torch.allclose(generator.codec.low.view(made["small"]), view, atol=1e-5)
+    assert torch.allclose(model.codec.low.view(made["small"]), view, atol=1e-5)
 
 
-def test_guidance_of_the_first_model_works_through_the_cascade(settings, generator):
+def test_guidance_of_the_first_model_works_through_the_cascade(settings, model):
     auto = GuidanceConfig("autoguidance", scale=3.0, rescale=0.0, weaker_at=0.5)
     free, guided = (
-        generator.generate([1], settings.sampler, 1, guidance=guidance, progress=False)
+        model.generate([1], settings.sampler, 1, guidance=guidance, progress=False)
         for guidance in (None, auto)
     )
     assert guided.shape == free.shape and (guided - free).abs().max() > 1e-3
 
 
-def test_edits_through_the_cascade_keep_what_is_known(settings, generator, clips):
-    editor = generator.editor(settings.sampler, rounds=1)
+def test_edits_through_the_cascade_keep_what_is_known(settings, model, clips):
+    editor = model.editor(settings.sampler, rounds=1)
     C, F, T = settings.spectrogram.shape
     assert isinstance(editor, CascadeEditor)
     for box in ({"frames": (T // 3, T // 2)}, {"rows": (5, F // 2)}, {"rows": (F // 2, F)}):
@@ -201,18 +217,18 @@ def test_edits_through_the_cascade_keep_what_is_known(settings, generator, clips
     assert long.shape == (3, C, F, 2 * T + 5) and torch.equal(long[..., :T], clips)
     loop = editor.loop(clips, 2 * T, T // 2, [1, 2, 3])
     assert loop.shape == (3, C, F, 2 * T) and torch.equal(loop[..., :T], clips)
-    view = generator.codec.low.view(clips)
+    view = model.codec.low.view(clips)
     varied = editor.vary(clips, 0.0, [1, 2, 3])
-    assert torch.allclose(varied, generator.codec.decode(view, [1, 2, 3]), atol=1e-5)
-    between = generator.interpolate(clips[:2], torch.tensor([0.0, 1.0]), 4, iterations=3)
+    assert torch.allclose(varied, model.codec.decode(view, [1, 2, 3]), atol=1e-5)
+    between = model.interpolate(clips[:2], torch.tensor([0.0, 1.0]), 4, iterations=3)
     assert between.shape == clips[:2].shape
 
 
-def test_evaluation_and_the_table_work_through_the_cascade(settings, generator, clips, tmp_path):
+def test_evaluation_and_the_table_work_through_the_cascade(settings, model, clips, tmp_path):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
-    assert evaluate(generator, *splits, settings, tmp_path)["samples_to_test"] > 0
-    few = replace(settings, comparison=replace(settings.comparison, clips=3))
-    rows = compare_cascade(generator, few, clips, beside={"directly at full size": generator})
+    assert evaluate(model, *splits, settings, tmp_path)["samples_to_test"] > 0
+    few = changed(settings, {"evaluation.compared_clips": 3})
+    rows = compare_cascade(model, few, clips, beside={"directly at full size": model})
     assert [row.name for row in rows] == [
         "interpolation", "upsampler, 1 step", "upsampler, 2 steps", "directly at full size"
     ]  # fmt: skip
@@ -220,31 +236,33 @@ def test_evaluation_and_the_table_work_through_the_cascade(settings, generator, 
     assert cascade_table(rows, "way").count("\n") == 4
 
 
-def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_its_view(settings, generator):
-    low = generator.codec.low
-    other = LowResolution(replace(low.config, row_factor=4, frame_factor=4, kept_rows=8), low.spectrogram)
-    alone = open_cascade(settings.upsampler_dir, other)
-    assert alone.upsampler is None and open_cascade(settings.root / "nothing", low).upsampler is None
-    view = torch.rand(1, *other.shape)
-    assert torch.equal(alone.decode(view), other.spread(view))
-    assert open_cascade(settings.upsampler_dir, low).upsampler.low.config == low.config
-    assert isinstance(generator.codec, LowResolutionCodec)
+def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_its_view(settings, model):
+    low = model.codec.low
+    view = replace(low.config, row_factor=4, frame_factor=4, kept_rows=8)
+    alone = LowResolutionCodec.open(changed(settings, {"upsampler.view": view}))
+    nothing = LowResolutionCodec.open(replace(settings, root=settings.root / "nothing"))
+    assert alone.upsampler is None and nothing.upsampler is None
+    small = torch.rand(1, *alone.low.shape)
+    assert torch.equal(alone.decode(small), LowResolution(view, low.spectrogram).spread(small))
+    assert LowResolutionCodec.open(settings).upsampler.low.config == low.config
+    assert isinstance(model.codec, LowResolutionCodec)
 
 
 def test_an_upsampler_is_trained_for_a_cascade_that_has_none_and_only_then(settings, run_dir, monkeypatch):
     trained = []
-    monkeypatch.setattr("Libraries.Runs.DiffusionTraining.train_upsampler", trained.append)
-    for own in (settings, replace(settings, cascade=False)):
-        ensure_upsampler(own)
+    monkeypatch.setattr("Libraries.Runs.Upsampling.train_upsampler", trained.append)
+    elsewhere = replace(settings, root=settings.root / "elsewhere")
+    for own in (settings, replace(elsewhere, space="spectrogram")):
+        prepare_space(own)
     assert not trained
-    ensure_upsampler(replace(settings, root=settings.root / "elsewhere"))
+    prepare_space(elsewhere)
     assert len(trained) == 1
 
 
-def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, generator):
-    plain = replace(settings, cascade=False)
-    with pytest.raises(ValueError, match="cascade is True there and False here"):
-        train_diffusion(plain, generator.run_dir)
+def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, model):
+    plain = replace(settings, space="spectrogram")
+    with pytest.raises(ValueError, match="space is small there and spectrogram here"):
+        train_diffusion(plain, model.run.folder)
     with pytest.raises(CheckpointError, match="name a run's own folder"):
         load_upsampler(settings.root)
 

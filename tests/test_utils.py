@@ -11,6 +11,7 @@ from Libraries.Utils import (
     SampleNoise,
     derive_seed,
     get_logger,
+    require,
     set_log_level,
     spread_indices,
     write_then_rename,
@@ -73,6 +74,22 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_then_rename(tmp_path / "file.txt", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_not_allowed_is_named_with_what_is():
+    require(("a", "b"), kind="b")
+    with pytest.raises(ValueError, match="kind='c' is unknown; choose one of a, b"):
+        require(("a", "b"), kind="c")
+    for interval, allowed, refused, says in (
+        ("[0, 1)", (0, 0.5), (-0.1, 1, float("nan")), r"must be within \[0, 1\)"),
+        ("(0, inf)", (0.1, float("inf")), (0, -1), "must be above 0"),
+        ("[1, inf)", (1, 7, float("inf")), (0, float("nan")), "must be 1 or more"),
+    ):
+        for value in allowed:
+            require(interval, number=value)
+        for value in refused:
+            with pytest.raises(ValueError, match=f"^number={value} {says}$"):
+                require(interval, number=value)
 
 
 def test_noise_of_a_sample_depends_on_its_seed_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from Conf import ORIGIN_VAE_LOSS, SMOKE
+from Conf import ORIGIN, SMOKE
 from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.VAELoss import (
@@ -20,21 +20,21 @@ from Libraries.Utils import SampleNoise, derive_seed
 from Libraries.VAE import VAE, Posterior
 
 SHAPE = (1, 16, 24)
-CONFIG = replace(SMOKE.vae, channels=(8, 16))
-CRITICAL = replace(SMOKE.vae_loss, adversarial_weight=0.5, adversarial_start=2, critic_channels=(8, 16))
+CONFIG = replace(SMOKE.vae.network, channels=(8, 16))
+CRITICAL = replace(SMOKE.vae.loss, adversarial_weight=0.5, adversarial_start=2, critic_channels=(8, 16))
 BATCH = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.zeros(4).long()
 TRAIN = replace(
-    SMOKE.vae_train, num_steps=6, lr_schedule="constant", mixed_precision="no",
+    SMOKE.vae.train, num_steps=6, lr_schedule="constant", mixed_precision="no",
     log_every=1, validate_every=2, save_every=3,
 )  # fmt: skip
 
 
-def trainable(loss=SMOKE.vae_loss):
+def trainable(loss=SMOKE.vae.loss):
     torch.manual_seed(0)
     return TrainableVAE(VAE(CONFIG, SHAPE), loss)
 
 
-def loss_fn(loss=SMOKE.vae_loss, samples_per_step=4):
+def loss_fn(loss=SMOKE.vae.loss, samples_per_step=4):
     return VAELoss(loss, CONFIG.latent_shape(SHAPE), samples_per_step, seed=0)
 
 
@@ -52,8 +52,8 @@ def test_spectral_error_is_zero_for_a_level_and_not_for_a_blur():
 
 
 def test_origin_loss_is_the_journals_over_the_values_of_a_clip():
-    model = trainable(ORIGIN_VAE_LOSS)
-    found = loss_fn(ORIGIN_VAE_LOSS)(model, BATCH, torch.arange(4))
+    model = trainable(ORIGIN.vae.loss)
+    found = loss_fn(ORIGIN.vae.loss)(model, BATCH, torch.arange(4))
     noise = SampleNoise([derive_seed(0, position) for position in range(4)])(model.vae.latent_shape)
     reconstruction, posterior = model.vae(BATCH[0], noise)
     summed = (reconstruction - BATCH[0]).square().flatten(1).sum(1)
@@ -62,7 +62,7 @@ def test_origin_loss_is_the_journals_over_the_values_of_a_clip():
 
 
 def test_kl_warms_up_by_optimiser_steps_and_not_by_batches():
-    loss = replace(SMOKE.vae_loss, kl_weight=1.0, kl_warmup_steps=10)
+    loss = replace(SMOKE.vae.loss, kl_weight=1.0, kl_warmup_steps=10)
     model = trainable(loss)
     with torch.no_grad():
         kl = model.vae.encode(BATCH[0]).kl().flatten(1).sum(1) / BATCH[0][0].numel()
@@ -153,7 +153,7 @@ def trained(folder, loss, **changes):
     return torch.cat([parameter.flatten() for parameter in network.parameters()])
 
 
-@pytest.mark.parametrize("loss", [SMOKE.vae_loss, CRITICAL], ids=["plain", "critic"])
+@pytest.mark.parametrize("loss", [SMOKE.vae.loss, CRITICAL], ids=["plain", "critic"])
 def test_resumed_training_is_the_uninterrupted_one(loss, tmp_path):
     whole = trained(tmp_path / "whole", loss)
     trained(tmp_path / "resumed", loss, num_steps=3)
@@ -185,7 +185,7 @@ def test_training_in_half_precision_stays_finite(tmp_path):
 )
 def test_impossible_settings_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        replace(SMOKE.vae_loss, **change)
+        replace(SMOKE.vae.loss, **change)
 
 
 def test_half_precision_posteriors_are_summed_in_full():

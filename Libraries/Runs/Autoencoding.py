@@ -106,13 +106,13 @@ class LatentCodec:
     @staticmethod
     def prepare(settings: Settings) -> None:
         """Train an autoencoder if the newest is asked for and there is none yet."""
-        if settings.vae.run == LATEST and find_run([settings.models_dir / "vae"], "latent-*.pth") is None:
+        if settings.vae.run == LATEST and _newest(settings) is None:
             train_vae(settings)
 
     @property
     def requires(self) -> dict[str, str]:
-        """What a diffusion run keeps of the autoencoder that it belongs to (`codec_record`)."""
-        return codec_record(self.run_dir)
+        """What a diffusion run keeps of the autoencoder that it belongs to (`codec_record`), if a run."""
+        return codec_record(self.run_dir) if self.run_dir else {}
 
     def editor(self, editor: Editor) -> LatentEditor:
         """Return the editor of spectrograms that works by one of latents."""
@@ -255,13 +255,18 @@ def _find(settings: Settings) -> Path:
     parent = settings.models_dir / "vae"
     if settings.vae.run != LATEST:
         return parent / settings.vae.run
-    run = find_run([parent], "latent-*.pth")
+    run = _newest(settings)
     if run is None:
         raise CheckpointError(
             f"there is no autoencoder in {parent} for space='latent': train one first (Train VAE), or set "
             "space='spectrogram'"
         )
     return run.folder
+
+
+def _newest(settings: Settings) -> Run | None:
+    """Return the newest run whose latents were measured; those of earlier versions do not count."""
+    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
 
 
 def _statistics_path(run: Run) -> Path:

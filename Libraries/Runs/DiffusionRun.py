@@ -15,6 +15,7 @@ from Libraries.Runs.Codec import Codec
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
+from Libraries.Runs.Upsampling import find_upsampler
 from Libraries.Sampling.Editing import Editor, interpolate
 from Libraries.Sampling.Guidance import (
     GuidanceConfig,
@@ -242,10 +243,20 @@ def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
     Raises:
         FileNotFoundError: there is none; the sentence says where it looked.
     """
-    parent = settings.models_dir / "diffusion"
-    run = find_run([parent], holding, fits=lambda run: run.conf["settings"]["space"] == settings.space)
+    run = _newest(settings, holding)
     if run is None:
         raise FileNotFoundError(
-            f"no run with {holding} and space={settings.space!r} in {parent}: train a model first"
+            f"no run with {holding} and space={settings.space!r} in {settings.models_dir / 'diffusion'}: "
+            "train a model first"
         )
     return run.folder
+
+
+def has_cascade(settings: Settings) -> bool:
+    """Return whether both models of a cascade are there, for settings in the space "small"."""
+    return find_upsampler(settings) is not None and _newest(settings, "ema-*.pth") is not None
+
+
+def _newest(settings: Settings, holding: str) -> Run | None:
+    parent = settings.models_dir / "diffusion"
+    return find_run([parent], holding, fits=lambda run: run.conf["settings"]["space"] == settings.space)

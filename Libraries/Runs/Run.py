@@ -47,7 +47,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, schema: type = Settings):
-        self.folder, self.schema = Path(folder), schema
+        self.folder, self.schema = Path(folder).absolute(), schema
 
     @property
     def name(self) -> str:
@@ -56,8 +56,9 @@ class Run:
 
     @property
     def models_dir(self) -> Path:
-        """`Models`, two folders above."""
-        return self.folder.parents[1]
+        """`Models`, two folders above; an experiment's runs lie deeper in it."""
+        parents = self.folder.parents
+        return next((parent for parent in parents if parent.name == "Models"), parents[1])
 
     @property
     def results_dir(self) -> Path:
@@ -151,7 +152,7 @@ def find_run(
     Runs of earlier versions, whose settings cannot be read, are passed over by `fits`.
     """
     for parent in parents:
-        for folder in sorted(Path(parent).glob("*/"), key=_run_number, reverse=True):
+        for folder in sorted(Path(parent).glob("*/"), key=_by_number, reverse=True):
             if any(folder.glob(holding)) and _readable_and(fits, Run(folder)):
                 return Run(folder)
     return None
@@ -290,6 +291,10 @@ def _readable_and(fits: Callable[[Run], bool], run: Run) -> bool:
         return fits(run)
     except CheckpointError:
         return False
+
+
+def _by_number(run: Path) -> tuple[int, str]:
+    return _run_number(run), run.name
 
 
 def _run_number(run: Path) -> int:

@@ -50,7 +50,7 @@ class LowResolutionCodec:
 
         Without one, which is how the first model of a cascade may be trained, it interpolates, and says so.
         """
-        run = _find(settings)
+        run = find_upsampler(settings)
         if run is None:
             parent = settings.models_dir / "upsampler"
             logger.warning("no upsampler of this view in %s: small spectrograms are interpolated", parent)
@@ -61,7 +61,7 @@ class LowResolutionCodec:
     @staticmethod
     def prepare(settings: Settings) -> None:
         """Train an upsampler if there is none of the settings' view yet."""
-        if _find(settings) is None:
+        if find_upsampler(settings) is None:
             train_upsampler(settings)
 
     @property
@@ -182,7 +182,7 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
     save_preview_figures(run, f"upsampled-{step:08d}", figure, plot_metrics)
 
 
-def _find(settings: Settings) -> Run | None:
+def find_upsampler(settings: Settings) -> Run | None:
     """Return the newest upsampler that goes on from the view of these settings."""
 
     def goes_on(run: Run) -> bool:

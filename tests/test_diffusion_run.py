@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import QUICK
 
-from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Comparison import (
     compare_ema_lengths,
@@ -15,6 +15,7 @@ from Libraries.Evaluation.Comparison import (
 )
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import train_diffusion
+from Libraries.Runs.Settings import changed
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 
@@ -24,10 +25,7 @@ BY_LABEL = replace(AUTO, method="classifier_free")
 
 @pytest.fixture(scope="module")
 def settings(chords):
-    train = replace(
-        SMOKE.train, num_steps=4, save_every=2, snapshot_every=2, validate_every=2, preview_every=4
-    )
-    return replace(chords, train=train)
+    return replace(chords, train=changed(chords.train, QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -36,48 +34,43 @@ def run_dir(settings):
 
 
 @pytest.fixture(scope="module")
-def generator(run_dir):
-    generator = DiffusionRun.load(run_dir)
-    generator.precision = "no"
-    return generator
+def model(run_dir):
+    model = DiffusionRun.load(run_dir)
+    model.precision = "no"
+    return model
 
 
 @pytest.fixture(scope="module")
 def conditional(settings):
     """A run of two classes, as the dataset's folders are."""
-    unet = replace(settings.unet, num_classes=2)
-    generator = DiffusionRun.load(train_diffusion(replace(settings, unet=unet)))
-    generator.precision = "no"
-    return generator
+    model = DiffusionRun.load(train_diffusion(changed(settings, {"network.num_classes": 2})))
+    model.precision = "no"
+    return model
 
 
-def make(generator, settings, **options):
-    return generator.generate([5, 6, 7], settings.sampler, 2, progress=False, **options)
+def make(model, settings, **options):
+    return model.generate([5, 6, 7], settings.sampler, 2, progress=False, **options)
 
 
-def test_same_clip_for_the_same_seed_in_any_batch(settings, generator):
-    together = generator.generate([5, 6, 7], settings.sampler, batch_size=3, progress=False)
-    alone = generator.generate([6], settings.sampler, batch_size=1, progress=False)
+def test_same_clip_for_the_same_seed_in_any_batch(settings, model):
+    together = model.generate([5, 6, 7], settings.sampler, batch_size=3, progress=False)
+    alone = model.generate([6], settings.sampler, batch_size=1, progress=False)
     assert together.shape == (3, *settings.spectrogram.shape)
     assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 
-def test_scale_one_and_no_guidance_are_the_same(settings, generator):
-    assert torch.equal(
-        make(generator, settings), make(generator, settings, guidance=replace(AUTO, scale=1.0))
-    )
+def test_scale_one_and_no_guidance_are_the_same(settings, model):
+    assert torch.equal(make(model, settings), make(model, settings, guidance=replace(AUTO, scale=1.0)))
 
 
-def test_autoguidance_is_away_from_the_earlier_weights(settings, generator, run_dir):
-    plain, guided = make(generator, settings), make(generator, settings, guidance=AUTO)
+def test_autoguidance_is_away_from_the_earlier_weights(settings, model, run_dir):
+    plain, guided = make(model, settings), make(model, settings, guidance=AUTO)
     assert not torch.allclose(plain, guided, atol=1e-3)
-    assert generator.load_weaker(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
+    assert model.load_weaker(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
     x_t, t = torch.randn(2, *settings.spectrogram.shape), torch.tensor([10, 900])
     with torch.no_grad():
-        strong, weak = generator.network(x_t, t), generator.weaker(x_t, t)
-        assert torch.allclose(
-            generator.denoiser(guidance=AUTO)(x_t, t), weak + 2 * (strong - weak), atol=1e-5
-        )
+        strong, weak = model.network(x_t, t), model.weaker(x_t, t)
+        assert torch.allclose(model.denoiser(guidance=AUTO)(x_t, t), weak + 2 * (strong - weak), atol=1e-5)
 
 
 def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, conditional):
@@ -94,21 +87,21 @@ def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, condition
     assert conditional.labels_in_turn(5).tolist() == [0, 1, 0, 1, 0]
 
 
-def test_guidance_that_cannot_be_says_so(settings, generator, conditional):
-    assert generator.labels_in_turn(3) is None
+def test_guidance_that_cannot_be_says_so(settings, model, conditional):
+    assert model.labels_in_turn(3) is None
     with pytest.raises(ValueError, match="needs labels; give them, or use autoguidance"):
         make(conditional, settings, guidance=BY_LABEL)
     with pytest.raises(ValueError, match="2 labels for 3 seeds"):
         make(conditional, settings, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="network without classes"):
-        make(generator, settings, labels=torch.tensor([0, 1, 0]))
-    with pytest.raises(ValueError, match="set num_classes of the unet"):
+        make(model, settings, labels=torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match="set num_classes of the network"):
         replace(settings, guidance=BY_LABEL)
     with pytest.raises(ValueError, match="none, classifier_free, autoguidance"):
         replace(AUTO, method="clip")
 
 
-def test_a_run_with_one_set_of_weights_has_no_weaker_one(generator, run_dir, tmp_path):
+def test_a_run_with_one_set_of_weights_has_no_weaker_one(model, run_dir, tmp_path):
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
     with pytest.raises(CheckpointError, match="no weights from before its last"):
@@ -145,31 +138,31 @@ def test_every_way_of_training_gives_a_run_that_samples(settings, change):
     if "learned_variance" in change:
         sampler = replace(sampler, name="ddpm", eta=None, variance="learned")
     settings = replace(settings, diffusion=replace(settings.diffusion, **change), sampler=sampler)
-    generator = DiffusionRun.load(train_diffusion(settings))
-    x0 = generator.generate([0, 1], settings.sampler, 2, progress=False)
+    model = DiffusionRun.load(train_diffusion(settings))
+    x0 = model.generate([0, 1], settings.sampler, 2, progress=False)
     assert x0.shape == (2, *settings.spectrogram.shape) and x0.isfinite().all()
-    assert generator.to_audio(x0).isfinite().all()
+    assert model.to_audio(x0).isfinite().all()
 
 
-def test_comparisons_cover_what_the_settings_name(settings, generator, run_dir):
-    test = generator.to_audio(SpectrogramDataset(settings.dataset_dir, "test")[0][0][None]).expand(4, -1, -1)
-    found = compare_samplers(generator, settings, test)
+def test_comparisons_cover_what_the_settings_name(settings, model, run_dir):
+    test = model.to_audio(SpectrogramDataset(settings.dataset_dir, "test")[0][0][None]).expand(4, -1, -1)
+    found = compare_samplers(model, settings, test)
     assert [v.name for _, v in found] == ["ddim, 2 steps", "ddim, 4 steps", "heun, 2 steps", "heun, 4 steps"]
-    assert [v.name for v in compare_guidance(generator, settings, test)] == [
+    assert [v.name for v in compare_guidance(model, settings, test)] == [
         "autoguidance, scale 1", "autoguidance, scale 2",
     ]  # fmt: skip
     lengths = compare_ema_lengths(run_dir, settings, test)
-    assert [v.name for v in lengths] == ["as trained", *map("{:g}".format, settings.comparison.ema_lengths)]
+    assert [v.name for v in lengths] == ["as trained", *map("{:g}".format, settings.evaluation.ema_lengths)]
     assert len(variant_table(lengths, "length").splitlines()) == 1 + len(lengths)
 
 
-def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, generator):
-    x0 = make(generator, settings)[:1]
-    editor = generator.editor(settings.sampler, rounds=1)
+def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, model):
+    x0 = make(model, settings)[:1]
+    editor = model.editor(settings.sampler, rounds=1)
     T = settings.spectrogram.n_frames
     long = editor.extend(x0, 2 * T + 3, T // 2, [0])
     assert long.shape[-1] == 2 * T + 3 and torch.equal(long[..., :T], x0)
-    waveform = generator.to_audio(long, any_length=True)
+    waveform = model.to_audio(long, any_length=True)
     assert waveform.shape[-1] == (2 * T + 2) * settings.spectrogram.hop_length and waveform.isfinite().all()
-    between = generator.interpolate(torch.cat([x0, -x0]), torch.tensor([0.0, 1.0]), 4, iterations=2)
+    between = model.interpolate(torch.cat([x0, -x0]), torch.tensor([0.0, 1.0]), 4, iterations=2)
     assert between.shape == (2, *settings.spectrogram.shape)

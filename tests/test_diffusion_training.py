@@ -6,21 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK
 
-from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Samples import copying, distances, evaluate, nearest_in_training, spread_clips
-from Libraries.Networks.Catalogue import JOURNAL
+from Libraries.Networks.Catalogue import network_config
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
-    build_network,
-    make_loss,
+    diffusion_recipe,
     overfit_one_batch,
     require_classes,
     train_diffusion,
 )
 from Libraries.Runs.Preparation import compare_representations, find_music, load_example_clips
-from Libraries.Runs.Run import clip_loaders
+from Libraries.Runs.Recipe import clip_loaders
+from Libraries.Runs.Settings import changed
 from Libraries.Sound.Audio import AudioError
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
@@ -28,8 +28,7 @@ from Libraries.Training.Checkpoint import CheckpointError
 
 @pytest.fixture(scope="module")
 def settings(chords):
-    train = replace(SMOKE.train, num_steps=4, save_every=2, validate_every=2, preview_every=4)
-    return replace(chords, train=train)
+    return replace(chords, train=changed(chords.train, QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +55,13 @@ def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
 
 
 def test_resuming_with_other_settings_is_refused(settings, run_dir):
-    other = replace(settings, train=replace(settings.train, learning_rate=0.5))
     with pytest.raises(ValueError, match=r"learning_rate is 0.001 there and 0.5 here"):
-        train_diffusion(other, run_dir)
+        train_diffusion(changed(settings, {"train.learning_rate": 0.5}), run_dir)
 
 
 def test_dataset_of_another_spectrogram_is_refused(settings):
-    other = replace(settings, spectrogram=replace(settings.spectrogram, db_range=60.0))
     with pytest.raises(ValueError, match=r"db_range is 80.0 there and 60.0 here"):
-        train_diffusion(other)
+        train_diffusion(changed(settings, {"spectrogram.db_range": 60.0}))
 
 
 def test_a_run_without_weights_is_refused(settings, run_dir, tmp_path):
@@ -79,6 +76,14 @@ def test_a_folder_that_is_no_run_is_refused(settings, tmp_path):
             use(tmp_path)
 
 
+def test_a_run_of_an_earlier_version_is_refused(settings, run_dir, tmp_path):
+    conf = json.loads((run_dir / "conf.json").read_text())
+    (tmp_path / "conf.json").write_text(json.dumps({**conf, "format": 1}))
+    for use in (DiffusionRun.load, lambda folder: train_diffusion(settings, folder)):
+        with pytest.raises(CheckpointError, match="made by an earlier version of this repository"):
+            use(tmp_path)
+
+
 def test_overfitting_one_batch_lowers_the_loss(settings):
     losses = overfit_one_batch(settings, num_steps=40)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -86,27 +91,30 @@ def test_overfitting_one_batch_lowers_the_loss(settings):
 
 def test_same_seed_gives_the_same_network_and_leaves_the_generator_alone(settings):
     torch.manual_seed(1)
-    a = build_network(settings)
+    recipe = diffusion_recipe(settings)
+    a = recipe.network()
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after)
-    assert all(
-        torch.equal(p, q) for p, q in zip(a.parameters(), build_network(settings).parameters(), strict=True)
-    )
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), recipe.network().parameters(), strict=True))
 
 
 def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings):
-    run_dir = train_diffusion(replace(settings, network="conv_unet_450k"))
-    assert DiffusionRun.load(run_dir).network.config == JOURNAL["conv_unet_450k"].config
-    with pytest.raises(ValueError, match="network is conv_unet_450k there and unet here"):
+    journal, unet_v0 = (network_config(name, settings.network) for name in ("conv_unet_450k", "unet_v0"))
+    run_dir = train_diffusion(replace(settings, network=journal))
+    assert DiffusionRun.load(run_dir).network.config == journal
+    with pytest.raises(ValueError, match="block is double_conv there and residual here"):
         train_diffusion(settings, run_dir)
+    with pytest.raises(ValueError, match="type is UNetConfig there and UNetV0Config here"):
+        train_diffusion(replace(settings, network=unet_v0), run_dir)
+    assert train_diffusion(replace(settings, network=journal), run_dir) == run_dir
 
 
 def test_conditional_training_uses_the_labels(settings):
-    conditional = replace(settings, unet=replace(settings.unet, num_classes=2))
-    network, loss_fn = build_network(conditional), make_loss(conditional)
+    recipe = diffusion_recipe(changed(settings, {"network.num_classes": 2}))
+    network = recipe.network()
     batch = torch.randn(2, *settings.spectrogram.shape), torch.tensor([0, 1])
-    loss_fn(network, batch, torch.arange(2)).mean().backward()
+    recipe.loss(network, batch, torch.arange(2)).mean().backward()
     network.out.weight.grad.zero_()
     assert network.embed_class.weight.grad is not None
 
@@ -119,7 +127,9 @@ def test_fewer_classes_than_the_dataset_has_are_refused():
 
 
 def test_validation_clips_are_spread_and_limited(settings):
-    _, validation = clip_loaders(replace(settings, num_validation_clips=2), batch_size=8, seed=0)
+    _, validation = clip_loaders(
+        settings, replace(settings.train, num_validation_clips=2), batch_size=8, seed=0
+    )
     x0, label = next(iter(validation))
     assert len(x0) == 2 and label.shape == (2,)
 
