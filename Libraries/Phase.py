@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, fold, unfold, zero_init
+from Libraries.Layers import (
+    ACTIVATIONS,
+    Downsample,
+    FrequencyFeatures,
+    ResBlock,
+    fold,
+    require_multiples,
+    unfold,
+    zero_init,
+)
 from Libraries.Sound.PhaseRetrieval import HANN_GAMMA, integrate_differences
 from Libraries.Sound.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
 from Libraries.Utils import autocast, require
@@ -51,16 +60,9 @@ class PhaseConfig:
         require("[0, inf)", frequency_features=self.frequency_features, weight_power=self.weight_power)
         require("[2, inf)", crop_frames=self.crop_frames)
         require("[0, 1]", mix=self.mix)
-        rules = {
-            "channels": (bool(self.channels) and min(self.channels) > 0, "one or more widths above 0"),
-            "norm_groups": (
-                self.norm_groups >= 1 and not any(width % self.norm_groups for width in self.channels),
-                f"1 or more and a divisor of channels={self.channels}",
-            ),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)} must be {rule}")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels={self.channels} must be one or more widths above 0")
+        require_multiples(self.channels, norm_groups=self.norm_groups)
 
 
 def relative_level(magnitude: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class PhaseNet(nn.Module):
         config = self.config
         return nn.Sequential(
             *(
-                ResBlock(width, width, 0, config.norm_groups, config.activation, 0.0)
+                ResBlock(width, width, config.norm_groups, activation=config.activation)
                 for _ in range(config.blocks_per_level)
             )
         )

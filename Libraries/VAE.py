@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, Upsample, fold, unfold
+from Libraries.Layers import (
+    ACTIVATIONS,
+    Downsample,
+    FrequencyFeatures,
+    ResBlock,
+    Upsample,
+    fold,
+    require_multiples,
+    unfold,
+)
 from Libraries.Networks.OriginVAE import ORIGIN_BUILDERS, Strides
 from Libraries.Utils import require
 
@@ -49,8 +58,8 @@ class VAEConfig:
             raise ValueError("channels, row_strides, frame_strides and latent_channels must be 1 or more")
         require("[1, inf)", blocks_per_level=self.blocks_per_level)
         require("[0, inf)", frequency_features=self.frequency_features)
-        if self.kind == "residual" and any(width % self.norm_groups for width in self.channels):
-            raise ValueError(f"channels={self.channels} must be multiples of norm_groups={self.norm_groups}")
+        if self.kind == "residual":
+            require_multiples(self.channels, norm_groups=self.norm_groups)
 
     @property
     def strides(self) -> Strides:
@@ -189,7 +198,7 @@ class _Decoder(nn.Module):
 
 def _blocks(config: VAEConfig, channels: int) -> list[nn.Module]:
     return [
-        ResBlock(channels, channels, 0, config.norm_groups, config.activation, 0.0)
+        ResBlock(channels, channels, config.norm_groups, activation=config.activation)
         for _ in range(config.blocks_per_level)
     ]
 

@@ -21,6 +21,7 @@ if str(REPOSITORY) not in sys.path:
 from Libraries.Dataset.Manifest import DatasetConfig  # noqa: E402
 from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
+from Libraries.Networks import as_journal  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Runs.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
 from Libraries.Sampling.Editing import EditConfig  # noqa: E402
@@ -88,24 +89,15 @@ ORIGIN_VAE_LOSS = VAELossConfig(
 )
 
 BASE_UNET = UNetConfig(
-    block="residual",  # residual | double_conv | double_conv_se | convnext
-    channels=(48, 96, 192, 320),  # a level, finest first
+    channels=(48, 96, 192, 320),  # per level, finest first
     blocks_per_level=2,
     attention_levels=(2, 3),  # indices into channels; (): none
-    linear_attention_levels=(),  # for levels too large for the other
-    head_dim=32,  # channels
-    time_injection="modulate",  # add | modulate (scale and shift)
-    skips="layer",  # none | level | block | layer (stem, blocks and downsamplings)
-    first_skip=False,  # one more, from the first convolution to a last block
-    modulated_skips=False,  # True: skip + scale(time)·h; False: side by side
+    head_dim=32,  # channels per attention head
     patch_size=(4, 4),  # rows, frames
     frequency_features=8,  # channels
     embedding_dim=256,
-    norm="group",  # group | batch
-    norm_groups=8,  # group only; 1: over all channels
-    activation="silu",  # silu | gelu
+    norm_groups=8,  # 1: over all channels
     dropout=0.1,
-    output="linear",  # linear | sigmoid (for data in [0, 1]) | sigmoid_experiment (the origin's mistake)
     num_classes=0,  # 0: unconditional
 )
 
@@ -366,7 +358,7 @@ ORIGIN = replace(
     ),
     dataset=replace(BASE.dataset, name="origin"),
     unet=replace(
-        BASE.unet,
+        as_journal(BASE.unet),
         block="double_conv",
         channels=(32, 64, 128, 256, 304),  # 17.1 M parameters
         blocks_per_level=1,

@@ -22,12 +22,12 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
 from Libraries.DemoMusic.Corpus import render_demo_music  # noqa: E402
+from Libraries.Networks.Catalogue import count_flops, count_parameters  # noqa: E402
 from Libraries.Runs.Run import read_conf  # noqa: E402
 from Libraries.Runs.Settings import Settings, from_dict  # noqa: E402
 from Libraries.Training.Loop import Loss  # noqa: E402
 from Libraries.Training.Timing import median_in_turns, training_step  # noqa: E402
 from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
-from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
 from Libraries.Utils import (  # noqa: E402
     autocast,
     pick_device,

@@ -1,4 +1,4 @@
-"""What every named network costs on one 1x224x416 tensor: the table of Libraries/README.md.
+"""What each named network costs on one 1x224x416 tensor: the table of Libraries/README.md.
 
     python benchmarks/networks.py [--only unet_v0 se_unet] [--timed-passes 3] [--device cuda]
 
@@ -27,15 +27,13 @@ from common import (
 from torch import nn
 
 from Conf import BASE, ORIGIN
-from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config
+from Libraries.Networks.Catalogue import JOURNAL, journal_network, make_network
 from Libraries.Runs.Pipeline import build_network
 from Libraries.Training.Timing import median_in_turns
 from Libraries.Utils import autocast
 
 PRESETS = {settings.preset: partial(build_network, settings) for settings in (BASE, ORIGIN)}
-BUILDERS = PRESETS | {
-    name: partial(make_network, network_config(name, BASE.unet), SHAPE[0]) for name in JOURNAL
-}
+BUILDERS = PRESETS | {name: partial(make_network, journal_network(name, 0), SHAPE[0]) for name in JOURNAL}
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from scipy.stats import ttest_1samp
 
 from Conf import BASE, PRESETS, SMOKE, TRIAL
 from Journal import journal_experiments
-from Libraries.Networks.Catalogue import make_network
+from Libraries.Networks.Catalogue import count_parameters, make_network
+from Libraries.Networks.JournalUNet import as_journal
 from Libraries.Sound.Metrics import mean_interval, power_share_above
 from Libraries.Studies import Experiments
 from Libraries.Studies.ExperimentReport import (
@@ -24,7 +25,6 @@ from Libraries.Studies.ExperimentReport import (
 )
 from Libraries.Studies.Experiments import Change, Experiment, Outcome, changed, plan, run_experiment
 from Libraries.Training.Loop import TrainingDiverged
-from Libraries.U_Net import count_parameters
 
 
 def outcome(variant, seed, distance):
@@ -40,7 +40,9 @@ def parameters(settings):
 
 def test_settings_change_by_name_together():
     wanted = changed(TRIAL, {"unet.norm": "batch", "unet.dropout": 0.5, "network_width": 2.0})
-    assert wanted == replace(TRIAL, unet=replace(TRIAL.unet, norm="batch", dropout=0.5), network_width=2.0)
+    unet = replace(as_journal(TRIAL.unet), norm="batch", dropout=0.5)
+    assert wanted == replace(TRIAL, unet=unet, network_width=2.0)
+    assert changed(TRIAL, {"unet.dropout": 0.5}) == replace(TRIAL, unet=replace(TRIAL.unet, dropout=0.5))
     assert changed(TRIAL, {}) == TRIAL
 
 

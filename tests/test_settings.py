@@ -6,10 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose
+from Libraries.Networks.Catalogue import NetworkConfig
+from Libraries.Networks.JournalUNet import JournalUNetConfig, as_journal
 from Libraries.Runs.Settings import from_dict, provenance, to_dict
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
@@ -18,10 +21,21 @@ SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_settings_come_back_from_json(preset):
     values = json.loads(json.dumps(to_dict(preset)))
+    kinds = get_type_hints(type(preset))
     for field in dataclasses.fields(preset):
         part = getattr(preset, field.name)
         if dataclasses.is_dataclass(part):
-            assert from_dict(type(part), values[field.name]) == part
+            assert from_dict(kinds[field.name], values[field.name]) == part
+
+
+def test_a_choice_of_configs_comes_back_as_the_class_it_was():
+    values = to_dict(ORIGIN)["unet"]
+    assert values["type"] == "JournalUNetConfig" and to_dict(BASE)["unet"]["type"] == "UNetConfig"
+    assert type(from_dict(NetworkConfig, values)) is JournalUNetConfig
+    with pytest.raises(
+        ValueError, match="type='VAE' is unknown; choose one of UNetConfig, JournalUNetConfig"
+    ):
+        from_dict(NetworkConfig, {**values, "type": "VAE"})
 
 
 def test_settings_of_another_version_name_what_differs():
@@ -67,7 +81,7 @@ def test_spectrogram_and_network_that_do_not_fit_are_refused():
 
 
 def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
-    sigmoid = replace(SMOKE.unet, output="sigmoid")
+    sigmoid = replace(as_journal(SMOKE.unet), output="sigmoid")
     with pytest.raises(ValueError, match="output='sigmoid_experiment'"):
         replace(SMOKE, unet=sigmoid)
     sample = replace(SMOKE.diffusion, prediction_type="sample")
@@ -75,7 +89,7 @@ def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
         replace(SMOKE, unet=sigmoid, diffusion=sample)
     spectrogram = replace(SMOKE.spectrogram, value_range="zero_to_one")
     assert replace(SMOKE, unet=sigmoid, diffusion=sample, spectrogram=spectrogram).unet.output == "sigmoid"
-    assert replace(SMOKE, unet=replace(SMOKE.unet, output="sigmoid_experiment"))
+    assert replace(SMOKE, unet=replace(sigmoid, output="sigmoid_experiment"))
 
 
 def test_network_is_chosen_by_name_and_must_fit():

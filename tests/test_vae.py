@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from Conf import BASE, SMOKE, VAES
-from Libraries.U_Net import count_parameters
+from Libraries.Networks.Catalogue import count_parameters
 from Libraries.VAE import KINDS, VAE, Posterior, VAEConfig
 
 ORIGIN_SHAPE = (1, 224, 416)
@@ -142,7 +142,7 @@ def test_shapes_that_do_not_fit_say_what_was_expected():
         ({"activation": "relu"}, "choose one of silu, gelu"),
         ({"row_strides": (2,)}, "need one value a level"),
         ({"latent_channels": 0}, "must be 1 or more"),
-        ({"blocks_per_level": 0}, "blocks_per_level must be 1 or more"),
+        ({"blocks_per_level": 0}, "blocks_per_level=0 must be 1 or more"),
         ({"channels": (6, 16)}, "multiples of norm_groups=4"),
     ],
 )

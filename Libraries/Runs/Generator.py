@@ -7,18 +7,19 @@ those belong to it too: clips go in and come out as spectrograms x0 (N, C, F, T)
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
-from Libraries.Networks.Catalogue import NetworkConfig, network_config
+from Libraries.Networks.Catalogue import NetworkConfig
 from Libraries.Runs.Autoencoding import LatentCodec, load_codec
 from Libraries.Runs.Cascade import CascadeEditor, ViewCodec, open_cascade
 from Libraries.Runs.LatentEditing import LatentEditor
 from Libraries.Runs.PhaseRuns import open_run_spectrogram
 from Libraries.Runs.Run import load_average, read_conf
-from Libraries.Runs.Settings import from_dict
+from Libraries.Runs.Settings import Settings, from_dict, named_network
 from Libraries.Sampling.Editing import Editor, interpolate
 from Libraries.Sampling.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
 from Libraries.Sampling.Samplers import Callback, SamplerConfig, inference_timesteps, sample
@@ -27,7 +28,6 @@ from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
-from Libraries.U_Net import UNetConfig
 from Libraries.Utils import pick_device, resolve_precision
 
 
@@ -257,7 +257,5 @@ class Generator:
 def _network_of(settings: dict, latent: bool) -> NetworkConfig:
     """Return what the network of a run is made of, from the settings in its conf.json."""
     name = "view_unet" if settings.get("cascade") else "latent_unet" if latent else "unet"
-    config = from_dict(UNetConfig, settings[name])
-    return (
-        network_config(settings["network"], config, settings["network_width"]) if name == "unet" else config
-    )
+    config = from_dict(get_type_hints(Settings)[name], settings[name])
+    return named_network(settings["network"], config, settings["network_width"]) if name == "unet" else config

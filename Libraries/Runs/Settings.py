@@ -3,16 +3,18 @@
 import dataclasses
 import platform
 import subprocess
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from Libraries.Dataset.Manifest import DatasetConfig
 from Libraries.DemoMusic.Corpus import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
-from Libraries.Networks.Catalogue import NetworkConfig, network_config
+from Libraries.Networks.Catalogue import JOURNAL, NetworkConfig, journal_network, scale_widths
+from Libraries.Networks.JournalUNet import JournalUNetConfig
 from Libraries.Phase import PhaseConfig
 from Libraries.Sampling.Editing import EditConfig
 from Libraries.Sampling.Guidance import GuidanceConfig
@@ -23,7 +25,7 @@ from Libraries.Studies.ImagesConfig import ImagesConfig
 from Libraries.Training.DiffusionNetwork import require_multiple
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Training.VAELoss import VAELossConfig
-from Libraries.U_Net import UNetConfig
+from Libraries.Utils import require
 from Libraries.VAE import VAEConfig
 
 
@@ -65,7 +67,7 @@ class Settings:
     dataset: DatasetConfig
     network: str  # unet (the settings below) | a name of Networks.JOURNAL
     network_width: float  # factor on all widths of that network
-    unet: UNetConfig
+    unet: NetworkConfig
     diffusion: DiffusionConfig
     train: TrainConfig
     sampler: SamplerConfig
@@ -74,17 +76,17 @@ class Settings:
     comparison: ComparisonConfig
     experiments: ExperimentsConfig
     vae_run: str | None  # run of the autoencoder in whose latents diffusion trains; None: on spectrograms
-    latent_unet: UNetConfig  # the network of a diffusion in latents
+    latent_unet: NetworkConfig  # the network of a diffusion in latents
     latent_train: TrainConfig  # its training; a step costs less there
     vae: VAEConfig
     vae_loss: VAELossConfig
     vae_train: TrainConfig
     cascade: bool  # diffusion makes the small spectrogram of `view`, and an upsampler the full one
     view: ViewConfig  # what the upsampler is trained to go on from
-    view_unet: UNetConfig  # the network of a diffusion of small spectrograms
+    view_unet: NetworkConfig  # the network of a diffusion of small spectrograms
     view_train: TrainConfig
     upsampler: UpsamplerConfig
-    upsampler_unet: UNetConfig
+    upsampler_unet: NetworkConfig
     upsampler_train: TrainConfig
     upsampler_sampler: SamplerConfig  # few steps: the small spectrogram says most
     phase_run: str  # "latest" or a name in Models/phase: the network of phase="learned"
@@ -96,7 +98,7 @@ class Settings:
     images: ImagesConfig  # the comparison of networks on CIFAR-10, apart from everything above
 
     def __post_init__(self):
-        network = network_config(self.network, self.unet, self.network_width)
+        network = named_network(self.network, self.unet, self.network_width)
         require_multiple("a spectrogram", self.spectrogram.shape, network)
         if self.vae_run is not None and (self.network, self.network_width) != ("unet", 1):
             raise ValueError(
@@ -139,7 +141,8 @@ class Settings:
         """Refuse a sigmoid in front of a target that it cannot reach."""
         target, values = self.diffusion.prediction_type, self.spectrogram.value_range
         fits = target == "sample" and values == "zero_to_one"
-        if self.network == "unet" and self.unet.output == "sigmoid" and not fits:
+        sigmoid = isinstance(self.unet, JournalUNetConfig) and self.unet.output == "sigmoid"
+        if self.network == "unet" and sigmoid and not fits:
             raise ValueError(
                 f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
                 f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "
@@ -154,7 +157,7 @@ class Settings:
             return self.view_unet
         if self.vae_run is not None:
             return self.latent_unet
-        return network_config(self.network, self.unet, self.network_width)
+        return named_network(self.network, self.unet, self.network_width)
 
     @property
     def diffusion_train(self) -> TrainConfig:
@@ -240,17 +243,23 @@ class Settings:
         return "\n".join(_lines({name: values[name] for name in names}, ""))
 
 
+def named_network(name: str, unet: NetworkConfig, width: float = 1.0) -> NetworkConfig:
+    """Return `unet` itself or a network of the journal with its number of classes, `width` times as wide.
+
+    Raises:
+        ValueError: there is no network of that name; the known ones are listed.
+    """
+    require(("unet", *JOURNAL), network=name)
+    return scale_widths(unet, width) if name == "unet" else journal_network(name, unet.num_classes, width)
+
+
 def to_dict(config: Any) -> dict:
-    """Return a (nested) config dataclass as plain JSON values."""
-    return {
-        f.name: to_dict(value)
-        if dataclasses.is_dataclass(value)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for f in dataclasses.fields(config)
-        for value in [getattr(config, f.name)]
-    }
+    """Return a (nested) config dataclass as plain JSON values.
+
+    Where a field may hold one of several dataclasses, its "type" is the name of the class it holds.
+    """
+    types_of = get_type_hints(type(config))
+    return {f.name: _to_plain(types_of[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def describe(config: Any) -> str:
@@ -258,12 +267,17 @@ def describe(config: Any) -> str:
     return "\n".join(_lines(to_dict(config), ""))
 
 
-def from_dict(cls: type, values: dict) -> Any:
+def from_dict(cls: type | types.UnionType, values: dict) -> Any:
     """Build the (nested) config dataclass `cls` from `to_dict`'s values (lists become tuples again).
+
+    Of a union of dataclasses, `values["type"]` names the one to build.
 
     Raises:
         ValueError: a setting is missing or unknown: the run is from another version of the code.
     """
+    if classes := _dataclasses_of(cls):
+        require(classes, type=values.get("type"))
+        cls, values = classes[values["type"]], {k: v for k, v in values.items() if k != "type"}
     names = {f.name for f in dataclasses.fields(cls)}
     wrong = [f"{name} is missing" for name in sorted(names - values.keys())]
     wrong += [f"{name} is unknown" for name in sorted(values.keys() - names)]
@@ -273,8 +287,21 @@ def from_dict(cls: type, values: dict) -> Any:
     return cls(**{name: _from_plain(types[name], value) for name, value in values.items()})
 
 
+def _dataclasses_of(kind: Any) -> dict[str, type]:
+    """Return the members of a union of dataclasses by name; none for any other type."""
+    members = get_args(kind) if isinstance(kind, types.UnionType) else ()
+    return {member.__name__: member for member in members if dataclasses.is_dataclass(member)}
+
+
+def _to_plain(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        name = {"type": type(value).__name__} if _dataclasses_of(kind) else {}
+        return name | to_dict(value)
+    return str(value) if isinstance(value, Path) else value
+
+
 def _from_plain(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) or (_dataclasses_of(kind) and value is not None):
         return from_dict(kind, value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
+from Libraries.Networks.Catalogue import NetworkConfig
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors, save_figure
 from Libraries.Runs.PhaseRuns import open_run_spectrogram
@@ -19,7 +20,6 @@ from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
-from Libraries.U_Net import UNetConfig
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
 from Libraries.Utils import pick_device, spread_indices
 
@@ -37,7 +37,7 @@ def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampl
     spectrogram = from_dict(SpectrogramConfig, settings["spectrogram"])
     diffusion = from_dict(DiffusionConfig, settings["diffusion"])
     network = make_upsampler_network(
-        from_dict(UNetConfig, settings["upsampler_unet"]), diffusion, spectrogram
+        from_dict(NetworkConfig, settings["upsampler_unet"]), diffusion, spectrogram
     )
     load_average(network, run_dir)
     upsampler = Upsampler(

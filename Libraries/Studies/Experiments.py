@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from Libraries.Dataset.Manifest import INVERSE_ONLY
 from Libraries.Evaluation.Samples import distances
 from Libraries.Networks.Catalogue import parameters_of, width_for
+from Libraries.Networks.JournalUNet import JournalUNetConfig, as_journal
 from Libraries.Runs.Generator import Generator
 from Libraries.Runs.Pipeline import build_network, fit_diffusion, make_loss
 from Libraries.Runs.Preparation import ensure_dataset, load_split_clips
@@ -29,6 +30,7 @@ from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import median_in_turns, training_step
+from Libraries.U_Net import UNetConfig
 from Libraries.Utils import get_logger, pick_device, write_then_rename
 
 logger = get_logger("Experiments")
@@ -108,6 +110,8 @@ class Reference:
 def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
     """Return the settings with others in the places named, as `{"unet.norm": "batch", "network_width": 2}`.
 
+    A change of what only the journal's networks can vary turns a plain network into the equal one of theirs.
+
     Raises:
         ValueError: there is no such setting, or the changed ones do not fit together.
     """
@@ -116,13 +120,13 @@ def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
         part, _, field = name.partition(".")
         _require_field(settings, part, name)
         if field:
-            _require_field(getattr(settings, part), field, name)
+            _require_field(_varied(getattr(settings, part), {field}), field, name)
             parts.setdefault(part, {})[field] = value
         else:
             parts[part] = value
     for part, values in parts.items():
         if isinstance(values, dict):
-            parts[part] = replace(getattr(settings, part), **values)
+            parts[part] = replace(_varied(getattr(settings, part), set(values)), **values)
     return replace(settings, **parts)
 
 
@@ -291,6 +295,12 @@ def _identity(settings: Settings) -> dict[str, Any]:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _varied(config: Any, changed_fields: set[str]) -> Any:
+    """Return the config, a plain network as one of the journal's where only that has one of the fields."""
+    only_theirs = {f.name for f in fields(JournalUNetConfig)} - {f.name for f in fields(UNetConfig)}
+    return as_journal(config) if type(config) is UNetConfig and changed_fields & only_theirs else config
 
 
 def _require_field(config: Any, field: str, name: str) -> None:
