@@ -174,7 +174,7 @@ def test_silence_has_a_phase():
 
 
 def test_magnitudes_of_another_transform_are_refused():
-    with pytest.raises(ValueError, match=r"has shape \(1, 100, 16\); this model of the phase is for \(B, 385"):
+    with pytest.raises(ValueError, match=r"has shape \(1, 100, 16\); this phase network is for \(B, 385"):
         LearnedPhase(make_net(), "no")(torch.zeros(1, 100, 16))
 
 
