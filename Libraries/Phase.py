@@ -1,9 +1,9 @@
-"""A network that hears from magnitudes how the phase goes on: the differences between neighbouring bins.
+"""A network that predicts from magnitudes the differences of the phase between neighbouring bins.
 
-Absolute phase is not local: the same sound a millisecond later has another one everywhere. Its differences
-along time and along frequency are, so a convolutional network can learn them, and a heap sums them up
-(`PhaseRetrieval.integrate_differences`). After Masuyama et al. 2020 (phase reconstruction based on recurrent
-phase unwrapping with deep neural networks), who sum them frame by frame.
+Absolute phase is not local: shifting a sound by a millisecond changes the phase of every bin. Phase
+differences along time and along frequency are local, so a convolutional network can learn them, and a heap
+integrates them (`PhaseRetrieval.integrate_differences`). After Masuyama et al. 2020 (phase reconstruction
+based on recurrent phase unwrapping with deep neural networks), who integrate them frame by frame.
 """
 
 import math
@@ -14,36 +14,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, fold, unfold, zero_init
+from Libraries.Layers import (
+    ACTIVATIONS,
+    Downsample,
+    FrequencyFeatures,
+    ResBlock,
+    fold,
+    require_multiples,
+    unfold,
+    zero_init,
+)
 from Libraries.Sound.PhaseRetrieval import HANN_GAMMA, integrate_differences
 from Libraries.Sound.SpectrogramConfig import BANKED, SIGNED, SpectrogramConfig
 from Libraries.Utils import autocast, require
 
 LEVEL_RANGE = 80.0  # dB below the clip's loudest bin that the network sees
-NEPER = math.log(10) / 20  # a dB
-CLIPS_AT_A_TIME = 8
-SILENT = 1e-6  # weight of a clip in which there is nothing to learn
-GUESS = 0.5  # length of PGHI's vectors beside the network's own, which soon has to overrule them
-SEEN = 5  # channels that the network sees of a bin: its level, and two angles as vectors
+NEPERS_PER_DB = math.log(10) / 20
+CLIPS_PER_BATCH = 8
+MIN_WEIGHT = 1e-6  # of a silent clip, in which there is nothing to learn
+PGHI_LENGTH = 0.5  # of PGHI's vectors, so that the network's own soon outweigh them
+INPUTS_PER_BIN = 5  # the level, and two angles as vectors
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """The network of the phase and what it is trained on; the values live in `Conf.py`.
+    """The phase network and its training clips; the values live in `Conf.py`.
 
     Raises:
         ValueError: a setting is impossible; the sentence names it, its value and what is allowed.
     """
 
     channels: tuple[int, ...]  # width of each level, finest first; every level halves bins and frames
-    blocks_per_level: int  # on the way down, again on the way up, and twice at the coarsest
+    blocks_per_level: int  # in each half; the coarsest level has twice as many
     fold_bins: int  # neighbouring bins that are folded into channels first
-    frequency_features: int  # channels that tell a bin its frequency
+    frequency_features: int  # channels that give each bin its frequency
     norm_groups: int
     activation: str  # silu | gelu
-    weight_power: float  # an error counts by the magnitude to this power
-    crop_frames: int  # of a training clip
-    mix: float  # share of training clips to which another clip is added
+    weight_power: float  # an error is weighted by the magnitudes to this power
+    crop_frames: int  # per training clip
+    mix: float  # fraction of training clips to which another clip is added
 
     def __post_init__(self):
         require(ACTIVATIONS, activation=self.activation)
@@ -51,41 +60,35 @@ class PhaseConfig:
         require("[0, inf)", frequency_features=self.frequency_features, weight_power=self.weight_power)
         require("[2, inf)", crop_frames=self.crop_frames)
         require("[0, 1]", mix=self.mix)
-        rules = {
-            "channels": (bool(self.channels) and min(self.channels) > 0, "one or more widths above 0"),
-            "norm_groups": (
-                self.norm_groups >= 1 and not any(width % self.norm_groups for width in self.channels),
-                f"1 or more and a divisor of channels={self.channels}",
-            ),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)} must be {rule}")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels={self.channels} must be one or more widths above 0")
+        require_multiples(self.channels, norm_groups=self.norm_groups)
 
 
 def relative_level(magnitude: Tensor) -> Tensor:
-    """Return the level below each clip's loudest bin: (B, F, T) linear -> dB within [-80, 0], float32.
+    """Return the level relative to each clip's loudest bin: (B, F, T) linear -> dB within [-80, 0], float32.
 
-    So nothing that follows depends on how loud a clip is. Silence is at the floor.
+    A relative level does not depend on the loudness of its clip. Silence is at -80 dB.
     """
     loudest = magnitude.amax((1, 2), keepdim=True)
-    share = magnitude / loudest.clamp(min=torch.finfo(torch.float32).tiny)
-    return (20 * torch.log10(share.clamp(min=10 ** (-LEVEL_RANGE / 20)))).float()
+    ratio = magnitude / loudest.clamp(min=torch.finfo(torch.float32).tiny)
+    return (20 * torch.log10(ratio.clamp(min=10 ** (-LEVEL_RANGE / 20)))).float()
 
 
 class PhaseNet(nn.Module):
-    """A small U-Net from levels to the phase's differences, as vectors on the unit circle.
+    """A small U-Net from levels to phase differences, as vectors on the unit circle.
 
-    What is known beforehand is left out of what it predicts: along time the advance of a bin's own frequency
-    over a hop, along frequency the half turn that `stft` gives by counting from a frame's first sample. It
-    sees what PGHI would say beside the level, and adds to it: a fresh network says what PGHI says.
+    The network predicts residuals of what is known beforehand: along time, the advance of a bin's centre
+    frequency over a hop; along frequency, the half turn that results because `stft` counts from a frame's
+    first sample. PGHI's differences are an input beside the level and are added to the output, so a fresh
+    network predicts what PGHI computes.
 
     Args:
         config: the settings.
-        spectrogram: whose bins it is for.
+        spectrogram: defines the bins.
 
     Raises:
-        ValueError: the representation carries its phase.
+        ValueError: the representation carries its own phase.
     """
 
     def __init__(self, config: PhaseConfig, spectrogram: SpectrogramConfig):
@@ -97,14 +100,15 @@ class PhaseNet(nn.Module):
             )
         self.config, self.n_bins, self.n_freqs = config, spectrogram.n_bins, spectrogram.n_freqs
         reach = spectrogram.hop_length * spectrogram.n_fft / (HANN_GAMMA * spectrogram.win_length**2)
-        self.radians = (reach * NEPER, -NEPER / reach)  # PGHI's, a dB along frequency and along time
-        self.advance = 2 * math.pi * spectrogram.hop_length / spectrogram.n_fft  # radians a hop, of bin 1
+        # PGHI's radians per dB of difference along frequency, and along time
+        self.radians = (reach * NEPERS_PER_DB, -NEPERS_PER_DB / reach)
+        self.advance = 2 * math.pi * spectrogram.hop_length / spectrogram.n_fft  # radians per hop, of bin 1
         self._build()
 
     def _build(self) -> None:
         config, widths = self.config, self.config.channels
         self.frequency_features = FrequencyFeatures(config.frequency_features)
-        stem_channels = SEEN * config.fold_bins + config.frequency_features
+        stem_channels = INPUTS_PER_BIN * config.fold_bins + config.frequency_features
         self.stem = nn.Conv2d(stem_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(self._blocks(width) for width in widths[:-1])
         pairs = list(pairwise(widths))
@@ -121,7 +125,7 @@ class PhaseNet(nn.Module):
         config = self.config
         return nn.Sequential(
             *(
-                ResBlock(width, width, 0, config.norm_groups, config.activation, 0.0)
+                ResBlock(width, width, config.norm_groups, activation=config.activation)
                 for _ in range(config.blocks_per_level)
             )
         )
@@ -131,12 +135,12 @@ class PhaseNet(nn.Module):
 
         Returns:
             (B, 4, n_bins, T) float32: cosine and sine along time, then along frequency, each from a bin to
-            the next (the last frame's and the last bin's are of no use). The vectors have length 1.
+            the next (those of the last frame and of the last bin are unused). The vectors have length 1.
         """
         T = level.shape[2]
         halvings = 2 ** (len(self.config.channels) - 1)
-        seen = self._seen(level[:, : self.n_bins])
-        x = F.pad(seen, (0, -T % halvings, 0, -self.n_bins % (self.config.fold_bins * halvings)))
+        inputs = self._inputs(level[:, : self.n_bins])
+        x = F.pad(inputs, (0, -T % halvings, 0, -self.n_bins % (self.config.fold_bins * halvings)))
         x = self.stem(self.frequency_features(fold(x, (self.config.fold_bins, 1))))
         skips = []
         for blocks, coarser in zip(self.down, self.coarser, strict=True):
@@ -146,20 +150,20 @@ class PhaseNet(nn.Module):
         for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
             x = blocks(skips.pop() + F.interpolate(finer(x), scale_factor=(2.0, 2.0), mode="nearest"))
         x = unfold(self.out(x), (self.config.fold_bins, 1))[:, :, : self.n_bins, :T].float()
-        x = x + GUESS * seen[:, 1:]
+        x = x + PGHI_LENGTH * inputs[:, 1:]
         return torch.cat([F.normalize(part, dim=1) for part in x.chunk(2, dim=1)], dim=1)
 
-    def _seen(self, level: Tensor) -> Tensor:
-        """Return (B, 5, F, T): the level, and PGHI's residual differences (its trapezoids) as vectors."""
+    def _inputs(self, level: Tensor) -> Tensor:
+        """Return (B, 5, F, T): the level, and PGHI's residual differences (trapezoidal rule) as vectors."""
         per_bin, per_frame = torch.gradient(level, dim=(1, 2))
         d_time, d_freq = self.radians[0] * per_bin, self.radians[1] * per_frame
         d_time = (d_time + torch.cat([d_time[:, :, 1:], d_time[:, :, -1:]], dim=2)) / 2
         d_freq = (d_freq + torch.cat([d_freq[:, 1:], d_freq[:, -1:]], dim=1)) / 2
-        share = level * (2 / LEVEL_RANGE) + 1  # [-1, 1]
-        return torch.stack([share, d_time.cos(), d_time.sin(), d_freq.cos(), d_freq.sin()], dim=1)
+        scaled = level * (2 / LEVEL_RANGE) + 1  # [-1, 1]
+        return torch.stack([scaled, d_time.cos(), d_time.sin(), d_freq.cos(), d_freq.sin()], dim=1)
 
     def residuals(self, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `forward` should find, in radians, of phases (B, n_freqs, T).
+        """Return the residual differences in radians, the target of `forward`, of phases (B, n_freqs, T).
 
         Returns:
             (B, n_bins, T - 1) along time and (B, n_bins - 1, T) along frequency.
@@ -168,10 +172,11 @@ class PhaseNet(nn.Module):
         return phase.diff(dim=2) - self._carrier(phase), phase.diff(dim=1) + math.pi
 
     def differences(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `integrate_differences` takes, of an output (B, 4, n_bins, T) of `forward`.
+        """Return the phase differences, for `integrate_differences`, of an output (B, 4, n_bins, T).
 
         Returns:
-            (B, n_freqs, T - 1) and (B, n_freqs - 1, T) in radians; bins that are always silent have 0.
+            (B, n_freqs, T - 1) along time and (B, n_freqs - 1, T) along frequency in radians; 0 for bins
+            above those of the representation.
         """
         d_time = torch.atan2(output[:, 1], output[:, 0])[:, :, :-1] + self._carrier(output)
         d_freq = torch.atan2(output[:, 3], output[:, 2])[:, :-1] - math.pi
@@ -179,17 +184,17 @@ class PhaseNet(nn.Module):
         return F.pad(d_time, (0, 0, 0, silent)), F.pad(d_freq, (0, 0, 0, silent))
 
     def _carrier(self, like: Tensor) -> Tensor:
-        """(n_bins, 1), radians a hop."""
+        """Return the advance of each bin, (n_bins, 1), in radians per hop."""
         return self.advance * torch.arange(self.n_bins, device=like.device)[:, None]
 
 
 class PhaseLoss:
     """What `Training.fit` minimises and reports for the phase: 1 - cos(error), weighted by magnitude.
 
-    0 is exact, 1 as good as chance. Only the differences count that the heap will use, one a bin: which they
-    are depends on the magnitudes alone, and to be right elsewhere is of no use. Their weight is the product
-    of the two magnitudes to the power `weight_power`, in shares of a clip's sum: an error at a loud place is
-    carried on to all quieter ones, and what is quiet is not heard.
+    0 is exact, 1 is chance level. Only the differences that the heap will use count, one per bin; the
+    magnitudes alone decide which. The weight of a difference is the product of its two magnitudes to the
+    power `weight_power`, divided by the sum of the clip's weights: the heap carries an error at a loud bin on
+    to all quieter ones, and errors at quiet bins are inaudible.
     """
 
     metric_names = ("val_loss", "val_time", "val_frequency")
@@ -209,7 +214,7 @@ class PhaseLoss:
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return the mean loss, and that of the differences along time and along frequency alone."""
+        """Return the mean loss of all differences, of those along time, and of those along frequency."""
         device, rows = next(model.parameters()).device, []
         for batch in batches:
             parts = self._errors(model, *(part.to(device) for part in batch))
@@ -236,17 +241,17 @@ class PhaseLoss:
 def _weighted_error(vector: Tensor, angle: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of weight·(1 - cos(error)) and of weight, (B,), for unit vectors (B, 2, F, T)."""
     error = 1 - vector[:, 0] * angle.cos() - vector[:, 1] * angle.sin()
-    return (weight * error).sum((1, 2)), weight.sum((1, 2)).clamp(min=SILENT)
+    return (weight * error).sum((1, 2)), weight.sum((1, 2)).clamp(min=MIN_WEIGHT)
 
 
 class LearnedPhase:
     """A trained network as `Spectrogram` takes it: magnitudes (B, n_freqs, T) -> phases in radians.
 
-    Neither the level of a clip nor the batch it stands in changes its phase.
+    The phase of a clip depends neither on the clip's level nor on its batch.
 
     Args:
-        network: on the device where it shall run.
-        precision: no | bf16 | fp16, of its convolutions.
+        network: on the device where it is to run.
+        precision: no | bf16 | fp16, of the network.
     """
 
     def __init__(self, network: PhaseNet, precision: str):
@@ -254,7 +259,7 @@ class LearnedPhase:
 
     @torch.no_grad()
     def __call__(self, magnitude: Tensor) -> Tensor:
-        """Return the phase (B, n_freqs, T) float32 of magnitudes on any device, of any number of frames.
+        """Return the phase (B, n_freqs, T) float32 of magnitudes on any device, with any number of frames.
 
         Raises:
             ValueError: the magnitudes have another number of bins.
@@ -262,10 +267,10 @@ class LearnedPhase:
         n_freqs = self.network.n_freqs
         if magnitude.ndim != 3 or magnitude.shape[1] != n_freqs or magnitude.shape[2] < 2:
             raise ValueError(
-                f"magnitude has shape {tuple(magnitude.shape)}; this model of the phase is for "
+                f"magnitude has shape {tuple(magnitude.shape)}; this phase network is for "
                 f"(B, {n_freqs}, T) with 2 frames or more"
             )
-        return torch.cat([self._phase(part) for part in magnitude.split(CLIPS_AT_A_TIME)])
+        return torch.cat([self._phase(part) for part in magnitude.split(CLIPS_PER_BATCH)])
 
     def _phase(self, magnitude: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
@@ -280,7 +285,7 @@ FITTING_BANDS = ("n_bands", "narrow_frequency", "max_frequency", "band_inverse")
 
 
 def misfits(theirs: SpectrogramConfig, ours: SpectrogramConfig) -> list[str]:
-    """Return in which settings the spectrogram of a network is another, one phrase each; none if it fits."""
+    """Return one phrase for each setting in which a network's spectrogram differs from ours."""
     names = FITTING + (FITTING_BANDS if ours.representation in BANKED else ())
     return [
         f"{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here"

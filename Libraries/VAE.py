@@ -1,6 +1,6 @@
 """Spectrogram <-> latent: variational autoencoders (Kingma and Welling 2014) for tensors of any shape.
 
-`residual` is the one that works; `linear`, `conv` and `conv_v2` are the origin's, see OriginVAE.py.
+`residual` works; `linear`, `conv` and `conv_v2` are the origin's, see `Networks/OriginVAE.py`.
 """
 
 import math
@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import ACTIVATIONS, Downsample, FrequencyFeatures, ResBlock, Upsample, fold, unfold
+from Libraries.Layers import (
+    ACTIVATIONS,
+    Downsample,
+    FrequencyFeatures,
+    ResBlock,
+    Upsample,
+    fold,
+    require_multiples,
+    unfold,
+)
 from Libraries.Networks.OriginVAE import ORIGIN_BUILDERS, Strides
 from Libraries.Utils import require
 
@@ -31,9 +40,9 @@ class VAEConfig:
     channels: tuple[int, ...]  # width of each level, finest first
     row_strides: tuple[int, ...]  # rows are divided by this on the way into each level
     frame_strides: tuple[int, ...]  # frames likewise
-    latent_channels: int  # of a latent position; for linear the whole latent
+    latent_channels: int  # per position of the latent; for linear the size of the whole latent
     blocks_per_level: int  # residual only
-    frequency_features: int  # channels that tell a row its frequency, 0 for none; residual only
+    frequency_features: int  # channels that give each row its frequency, 0 for none; residual only
     norm_groups: int  # of GroupNorm; residual only
     activation: str  # silu | gelu; residual only
 
@@ -43,27 +52,27 @@ class VAEConfig:
         if not self.channels or not len(self.channels) == len(self.row_strides) == len(self.frame_strides):
             raise ValueError(
                 f"channels={self.channels}, row_strides={self.row_strides} and "
-                f"frame_strides={self.frame_strides} need one value a level, and at least one level"
+                f"frame_strides={self.frame_strides} need one value per level, and at least one level"
             )
         if min(*self.row_strides, *self.frame_strides, *self.channels, self.latent_channels) < 1:
             raise ValueError("channels, row_strides, frame_strides and latent_channels must be 1 or more")
         require("[1, inf)", blocks_per_level=self.blocks_per_level)
         require("[0, inf)", frequency_features=self.frequency_features)
-        if self.kind == "residual" and any(width % self.norm_groups for width in self.channels):
-            raise ValueError(f"channels={self.channels} must be multiples of norm_groups={self.norm_groups}")
+        if self.kind == "residual":
+            require_multiples(self.channels, norm_groups=self.norm_groups)
 
     @property
     def strides(self) -> Strides:
-        """(rows, frames) of every level."""
+        """(rows, frames) of each level."""
         return tuple(zip(self.row_strides, self.frame_strides, strict=True))
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Rows and frames of the spectrogram behind one row and frame of the latent."""
+        """Rows and frames of the spectrogram per row and frame of the latent."""
         return math.prod(self.row_strides), math.prod(self.frame_strides)
 
     def padded_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return (C, F, T) with F and T raised to the next multiple of `stride`."""
+        """Return (C, F, T) with F and T rounded up to multiples of `stride`."""
         rows, frames = (-(-size // step) * step for size, step in zip(shape[1:], self.stride, strict=True))
         return shape[0], rows, frames
 
@@ -75,12 +84,12 @@ class VAEConfig:
         return self.latent_channels, rows // self.stride[0], frames // self.stride[1]
 
     def compression(self, shape: tuple[int, int, int]) -> float:
-        """Return how many values of a spectrogram of this shape one value of the latent stands for."""
+        """Return the number of values of a spectrogram of this shape per value of its latent."""
         return math.prod(shape) / math.prod(self.latent_shape(shape))
 
 
 class Posterior(NamedTuple):
-    """q(z | x0) = N(mu, exp(logvar)), every value by itself; both float32 (B, channels, rows, frames)."""
+    """q(z | x0) = N(mu, exp(logvar)), each value independently; both float32 (B, channels, rows, frames)."""
 
     mu: Tensor
     logvar: Tensor
@@ -90,7 +99,7 @@ class Posterior(NamedTuple):
         return self.mu + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Return KL(q || N(0, 1)) of every value in nats: (mu² + sigma² - 1 - log sigma²)/2 (appendix B)."""
+        """Return KL(q || N(0, 1)) of each value in nats: (mu² + sigma² - 1 - log sigma²)/2 (appendix B)."""
         return 0.5 * (self.mu.square() + self.logvar.exp() - 1 - self.logvar)
 
 
@@ -99,8 +108,8 @@ class VAE(nn.Module):
 
     Args:
         config: the settings.
-        shape: (C, F, T) of a spectrogram. Where the strides do not divide it, the last row and frame are
-            repeated on the way in and cut off on the way out.
+        shape: (C, F, T) of a spectrogram. Where the strides do not divide F and T, the encoder repeats the
+            last row and frame, and the decoder cuts them off.
     """
 
     def __init__(self, config: VAEConfig, shape: tuple[int, int, int]):
@@ -120,7 +129,7 @@ class VAE(nn.Module):
         """Return the posterior of spectrograms (B, C, F, T).
 
         Raises:
-            ValueError: they have another shape than the network was built for.
+            ValueError: the spectrograms do not have the shape that the network was built for.
         """
         require_shape("x0", x0, self.shape)
         rows, frames = (p - n for p, n in zip(self.padded_shape[1:], self.shape[1:], strict=True))
@@ -133,7 +142,7 @@ class VAE(nn.Module):
         """Return spectrograms float32 (B, C, F, T) of latents (B, *latent_shape).
 
         Raises:
-            ValueError: the latents have another shape.
+            ValueError: the latents do not have the shape `latent_shape`.
         """
         require_shape("z", z, self.latent_shape)
         return self.decoder(z)[..., : self.shape[1], : self.shape[2]].float()
@@ -170,7 +179,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The encoder backwards: latent and frequency in, upsampled by the strides, depth to space at the end."""
+    """The encoder reversed: residual blocks and upsampling by the strides, depth to space at the end."""
 
     def __init__(self, config: VAEConfig, out_channels: int):
         super().__init__()
@@ -189,7 +198,7 @@ class _Decoder(nn.Module):
 
 def _blocks(config: VAEConfig, channels: int) -> list[nn.Module]:
     return [
-        ResBlock(channels, channels, 0, config.norm_groups, config.activation, 0.0)
+        ResBlock(channels, channels, config.norm_groups, activation=config.activation)
         for _ in range(config.blocks_per_level)
     ]
 

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from Libraries.Dataset import DatasetConfig  # noqa: E402
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
 from Libraries.Diffusion import DiffusionConfig  # noqa: E402
+from Libraries.Networks import as_journal  # noqa: E402
 from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Runs.Settings import (  # noqa: E402
     EvaluationConfig,
@@ -43,24 +44,15 @@ ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
 MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
 
 UNET = UNetConfig(
-    block="residual",  # residual | double_conv | double_conv_se | convnext
     channels=(48, 96, 192, 320),  # per level, finest first
     blocks_per_level=2,
     attention_levels=(2, 3),  # indices into channels; (): none
-    linear_attention_levels=(),  # for levels too large for the other
-    head_dim=32,  # channels
-    time_injection="modulate",  # add | modulate (scale and shift)
-    skips="layer",  # none | level | block | layer (stem, blocks and downsamplings)
-    first_skip=False,  # one more, from the first convolution to a last block
-    modulated_skips=False,  # True: skip + scale(time)·h; False: side by side
+    head_dim=32,  # channels per attention head
     patch_size=(4, 4),  # rows, frames
     frequency_features=8,  # channels
     embedding_dim=256,
-    norm="group",  # group | batch
-    norm_groups=8,  # group only; 1: over all channels
-    activation="silu",  # silu | gelu
+    norm_groups=8,  # 1: over all channels
     dropout=0.1,
-    output="linear",  # linear | sigmoid (for data in [0, 1]) | sigmoid_experiment (the origin's mistake)
     num_classes=0,  # 0: unconditional
 )
 
@@ -167,7 +159,7 @@ BASE = Settings(
     spectrogram=BASE_SPECTROGRAM,
     dataset=BASE_DATASET,
     space="spectrogram",  # spectrogram | latent | small; `in_space` switches the network along
-    network=UNET,  # or one of the journal's: Libraries.Networks.network_config("unet_v0", ...)
+    network=UNET,  # or one of the journal's: Libraries.Networks.journal_network("unet_v0", 0)
     diffusion=BASE_DIFFUSION,
     train=BASE_TRAIN,
     sampler=BASE_SAMPLER,
@@ -271,8 +263,8 @@ ORIGIN = replace(
     ),
     dataset=replace(BASE.dataset, name="origin"),
     network=replace(
-        UNET, block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1, attention_levels=(),
-        time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
+        as_journal(UNET), block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1,
+        attention_levels=(), time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
     ),  # 17.1 M parameters at full resolution
     diffusion=replace(BASE.diffusion, schedule="linear", prediction_type="epsilon"),
     train=replace(BASE.train, batch_size=16, grad_accumulation=2, learning_rate=1e-4),

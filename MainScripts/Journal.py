@@ -10,9 +10,10 @@ import math
 from dataclasses import replace
 
 from Conf import CPU, ORIGIN, PRESETS, in_space
-from Libraries.Networks import network_config
+from Libraries.Networks import as_journal, journal_network
 from Libraries.Runs.Settings import Settings
 from Libraries.Studies.Experiments import Change, Experiment, Trials
+from Libraries.U_Net import UNetConfig
 from Libraries.Utils import require
 
 PRESET = Change({})
@@ -83,6 +84,8 @@ def choose_experiments(preset: str) -> tuple[Settings, Trials]:
     known = {**PRESETS, "TRIAL": TRIAL}
     require(known, preset=preset)
     settings = TRIAL if preset == "TRIAL" else in_space(known[preset], "spectrogram")
+    if isinstance(settings.network, UNetConfig):  # the same network, with all that the journal varied
+        settings = replace(settings, network=as_journal(settings.network))
     return settings, TRIALS_OF.get(preset, TRIALS)
 
 
@@ -265,7 +268,7 @@ def _costs(conf: Settings) -> tuple[Experiment, ...]:
         if (size, size) != conf.network.patch_size
     }
     rows, frames = conf.network.patch_size
-    unet_v0 = {"network": network_config("unet_v0", conf.network)}
+    unet_v0 = {"network": journal_network("unet_v0", conf.network.num_classes)}
     return (
         Experiment(
             "13-patches",

@@ -22,11 +22,11 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
 from Libraries.DemoMusic.Corpus import render_demo_music  # noqa: E402
+from Libraries.Networks.Catalogue import count_flops, count_parameters  # noqa: E402
 from Libraries.Runs.Recipe import Recipe, train  # noqa: E402
 from Libraries.Runs.Run import find_run  # noqa: E402
 from Libraries.Runs.Settings import Settings, changed  # noqa: E402
 from Libraries.Training.Timing import median_in_turns, training_step  # noqa: E402
-from Libraries.U_Net import count_flops, count_parameters  # noqa: E402
 from Libraries.Utils import (  # noqa: E402
     autocast,
     pick_device,

@@ -27,15 +27,13 @@ from common import (
 from torch import nn
 
 from Conf import BASE, ORIGIN
-from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config
+from Libraries.Networks.Catalogue import JOURNAL, journal_network, make_network
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Training.Timing import median_in_turns
 from Libraries.Utils import autocast
 
 PRESETS = {settings.preset: diffusion_recipe(settings).network for settings in (BASE, ORIGIN)}
-BUILDERS = PRESETS | {
-    name: partial(make_network, network_config(name, BASE.network), SHAPE[0]) for name in JOURNAL
-}
+BUILDERS = PRESETS | {name: partial(make_network, journal_network(name, 0), SHAPE[0]) for name in JOURNAL}
 
 
 def main() -> None:

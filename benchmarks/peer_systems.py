@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from Libraries.Networks.Catalogue import UNET_V0, scale_widths, width_for
+from Libraries.Networks.Catalogue import UNET_V0, count_parameters, scale_widths, width_for
 from Libraries.Networks.UNetV0 import UNetV0Config
-from Libraries.U_Net import count_parameters
 
 WARMUP_STEPS = 500  # of the learning rate of UNet2DModel
 EMA_AFTER, EMA_EVERY = 100, 10  # optimiser steps, the defaults of ema-pytorch

@@ -36,6 +36,7 @@ from Conf import CPU, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Samples import distances, spread_clips
+from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, vae_recipe
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
@@ -50,7 +51,6 @@ from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import synchronise
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.U_Net import count_parameters
 from Libraries.Utils import SampleNoise, pick_device
 
 OURS, OURS_LATENT = "ours", "ours, in latents"

@@ -10,7 +10,7 @@ from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Samples import copying, distances, evaluate, nearest_in_training, spread_clips
-from Libraries.Networks.Catalogue import network_config
+from Libraries.Networks.Catalogue import journal_network
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
     diffusion_recipe,
@@ -100,7 +100,9 @@ def test_same_seed_gives_the_same_network_and_leaves_the_generator_alone(setting
 
 
 def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings):
-    journal, unet_v0 = (network_config(name, settings.network) for name in ("conv_unet_450k", "unet_v0"))
+    journal, unet_v0 = (
+        journal_network(name, settings.network.num_classes) for name in ("conv_unet_450k", "unet_v0")
+    )
     run_dir = train_diffusion(replace(settings, network=journal))
     assert DiffusionRun.load(run_dir).network.config == journal
     with pytest.raises(ValueError, match="block is double_conv there and residual here"):

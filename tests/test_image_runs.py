@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ImagesConf import BASE_IMAGES, CPU_IMAGES, SMOKE_IMAGES
-from Libraries.Networks.Catalogue import make_network
+from Libraries.Networks.Catalogue import count_parameters, make_network
 from Libraries.Studies.ImageClassifier import ClassifierLoss, ImageClassifier, accuracy, classify
 from Libraries.Studies.ImageEvaluation import (
     Judge,
@@ -32,7 +32,6 @@ from Libraries.Studies.ImageRuns import (
 from Libraries.Studies.Images import load_digits, spread_images, to_x0
 from Libraries.Training.Checkpoint import CheckpointError
 from Libraries.Training.RunLog import read_metrics
-from Libraries.U_Net import count_parameters
 
 DIGITS = load_digits(SMOKE_IMAGES)
 

@@ -8,14 +8,24 @@ from torch import nn
 
 from Conf import NETWORKS, SMOKE, in_space
 from Libraries.Networks.AttentionUNet import AttentionUNet, AttentionUNetConfig
-from Libraries.Networks.Catalogue import JOURNAL, make_network, network_config, scale_widths, width_for
-from Libraries.Networks.UNetV0 import UNetV0
+from Libraries.Networks.Catalogue import (
+    CLASSES,
+    JOURNAL,
+    count_parameters,
+    journal_network,
+    make_network,
+    parameters_of,
+    scale_widths,
+    width_for,
+)
+from Libraries.Networks.JournalUNet import JournalUNetConfig, as_journal
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Training.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
 from Libraries.Training.DiffusionNetwork import make_diffusion_network
-from Libraries.U_Net import UNet, UNetConfig, count_parameters
 
-UNET = NETWORKS["SMOKE"]["spectrogram"]
+SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
+CPU_UNET = NETWORKS["CPU"]["spectrogram"]
+
 SIZES = {
     "conv_unet_450k": (0.45e6, 0.01),
     "conv_unet_17m": (17e6, 0.01),
@@ -30,12 +40,12 @@ SIZES = {
 def narrow(name, num_classes=0):
     """The named network of the same shape with few channels, for tests in milliseconds."""
     config = replace(JOURNAL[name].config, num_classes=num_classes)
-    if isinstance(config, UNetConfig):
+    if isinstance(config, JournalUNetConfig):
         channels = tuple(8 * (level + 1) for level in range(len(config.channels)))
-        return UNet(replace(config, channels=channels, embedding_dim=16, head_dim=8), 1)
+        return make_network(replace(config, channels=channels, embedding_dim=16, head_dim=8), 1)
     if isinstance(config, AttentionUNetConfig):
-        return AttentionUNet(replace(config, width=8, embedding_dim=16), 1)
-    return UNetV0(replace(config, channels=(8,) * 6, embedding_dim=16, head_dim=4, num_heads=2), 1)
+        return make_network(replace(config, width=8, embedding_dim=16), 1)
+    return make_network(replace(config, channels=(8,) * 6, embedding_dim=16, head_dim=4, num_heads=2), 1)
 
 
 def randomised(network):
@@ -51,38 +61,51 @@ def randomised(network):
 def test_named_networks_have_the_sizes_of_the_journal(name):
     count, tolerance = SIZES[name]
     with torch.device("meta"):
-        network = make_network(network_config(name, UNET), 1)
+        network = make_network(journal_network(name, 0), 1)
     assert count_parameters(network) == pytest.approx(count, rel=tolerance, abs=0)
 
 
 def test_unknown_network_lists_the_known():
-    with pytest.raises(ValueError, match=", ".join(("unet", *JOURNAL))):
-        network_config("transformer", UNET)
+    with pytest.raises(
+        ValueError, match="network='transformer' is unknown; choose one of " + ", ".join(JOURNAL)
+    ):
+        journal_network("transformer", 0)
 
 
-def test_unet_is_the_settings_and_the_others_take_the_labels_alone_from_them():
-    unet = replace(UNET, num_classes=5)
-    assert network_config("unet", unet) is unet
+def test_named_networks_are_the_journals_with_classes_and_widths_as_asked():
     for name, known in JOURNAL.items():
-        assert network_config(name, unet) == replace(known.config, num_classes=5)
+        assert journal_network(name, 5) == replace(known.config, num_classes=5)
+        assert journal_network(name, 5, 0.5) == scale_widths(replace(known.config, num_classes=5), 0.5)
+
+
+def test_every_kind_of_network_says_its_multiple_and_classes():
+    configs = [SMOKE_UNET, *(network.config for network in JOURNAL.values())]
+    assert {type(config) for config in configs} == set(CLASSES)
+    for config in configs:
+        assert replace(config, num_classes=3).num_classes == 3
+        assert all(size >= 1 for size in config.multiple) and len(config.multiple) == 2
 
 
 @pytest.mark.parametrize("name", ("unet", *JOURNAL))
 def test_width_scales_a_network_to_any_number_of_parameters(name):
-    unet = NETWORKS["CPU"]["spectrogram"]
-    config = network_config(name, unet)
-    with torch.device("meta"):
-        full = count_parameters(make_network(config, 1))
-        for share in (0.25, 0.5, 2):
-            width = width_for(config, 1, round(share * full))
-            scaled = make_network(network_config(name, unet, width), 1)
-            assert count_parameters(scaled) == pytest.approx(share * full, rel=0.15)
+    config = CPU_UNET if name == "unet" else journal_network(name, CPU_UNET.num_classes)
+    full = parameters_of(config, 1)
+    for fraction in (0.25, 0.5, 2):
+        width = width_for(config, 1, round(fraction * full))
+        assert parameters_of(scale_widths(config, width), 1) == pytest.approx(fraction * full, rel=0.15)
     assert scale_widths(config, width_for(config, 1, full)) == config
+    assert scale_widths(config, 1) is config
+
+
+def test_the_plain_network_is_scaled_as_the_journals_equal_one():
+    assert as_journal(scale_widths(CPU_UNET, 0.7)) == scale_widths(as_journal(CPU_UNET), 0.7)
 
 
 def test_a_width_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="network_width=0 must be greater than 0"):
-        network_config("unet", UNET, 0)
+    with pytest.raises(ValueError, match="network_width=0 must be above 0"):
+        scale_widths(SMOKE_UNET, 0)
+    with pytest.raises(ValueError, match="network_width=0 must be above 0"):
+        journal_network("unet_v0", 0, 0)
 
 
 @pytest.mark.parametrize("name", JOURNAL)
@@ -117,7 +140,7 @@ def test_time_and_label_matter_and_no_label_is_the_last(name):
 def test_outputs_may_be_more_than_inputs(name):
     config = replace(JOURNAL[name].config, num_classes=0)
     with torch.device("meta"):
-        network = make_network(network_config(name, UNET), 2, 4)
+        network = make_network(journal_network(name, 0), 2, 4)
         rows, frames = config.multiple
         assert network(torch.zeros(1, 2, rows, 2 * frames), torch.zeros(1)).shape == (1, 4, rows, 2 * frames)
 
@@ -137,11 +160,11 @@ def test_named_networks_come_back_from_checkpoint_and_graph(name, tmp_path):
 
 
 def test_settings_build_the_network_they_name():
-    config = network_config("conv_unet_450k", UNET)
+    config = journal_network("conv_unet_450k", 0)
     settings = replace(in_space(SMOKE, "spectrogram"), network=config)
     assert diffusion_recipe(settings).network().config == JOURNAL["conv_unet_450k"].config
     too_deep, latent_shape = (
-        network_config("unet_v0", UNET),
+        journal_network("unet_v0", 0),
         SMOKE.vae.network.latent_shape(SMOKE.spectrogram.shape),
     )
     with pytest.raises(
@@ -173,7 +196,7 @@ def test_attention_unet_has_the_parameters_of_outliers():
     ends = [m for a, b in doubles for m in (nn.Conv2d(a, b, 3, bias=False), nn.GroupNorm(1, b))]
     reference = nn.ModuleList((*down, *up, *ends, nn.Conv2d(64, 1, 1)))
     with torch.device("meta"):
-        ours = make_network(network_config("attention_unet", UNET), 1)
+        ours = make_network(journal_network("attention_unet", 0), 1)
     assert count_parameters(ours) == count_parameters(reference) == 23_331_457
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose, in_space
 from Journal import TRIAL, choose_experiments
-from Libraries.Networks.Catalogue import network_config
+from Libraries.Networks import JournalUNetConfig, as_journal, journal_network
 from Libraries.Runs.Run import provenance
 from Libraries.Runs.Settings import SPACES, Settings, changed, from_dict, part_of, to_dict
 
@@ -33,7 +33,7 @@ def test_settings_come_back_from_json(preset):
 
 def test_a_network_of_any_kind_comes_back_from_json():
     for name in ("unet_v0", "attention_unet", "conv_unet_450k"):
-        settings = replace(ON_SPECTROGRAMS, network=network_config(name, SMOKE.network))
+        settings = replace(ON_SPECTROGRAMS, network=journal_network(name, SMOKE.network.num_classes))
         assert from_dict(Settings, json.loads(json.dumps(to_dict(settings)))) == settings
 
 
@@ -106,22 +106,23 @@ def test_spectrogram_and_network_that_do_not_fit_are_refused():
 
 
 def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
+    settings = replace(ON_SPECTROGRAMS, network=as_journal(ON_SPECTROGRAMS.network))
     sigmoid = {"network.output": "sigmoid"}
     with pytest.raises(ValueError, match="output='sigmoid_experiment'"):
-        changed(ON_SPECTROGRAMS, sigmoid)
+        changed(settings, sigmoid)
     sample = {**sigmoid, "diffusion.prediction_type": "sample"}
     with pytest.raises(ValueError, match="value_range='minus_one_to_one'"):
-        changed(ON_SPECTROGRAMS, sample)
-    reached = changed(ON_SPECTROGRAMS, {**sample, "spectrogram.value_range": "zero_to_one"})
+        changed(settings, sample)
+    reached = changed(settings, {**sample, "spectrogram.value_range": "zero_to_one"})
     assert reached.network.output == "sigmoid"
-    assert changed(ON_SPECTROGRAMS, {"network.output": "sigmoid_experiment"})
+    assert changed(settings, {"network.output": "sigmoid_experiment"})
 
 
 def test_network_is_chosen_by_name_and_must_fit():
-    unet_v0 = network_config("unet_v0", SMOKE.network)
+    unet_v0 = journal_network("unet_v0", SMOKE.network.num_classes)
     assert replace(ON_SPECTROGRAMS, network=unet_v0).network == unet_v0
     with pytest.raises(ValueError, match="choose one of unet, conv_unet_450k"):
-        network_config("transformer", SMOKE.network)
+        journal_network("transformer", 0)
     small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
     with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):
         replace(ON_SPECTROGRAMS, spectrogram=small, network=unet_v0)
@@ -144,3 +145,15 @@ def test_parts_of_the_settings_are_described_alone():
 
 def test_provenance_names_versions():
     assert {"commit", "python", "torch", "device"} == provenance().keys()
+
+
+def test_a_choice_of_configs_comes_back_as_the_class_it_was():
+    values = to_dict(ORIGIN)
+    assert values["network"]["type"] == "JournalUNetConfig"
+    assert to_dict(BASE)["network"]["type"] == "UNetConfig"
+    assert type(part_of(Settings, values, "network")) is JournalUNetConfig
+    values["network"]["type"] = "VAE"
+    with pytest.raises(
+        ValueError, match="type='VAE' is unknown; choose one of UNetConfig, JournalUNetConfig"
+    ):
+        part_of(Settings, values, "network")

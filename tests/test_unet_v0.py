@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from Libraries.Networks.Catalogue import UNET_V0
+from Libraries.Networks.Catalogue import UNET_V0, count_parameters
 from Libraries.Networks.UNetV0 import UNetV0, UNetV0Config
-from Libraries.U_Net import count_parameters
 
 
 def reference_v0(config, in_channels):
@@ -99,6 +98,15 @@ def test_unet_v0_equals_a_unet_at_its_true_size():
         items=(1, 2, 2, 2, 2, 2, 2, 4, 4), attentions=(0,) * 5 + (1,) * 4, linear_attentions=(0,) * 9,
     )  # fmt: skip
     assert_same_as_reference(waveform, (1, 2, 2**16))
+
+
+def test_waveforms_and_spectrograms_are_refused_by_the_names_of_their_axes():
+    with pytest.raises(ValueError, match=r"takes \(B, 2, L\) with L a multiple of 8; got \(1, 2, 30\)"):
+        UNetV0(replace(SMALL_V0, dim=1), 2)(torch.zeros(1, 2, 30), torch.zeros(1))
+    with pytest.raises(
+        ValueError, match=r"takes \(B, 2, F, T\) with F a multiple of 8 and T a multiple of 8"
+    ):
+        UNetV0(SMALL_V0, 2)(torch.zeros(1, 2, 32), torch.zeros(1))
 
 
 @pytest.mark.parametrize(

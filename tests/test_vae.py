@@ -8,7 +8,7 @@ import torch
 
 from Conf import BASE, SMOKE
 from Journal import VAES
-from Libraries.U_Net import count_parameters
+from Libraries.Networks.Catalogue import count_parameters
 from Libraries.VAE import KINDS, VAE, Posterior, VAEConfig
 
 ORIGIN_SHAPE = (1, 224, 416)

@@ -23,12 +23,12 @@ from Libraries.Evaluation.VAEChecks import (
     check_standard,
     kl_per_channel,
 )
+from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions, plot_tensors, save_figure
 from Libraries.Runs.Autoencoding import LatentCodec
 from Libraries.Sampling.Editing import slerp
 from Libraries.Sound.Metrics import COMPARED_HZ, log_spectral_distance, mel_error
-from Libraries.U_Net import count_parameters
 from Libraries.Utils import SampleNoise
 
 WALK_STEPS = 6

@@ -1,7 +1,8 @@
 """The U-Net of Outlier's "Diffusion-Models-pytorch", to which the journal moved in its second week.
 
-Full self-attention after every resampling, up to the finest level: at 1x224x416 nearly all of its work.
-Double convolutions with GroupNorm(1) and GELU, the time added behind each, one skip a level by concatenation.
+Full self-attention after every resampling, up to the finest level: at 1x224x416 nearly all of the network's
+work. Double convolutions with GroupNorm(1) and GELU, the time added after each, one skip per level by
+concatenation.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import Addition, LabelEmbedding, attend, check_input, sinusoids
+from Libraries.Layers import LabelEmbedding, attend, check_input, sinusoids
+from Libraries.Networks.Blocks import Addition
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class AttentionUNetConfig:
     """
 
     width: int  # channels of the finest level; the levels have 1, 2, 4 and 4 times as many, the middle 8
-    num_heads: int  # of every attention
-    embedding_dim: int  # of time (and label)
-    num_classes: int  # 0: unconditional
+    num_heads: int  # of each attention
+    embedding_dim: int  # of the time and class embedding
+    num_classes: int = 0  # 0: unconditional
 
     def __post_init__(self):
         if self.width % self.num_heads or self.embedding_dim % 2:
@@ -64,9 +66,7 @@ class AttentionUNet(nn.Module):
         self.out = nn.Conv2d(width, in_channels if out_channels is None else out_channels, 1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        if not torch.jit.is_tracing():
-            multiples = dict(zip("FT", self.config.multiple, strict=True))
-            check_input(x, cond, self.in_channels, multiples, self.config.num_classes)
+        check_input(x, cond, self.in_channels, self.config.multiple, self.config.num_classes)
         embedding = sinusoids(t, self.config.embedding_dim).to(self.out.weight.dtype)
         if self.embed_class is not None:
             embedding = embedding + self.embed_class(cond, t)
@@ -82,7 +82,7 @@ class AttentionUNet(nn.Module):
 
 
 class _Down(nn.Module):
-    """Halve, convolve, add the time, attend: (B, C, F, T) -> (B, out_channels, F/2, T/2)."""
+    """Halve F and T, convolve, add the time, attend: (B, C, F, T) -> (B, out_channels, F/2, T/2)."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, num_heads: int):
         super().__init__()
@@ -98,7 +98,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Double, take the skip, convolve, add the time, attend; `in_channels` counts the skip's."""
+    """Double F and T, join the skip, convolve, add the time, attend; `in_channels` includes the skip's."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, num_heads: int):
         super().__init__()

@@ -1,38 +1,44 @@
-"""Networks by name: the one that `Conf.py` describes, and those of the journal, each at its own size."""
+"""The networks of the journal by name, and any network made, made wider, and measured."""
 
 import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from Libraries.Networks.AttentionUNet import AttentionUNet, AttentionUNetConfig
+from Libraries.Networks.JournalUNet import JournalUNet, JournalUNetConfig
 from Libraries.Networks.UNetV0 import UNetV0, UNetV0Config
-from Libraries.U_Net import UNet, UNetConfig, count_parameters
+from Libraries.U_Net import UNet, UNetConfig
 from Libraries.Utils import require
 
-NetworkConfig = UNetConfig | AttentionUNetConfig | UNetV0Config
+NetworkConfig = UNetConfig | JournalUNetConfig | AttentionUNetConfig | UNetV0Config
+CLASSES = {
+    UNetConfig: UNet,
+    JournalUNetConfig: JournalUNet,
+    AttentionUNetConfig: AttentionUNet,
+    UNetV0Config: UNetV0,
+}
 
-CONV_UNET_17M = UNetConfig(
+
+def make_network(config: NetworkConfig, in_channels: int, out_channels: int | None = None) -> nn.Module:
+    """Return the network `(x, t, cond)` of a config, freshly initialised."""
+    return CLASSES[type(config)](config, in_channels, out_channels)
+
+
+CONV_UNET_17M = JournalUNetConfig(
     block="double_conv",
     channels=(32, 64, 128, 256, 392),
     blocks_per_level=1,
-    attention_levels=(),
-    linear_attention_levels=(),
     head_dim=32,
     time_injection="add",
     skips="level",
-    first_skip=False,
-    modulated_skips=False,
     patch_size=(1, 1),
-    frequency_features=0,
     embedding_dim=256,
     norm="group",
     norm_groups=8,
     activation="gelu",
-    dropout=0.0,
     output="linear",
-    num_classes=0,
 )
 
 CONV_UNET_450K = replace(CONV_UNET_17M, channels=(16, 32, 64), embedding_dim=144)
@@ -47,8 +53,8 @@ MODULATED_UNET = replace(
     activation="silu",
 )
 
-# Pytorch_Diffusion's defaults: widths 64·(1, 2, 4, 8), two blocks a level and a skip from each, one from the
-# first convolution; full attention at the coarsest level only, linear above.
+# The defaults of Pytorch_Diffusion: widths 64·(1, 2, 4, 8), two blocks per level with a skip from each, one
+# skip from the first convolution; full attention at the coarsest level only, linear attention at the others.
 RESIDUAL_UNET = replace(
     CONV_UNET_17M,
     block="residual",
@@ -62,7 +68,7 @@ RESIDUAL_UNET = replace(
     activation="silu",
 )
 
-ATTENTION_UNET = AttentionUNetConfig(width=64, num_heads=4, embedding_dim=256, num_classes=0)
+ATTENTION_UNET = AttentionUNetConfig(width=64, num_heads=4, embedding_dim=256)
 
 UNET_V0 = UNetV0Config(
     dim=2,
@@ -76,13 +82,12 @@ UNET_V0 = UNetV0Config(
     norm_groups=8,
     embedding_dim=1024,
     time_scale=1000.0,
-    num_classes=0,
 )
 
 
 @dataclass(frozen=True)
 class JournalNetwork:
-    """A network and the entry of the journal that it belongs to."""
+    """A network and the entry of the journal in which it stands."""
 
     entry: str
     config: NetworkConfig
@@ -98,24 +103,20 @@ JOURNAL = {
     "unet_v0": JournalNetwork("23.04.2025, after Flavio Schneider", UNET_V0),
 }
 
-CLASSES = {UNetConfig: UNet, AttentionUNetConfig: AttentionUNet, UNetV0Config: UNetV0}
 
-
-def network_config(name: str, unet: UNetConfig, width: float = 1.0) -> NetworkConfig:
-    """Return what the named network is made of.
+def journal_network(name: str, num_classes: int, width: float = 1.0) -> NetworkConfig:
+    """Return the config of a network of the journal.
 
     Args:
-        name: "unet" for `unet` itself, or one of the journal's.
-        unet: the settings of `Conf.py`; a network of the journal takes `num_classes` alone from them.
+        name: one of `JOURNAL`.
+        num_classes: 0 for an unconditional network.
         width: factor on its widths (`scale_widths`).
 
     Raises:
-        ValueError: there is no network of that name; the known are listed.
+        ValueError: there is no network of that name; the known ones are listed.
     """
-    if name == "unet":
-        return scale_widths(unet, width)
-    require(("unet", *JOURNAL), network=name)
-    return scale_widths(replace(JOURNAL[name].config, num_classes=unet.num_classes), width)
+    require(JOURNAL, network=name)
+    return scale_widths(replace(JOURNAL[name].config, num_classes=num_classes), width)
 
 
 def scale_widths(config: NetworkConfig, factor: float) -> NetworkConfig:
@@ -126,29 +127,32 @@ def scale_widths(config: NetworkConfig, factor: float) -> NetworkConfig:
     Raises:
         ValueError: the factor is not positive.
     """
-    if not factor > 0:
-        raise ValueError(f"network_width={factor} must be greater than 0")
+    require("(0, inf)", network_width=factor)
     if factor == 1:
         return config
-    embedding_dim = _rounded(config.embedding_dim * factor, 8)
+
+    def scaled(width: int, unit: int) -> int:
+        return max(unit, round(width * factor / unit) * unit)
+
+    embedding_dim = scaled(config.embedding_dim, 8)
     if isinstance(config, AttentionUNetConfig):
-        width = _rounded(config.width * factor, config.num_heads)
-        return replace(config, width=width, embedding_dim=embedding_dim)
+        return replace(config, width=scaled(config.width, config.num_heads), embedding_dim=embedding_dim)
+    units = [config.norm_groups] * len(config.channels)
+    heads = {}
     if isinstance(config, UNetV0Config):
-        widths = tuple(_rounded(width * factor, config.norm_groups) for width in config.channels)
-        heads = _rounded(config.num_heads * factor, 1)
-        return replace(config, channels=widths, embedding_dim=embedding_dim, num_heads=heads)
-    groups = config.norm_groups if config.norm == "group" else 1
-    units = [
-        math.lcm(groups, config.head_dim) if config.attention_at(level) else groups
-        for level in range(len(config.channels))
-    ]
-    widths = tuple(_rounded(width * factor, unit) for width, unit in zip(config.channels, units, strict=True))
-    return replace(config, channels=widths, embedding_dim=embedding_dim)
+        heads = {"num_heads": scaled(config.num_heads, 1)}
+    else:
+        attending = config.attention_levels
+        if isinstance(config, JournalUNetConfig):
+            attending += config.linear_attention_levels
+        for level in attending:
+            units[level] = math.lcm(config.norm_groups, config.head_dim)
+    channels = tuple(scaled(width, unit) for width, unit in zip(config.channels, units, strict=True))
+    return replace(config, channels=channels, embedding_dim=embedding_dim, **heads)
 
 
 def width_for(config: NetworkConfig, in_channels: int, parameters: int) -> float:
-    """Return the factor for `scale_widths` at which a network has most nearly so many parameters."""
+    """Return the factor for `scale_widths` that brings a network closest to a number of parameters."""
 
     def size(factor: float) -> int:
         return parameters_of(scale_widths(config, factor), in_channels)
@@ -162,16 +166,21 @@ def width_for(config: NetworkConfig, in_channels: int, parameters: int) -> float
 
 
 def parameters_of(config: NetworkConfig, in_channels: int) -> int:
-    """Return how many parameters a network has, without making their values."""
+    """Return the number of trainable values of a network, without allocating them."""
     with torch.device("meta"):
         return count_parameters(make_network(config, in_channels))
 
 
-def _rounded(width: float, unit: int) -> int:
-    """Return the multiple of `unit` nearest to `width`, at least one of it."""
-    return max(unit, round(width / unit) * unit)
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable values."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def make_network(config: NetworkConfig, in_channels: int, out_channels: int | None = None) -> nn.Module:
-    """Return the network `(x, t, cond)` of a config, freshly initialised."""
-    return CLASSES[type(config)](config, in_channels, out_channels)
+def count_flops(model: nn.Module, *inputs: Tensor) -> float:
+    """Return the floating-point operations of one forward pass on these inputs; a multiply-add is two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(*inputs)
+    return counter.get_total_flops()

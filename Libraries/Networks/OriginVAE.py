@@ -1,29 +1,29 @@
-"""The three autoencoders that the origin's journal tried and left, for anyone who wants to see it happen.
+"""The three autoencoders that the origin's journal tried and abandoned, for anyone who wants to repeat it.
 
-What the journal says: linear layers made too many parameters; a convolutional bottleneck made far fewer,
-but with its large number of filters a latent of very high dimensionality, and more compression was no
-option; `conv_VAE_v2` was trained for more than 1,000 epochs (batch 32, learning rate 1e-4) and its error
-did not get lower. Inferred, because the journal does not say: strided 3x3 convolutions with ReLU on the
-way down and transposed ones on the way up, one a level, and a second plain one a level in v2. The output is
-linear, so that any value range fits; the origin's data lay in [0, 1].
+The journal says: linear layers needed too many parameters; a convolutional bottleneck needed far fewer, but
+its many filters gave a latent of very high dimensionality, and stronger compression was not possible;
+`conv_VAE_v2` was trained for more than 1,000 epochs (batch 32, learning rate 1e-4) without its error falling.
+The rest is inferred: one strided 3x3 convolution with ReLU per level in the encoder, one transposed
+convolution per level in the decoder, and a second, plain convolution per level in v2. The output is linear,
+so that any value range fits; the origin's data lay in [0, 1].
 
-Each builder returns (encoder, decoder) of padded tensors: (B, C, F, T) -> (B, 2·latent, f, t), which are
-mu and logvar one above the other, and (B, latent, f, t) -> (B, C, F, T).
+Each builder returns (encoder, decoder) for padded tensors: (B, C, F, T) -> (B, 2·latent, f, t), mu and logvar
+concatenated along the channels, and (B, latent, f, t) -> (B, C, F, T).
 """
 
 import math
 
 from torch import nn
 
-Strides = tuple[tuple[int, int], ...]  # (rows, frames) of every level, finest first
+Strides = tuple[tuple[int, int], ...]  # (rows, frames) of each level, finest first
 
 
 def build_linear(
     channels: tuple[int, ...], strides: Strides, latent: int, padded: tuple[int, int, int]
 ) -> tuple[nn.Module, nn.Module]:
-    """Build the linear bottleneck: everything the convolutions found, to `latent` values and back.
+    """Build the linear bottleneck: all features of the convolutions, to `latent` values and back.
 
-    Its two Linear layers hold 3·latent·features values. f = t = 1 in its latent.
+    The two Linear layers hold 3·latent·features values. The latent has f = t = 1.
     """
     down, up = _convolutions(channels, strides, padded[0], extra=False)
     rows, frames = (
@@ -38,14 +38,14 @@ def build_linear(
 def build_conv(
     channels: tuple[int, ...], strides: Strides, latent: int, padded: tuple[int, int, int]
 ) -> tuple[nn.Module, nn.Module]:
-    """Build the convolutional bottleneck: the latent is a picture of `latent` filters."""
+    """Build the convolutional bottleneck: the latent is an image of `latent` channels."""
     return _with_bottleneck(*_convolutions(channels, strides, padded[0], extra=False), channels[-1], latent)
 
 
 def build_conv_v2(
     channels: tuple[int, ...], strides: Strides, latent: int, padded: tuple[int, int, int]
 ) -> tuple[nn.Module, nn.Module]:
-    """Build conv_VAE_v2: as `build_conv` with a second convolution a level."""
+    """Build conv_VAE_v2: `build_conv` with a second convolution per level."""
     return _with_bottleneck(*_convolutions(channels, strides, padded[0], extra=True), channels[-1], latent)
 
 
@@ -62,7 +62,7 @@ def _with_bottleneck(
 def _convolutions(
     channels: tuple[int, ...], strides: Strides, in_channels: int, extra: bool
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return the layers down to the coarsest level and those back up; no ReLU after the very last."""
+    """Return the layers of the encoder and of the decoder, whose last layer has no ReLU."""
     down, up = [], []
     widths = (in_channels, *channels)
     for level, stride in enumerate(strides):

@@ -1,8 +1,8 @@
 """UNetV0 of Flavio Schneider (Moûsai, 2023; the packages audio-diffusion-pytorch and a-unet), 1-D or 2-D.
 
-Every level is a nest: down, items, the next level, items, up, and around it one skip that the time scales,
-skip + scale(time)·h. It is no setting of `UNet`, where levels stand side by side; with the weights of the
-package's network it computes what that computes.
+Levels are nested: down, items, the next level, items, up, and around all of these one skip whose inner
+branch the time scales, skip + scale(time)·h. With the weights of the package's network, UNetV0 computes the
+same outputs.
 """
 
 import math
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import LabelEmbedding, ModulatedSkip, Modulation, attend, check_input
+from Libraries.Layers import LabelEmbedding, Modulation, attend, check_input, require_multiples
+from Libraries.Networks.Blocks import ATTENTIONS, ModulatedSkip
 from Libraries.Utils import require
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -20,7 +21,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 
 @dataclass(frozen=True)
 class UNetV0Config:
-    """What a UNetV0 is made of; a tuple holds one value a level, outermost first.
+    """What a UNetV0 is made of; a tuple holds one value per level, outermost first.
 
     Raises:
         ValueError: two settings do not fit together.
@@ -28,16 +29,16 @@ class UNetV0Config:
 
     dim: int  # 1: waveforms (B, C, L) | 2: spectrograms (B, C, F, T)
     channels: tuple[int, ...]
-    factors: tuple[int, ...]  # what a level divides every axis by
-    items: tuple[int, ...]  # blocks on the way down, and as many on the way up
+    factors: tuple[int, ...]  # by which a level divides the size of each axis
+    items: tuple[int, ...]  # blocks in the encoder half, and as many in the decoder half
     attentions: tuple[int, ...]  # 1: every item attends | 0
     linear_attentions: tuple[int, ...]  # the same at linear cost
-    head_dim: int  # channels of one attention head
+    head_dim: int  # channels per attention head
     num_heads: int
     norm_groups: int
-    embedding_dim: int  # of time (and label)
-    time_scale: float  # timesteps that are 1 to the network, which was made for times in [0, 1]
-    num_classes: int  # 0: unconditional
+    embedding_dim: int  # of the time and class embedding
+    time_scale: float  # timesteps are divided by it, because the network was made for times in [0, 1]
+    num_classes: int = 0  # 0: unconditional
 
     def __post_init__(self):
         require(CONVOLUTIONS, dim=self.dim)
@@ -45,13 +46,12 @@ class UNetV0Config:
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) != len(self.channels):
                 raise ValueError(f"{field.name}={value} needs one value for each of channels={self.channels}")
-        if any(width % self.norm_groups for width in self.channels):
-            raise ValueError(f"channels={self.channels} must be multiples of norm_groups={self.norm_groups}")
+        require_multiples(self.channels, norm_groups=self.norm_groups)
 
     @property
-    def multiple(self) -> tuple[int, int]:
-        """Rows and frames (of a waveform: samples) of the input must be multiples of this."""
-        return (math.prod(self.factors),) * 2
+    def multiple(self) -> tuple[int, ...]:
+        """Rows and frames, or the samples of a waveform, must be multiples of this: all factors."""
+        return (math.prod(self.factors),) * self.dim
 
 
 class UNetV0(nn.Module):
@@ -71,9 +71,7 @@ class UNetV0(nn.Module):
         self.net = _Level(config, 0, in_channels, in_channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        if not torch.jit.is_tracing():
-            multiples = dict.fromkeys("L" if self.config.dim == 1 else "FT", self.config.multiple[0])
-            check_input(x, cond, self.in_channels, multiples, self.config.num_classes)
+        check_input(x, cond, self.in_channels, self.config.multiple, self.config.num_classes)
         embedding = self.embed_time(t / self.config.time_scale)
         if self.embed_class is not None:
             embedding = embedding + self.embed_class(cond, t)
@@ -100,7 +98,7 @@ class NumberEmbedding(nn.Module):
 
 
 class _Level(nn.Module):
-    """One level and, inside it, all that are deeper: skip + scale(e)·up(items(inner(items(down(x)))))."""
+    """One level and, inside it, all deeper ones: skip + scale(e)·up(items(inner(items(down(x)))))."""
 
     def __init__(self, config: UNetV0Config, level: int, in_channels: int, out_channels: int):
         super().__init__()
@@ -128,7 +126,7 @@ class _Level(nn.Module):
 
 
 class _Item(nn.Module):
-    """Residual convolutions, modulation by the time, and attention where the level has it."""
+    """Residual convolutions, modulation by the time, and attention where the level asks for it."""
 
     def __init__(self, config: UNetV0Config, level: int):
         super().__init__()
@@ -154,11 +152,11 @@ class _Item(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention with a norm of its own for the queries and for keys and values; residual."""
+    """Residual self-attention with one norm for the queries and another for keys and values."""
 
     def __init__(self, channels: int, head_dim: int, num_heads: int, kind: str):
         super().__init__()
-        self.num_heads, self.kind = num_heads, kind
+        self.num_heads, self.attention = num_heads, ATTENTIONS[kind]
         self.norm_q, self.norm_kv = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.q = nn.Linear(channels, num_heads * head_dim, bias=False)
         self.kv = nn.Linear(channels, 2 * num_heads * head_dim, bias=False)
@@ -167,5 +165,5 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)  # (B, positions, C)
         q, (k, v) = self.q(self.norm_q(tokens)), self.kv(self.norm_kv(tokens)).chunk(2, dim=2)
-        h = self.project(attend(q, k, v, self.num_heads, self.kind))
+        h = self.project(attend(q, k, v, self.num_heads, self.attention))
         return x + h.transpose(1, 2).reshape_as(x)

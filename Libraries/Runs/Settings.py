@@ -10,6 +10,7 @@ from Libraries.Dataset.Manifest import DatasetConfig
 from Libraries.DemoMusic.Corpus import DemoMusicConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Networks.Catalogue import NetworkConfig
+from Libraries.Networks.JournalUNet import JournalUNetConfig
 from Libraries.Phase import PhaseConfig
 from Libraries.Sampling.Editing import EditConfig
 from Libraries.Sampling.Guidance import GuidanceConfig
@@ -132,7 +133,8 @@ class Settings:
         """Refuse a sigmoid in front of a target that it cannot reach."""
         target, values = self.diffusion.prediction_type, self.spectrogram.value_range
         fits = target == "sample" and values == "zero_to_one"
-        if getattr(self.network, "output", None) == "sigmoid" and not fits:
+        sigmoid = isinstance(self.network, JournalUNetConfig) and self.network.output == "sigmoid"
+        if sigmoid and not fits:
             raise ValueError(
                 f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
                 f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "
@@ -247,11 +249,10 @@ def describe(config: Any) -> str:
     return "\n".join(_lines(to_dict(config), ""))
 
 
-def _choices(kind: Any) -> list[type]:
-    """Return the dataclasses that a setting may be one of; none where it is no such choice."""
-    if get_origin(kind) not in (Union, UnionType):
-        return []
-    return [choice for choice in get_args(kind) if dataclasses.is_dataclass(choice)]
+def _choices(kind: Any) -> dict[str, type]:
+    """Return the dataclasses that a setting may be one of, by name; none where it is no such choice."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return {member.__name__: member for member in members if dataclasses.is_dataclass(member)}
 
 
 def _to_plain(kind: Any, value: Any) -> Any:
@@ -263,9 +264,8 @@ def _to_plain(kind: Any, value: Any) -> Any:
 
 def _from_plain(kind: Any, value: Any) -> Any:
     if (choices := _choices(kind)) and isinstance(value, dict):
-        named = {choice.__name__: choice for choice in choices}
-        values = dict(value)
-        kind, value = named[values.pop("type")], values
+        require(choices, type=value.get("type"))
+        kind, value = choices[value["type"]], {name: v for name, v in value.items() if name != "type"}
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value)
     if Path in (kind, *get_args(kind)) and isinstance(value, str):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from Libraries.Networks.Catalogue import count_flops, count_parameters
 from Libraries.Runs.Run import Run
 from Libraries.Sound.Metrics import frechet_distance
 from Libraries.Studies.ImageClassifier import ImageClassifier, accuracy, classify
@@ -21,7 +22,6 @@ from Libraries.Studies.ImageRuns import ImageModel, labels_in_turn
 from Libraries.Studies.Images import ImageSplits, spread_images, to_bytes, to_x0
 from Libraries.Studies.ImagesConfig import ImagesConfig
 from Libraries.Training.RunLog import read_metrics
-from Libraries.U_Net import count_flops, count_parameters
 from Libraries.Utils import SampleNoise, pick_device
 
 Features = Callable[[Tensor], Tensor]  # x0 (N, C, rows, columns) -> (N, D)

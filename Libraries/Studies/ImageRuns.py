@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
-from Libraries.Networks.Catalogue import NetworkConfig, network_config, scale_widths, width_for
+from Libraries.Networks.Catalogue import NetworkConfig, count_parameters, scale_widths, width_for
 from Libraries.Runs.Recipe import Recipe, train
 from Libraries.Runs.Run import Run
 from Libraries.Sampling.Guidance import classifier_free_guidance, with_labels
@@ -20,7 +20,6 @@ from Libraries.Studies.ImagesConfig import ImagesConfig
 from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.U_Net import count_parameters
 from Libraries.Utils import pick_device, resolve_precision
 
 CLASSIFIER = "classifier"
@@ -52,9 +51,9 @@ def equal_networks(config: ImagesConfig, channels: int) -> dict[str, NetworkConf
         size = count_parameters(make_diffusion_network(config.unet, config.diffusion, (channels, 32, 32)))
     found = {}
     for name in config.networks:
-        journal = network_config(name, config.unet)
-        factor = 1.0 if name == "unet" else width_for(journal, channels, size)
-        found[name] = scale_widths(journal, factor)
+        network = config.network(name)
+        factor = 1.0 if name == "unet" else width_for(network, channels, size)
+        found[name] = scale_widths(network, factor)
     return found
 
 

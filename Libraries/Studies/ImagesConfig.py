@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from Libraries.Diffusion import DiffusionConfig
-from Libraries.Networks.Catalogue import network_config
+from Libraries.Networks.Catalogue import JOURNAL, NetworkConfig, journal_network
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Sampling.Samplers import SamplerConfig
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.U_Net import UNetConfig
 from Libraries.Utils import require
 
 SOURCES = ("auto", "cifar10", "digits")
@@ -27,7 +26,7 @@ class ImagesConfig:
     test_share: float  # of the digits; CIFAR-10 has a test split of its own
     split_seed: int
     networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, made as large as it
-    unet: UNetConfig
+    unet: NetworkConfig
     diffusion: DiffusionConfig
     train: TrainConfig  # of every network
     classifier_train: TrainConfig  # of the classifier whose features the distance is measured in
@@ -48,8 +47,13 @@ class ImagesConfig:
         if self.guidance.method == "autoguidance":
             raise ValueError("method='autoguidance' is not for images; choose none or classifier_free")
         for name in self.networks:
-            if any(IMAGE_SIZE % size for size in network_config(name, self.unet).multiple):
+            require(("unet", *JOURNAL), networks=name)
+            if any(IMAGE_SIZE % size for size in self.network(name).multiple):
                 raise ValueError(
                     f"the network {name!r} does not fit images of {IMAGE_SIZE}x{IMAGE_SIZE}; change the "
                     "levels or patch_size of unet, or choose another"
                 )
+
+    def network(self, name: str) -> NetworkConfig:
+        """Return `unet` itself or a network of the journal, at its own size."""
+        return self.unet if name == "unet" else journal_network(name, self.unet.num_classes)
