@@ -25,8 +25,8 @@ from Libraries.Phase import PhaseConfig  # noqa: E402
 from Libraries.Runs.Settings import ComparisonConfig, ExperimentsConfig, Settings  # noqa: E402
 from Libraries.Sampling.Editing import EditConfig  # noqa: E402
 from Libraries.Sampling.Guidance import GuidanceConfig  # noqa: E402
-from Libraries.Sampling.Samplers import SamplerConfig  # noqa: E402
-from Libraries.Sound.LowResolution import UpsamplerConfig, ViewConfig  # noqa: E402
+from Libraries.Sampling.Loop import SamplerConfig  # noqa: E402
+from Libraries.Sound.LowResolution import ConditioningConfig, LowResolutionConfig  # noqa: E402
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig  # noqa: E402
 from Libraries.Studies.ImagesConfig import ImagesConfig  # noqa: E402
 from Libraries.Training.TrainConfig import TrainConfig  # noqa: E402
@@ -146,13 +146,13 @@ BASE_DIFFUSION = DiffusionConfig(
     prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
     sigma_data=0.5,  # edm prediction only; standard deviation of the data
     learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
-    vlb_weight=0.001,  # learned_variance only; share of the variational bound in the loss
+    vlb_weight=0.001,  # learned_variance only; weight of the variational bound in the loss
     timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
     log_normal_mean=-1.2,  # log_normal only; of ln σ
     log_normal_std=1.2,  # log_normal only; of ln σ
     loss_weighting="uniform",  # uniform | min_snr | uncertainty (learned for every t, EDM2)
     min_snr_gamma=5.0,  # min_snr only
-    label_dropout=0.1,  # share of labels hidden in training, for guidance; no effect while num_classes=0
+    label_dropout=0.1,  # fraction of labels hidden in training, for guidance; no effect while num_classes=0
 )
 
 # The networks on CIFAR-10 (CIFAR10.ipynb), apart from the music.
@@ -181,12 +181,8 @@ BASE_IMAGES = ImagesConfig(
         num_inference_steps=50,
         spacing="karras",
         clip_x0=1.0,
-        dynamic_threshold=None,
-        eta=None,
-        variance=None,
-        churn=None,
     ),
-    guidance=GuidanceConfig(method="none", scale=1.5, rescale=0.0, weaker_at=0.3),  # or classifier_free
+    guidance=GuidanceConfig(method="none", scale=1.5, rescale=0.0, guide_at=0.3),  # or classifier_free
     num_samples=10_000,  # images of every network, classes in turn
     sample_batch_size=256,
     inception_file=None,  # path of inception-2015-12-05.pt, TorchScript: an Inception FID as well
@@ -249,25 +245,23 @@ BASE = Settings(
         num_inference_steps=50,
         spacing="trailing",  # leading | trailing | linspace | karras | log_snr
         clip_x0=1.0,  # None: leave x0 as predicted
-        dynamic_threshold=None,  # or a share, such as 0.995, of |x0| that is scaled into ±clip_x0 first
-        eta=0.0,  # ddim: 0 to 1; None for the others
-        variance=None,  # ddpm: fixed_small | fixed_large | learned
-        churn=None,  # heun: 0 or more
+        dynamic_threshold=None,  # or a fraction, such as 0.995, of |x0| that is scaled into ±clip_x0 first
+        eta=0.0,  # ddim: 0 to 1; ddpm has variance instead (fixed_small | fixed_large | learned), heun churn
     ),
     guidance=GuidanceConfig(
         method="none",  # none | classifier_free | autoguidance
         scale=2.0,  # 1: none
         rescale=0.0,  # 0 none, to 1
-        weaker_at=0.3,  # autoguidance only; share of the training
+        guide_at=0.3,  # autoguidance only; fraction of the training that the guide model has had
     ),
     edit=EditConfig(
-        rounds=4,  # times that made parts are made again
+        resamplings=4,  # times that inpainted parts are sampled again
         gap_seconds=1.0,  # s
         strength=0.5,  # of a variation, 0 to 1
         overlap_seconds=1.0,  # s
         continue_seconds=60.0,  # s
         loop_seconds=8.0,  # s
-        inversion_iterations=3,  # calls of the model a step
+        inversion_iterations=3,  # calls of the model per step
     ),
     comparison=ComparisonConfig(
         clips=64,  # of every variant
@@ -298,7 +292,7 @@ BASE = Settings(
     ),
     vae_train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
     cascade=False,  # True (and vae_run=None): diffusion of small spectrograms, then the upsampler
-    view=ViewConfig(
+    view=LowResolutionConfig(
         kind="smaller",  # lower_bands | smaller
         kept_rows=48,  # lower_bands only; of 224
         row_factor=2,  # smaller only; rows averaged to one
@@ -306,11 +300,11 @@ BASE = Settings(
     ),
     view_unet=replace(BASE_UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
     view_train=BASE_TRAIN,
-    upsampler=UpsamplerConfig(
-        max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
-        strength=0.1,  # of that noise on a generated one
-        restored_share=0.3,  # of training clips: told the lower rows up to any one, to restore lost bands
-        consistent=True,  # hold x0 to the small spectrogram at every step
+    upsampler=ConditioningConfig(
+        max_augmentation=1.0,  # level of the noise on the conditioning in training; 1: nothing else is left
+        augmentation=0.1,  # its level on a generated low-resolution spectrogram
+        restored_fraction=0.3,  # of training clips: given the lower rows up to any one, to restore lost bands
+        data_consistency=True,  # keep x0 consistent with the low-resolution spectrogram at every step
     ),
     upsampler_unet=replace(BASE_UNET, attention_levels=(3,), dropout=0.0),
     upsampler_train=BASE_TRAIN,
@@ -318,11 +312,8 @@ BASE = Settings(
         name="ddim",
         num_inference_steps=4,
         spacing="trailing",
-        clip_x0=None,  # what is sampled are residuals; x0 is always held to the range of values
-        dynamic_threshold=None,
+        clip_x0=None,  # what is sampled are residuals; x0 is always cut to the range of values
         eta=0.0,
-        variance=None,
-        churn=None,
     ),
     phase_run="latest",  # the newest that fits, or a name in Models/phase or Models/released
     phase_net=PhaseConfig(
@@ -525,7 +516,7 @@ SMOKE = replace(
     ),
     train=replace(CPU.train, **SMOKE_STEPS),
     sampler=replace(CPU.sampler, num_inference_steps=4),
-    edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
+    edit=replace(CPU.edit, resamplings=1, continue_seconds=4.0, loop_seconds=4.0),
     comparison=replace(
         CPU.comparison,
         clips=4,

@@ -39,7 +39,7 @@ from Libraries.Runs.Run import results_of
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Upsampling import build_upsampler, load_upsampler, train_upsampler
 from Libraries.Sound.Audio import load_audio, save_audio
-from Libraries.Sound.LowResolution import VIEWS, LowResolution
+from Libraries.Sound.LowResolution import KINDS, LowResolution
 from Libraries.Sound.Metrics import log_spectral_distance
 from Libraries.Upsampler import UpsamplerLoss
 from Libraries.Utils import pick_device
@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training in all, each way")
     parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
+    parser.add_argument("--views", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
     args = parser.parse_args()
     comparison = replace(CPU.comparison, clips=args.clips)

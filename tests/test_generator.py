@@ -18,7 +18,7 @@ from Libraries.Runs.Pipeline import train_diffusion
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 
-AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, weaker_at=0.5)
+AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, guide_at=0.5)
 BY_LABEL = replace(AUTO, method="classifier_free")
 
 
@@ -165,7 +165,7 @@ def test_comparisons_cover_what_the_settings_name(settings, generator, run_dir):
 
 def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, generator):
     x0 = make(generator, settings)[:1]
-    editor = generator.editor(settings.sampler, rounds=1)
+    editor = generator.editor(settings.sampler, resamplings=1)
     T = settings.spectrogram.n_frames
     long = editor.extend(x0, 2 * T + 3, T // 2, [0])
     assert long.shape[-1] == 2 * T + 3 and torch.equal(long[..., :T], x0)

@@ -14,7 +14,7 @@ from Libraries.Runs.Autoencoding import LatentCodec, train_vae
 from Libraries.Runs.Generator import Generator
 from Libraries.Runs.LatentEditing import LatentEditor
 from Libraries.Runs.Pipeline import EncodedLoader, open_codec, overfit_one_batch, train_diffusion
-from Libraries.Sampling.Editing import known_outside
+from Libraries.Sampling.Editing import mask_outside
 from Libraries.Training.Checkpoint import CheckpointError, latest_checkpoint
 from Libraries.VAE import VAE
 
@@ -111,10 +111,10 @@ def test_evaluation_and_checks_work_in_latents(settings, generator, clips, tmp_p
 
 
 def test_edits_keep_what_is_known(settings, generator, clips):
-    editor = generator.editor(settings.sampler, rounds=1)
+    editor = generator.editor(settings.sampler, resamplings=1)
     C, F, T = settings.spectrogram.shape
     for box in ({"frames": (T // 3, T // 2)}, {"rows": (5, F // 2)}):
-        known = known_outside((C, F, T), **box)
+        known = mask_outside((C, F, T), **box)
         made = editor.inpaint(clips, known, [1, 2])
         assert torch.equal(made[:, known], clips[:, known]) and (made[:, ~known] != clips[:, ~known]).any()
     long = editor.extend(clips, 2 * T + 5, T // 2, [1, 2])
@@ -128,7 +128,7 @@ def test_edits_keep_what_is_known(settings, generator, clips):
 
 
 def test_a_latent_is_known_only_if_all_it_stands_for_is(settings, generator):
-    editor, (rows, frames) = generator.editor(settings.sampler, rounds=0), generator.codec.stride
+    editor, (rows, frames) = generator.editor(settings.sampler, resamplings=0), generator.codec.stride
     known = torch.ones(1, *settings.spectrogram.shape, dtype=torch.bool)
     known[..., rows - 1, 2 * frames] = False
     latents = editor._known_latents(known)
@@ -137,13 +137,13 @@ def test_a_latent_is_known_only_if_all_it_stands_for_is(settings, generator):
 
 
 def test_decoding_in_windows_is_decoding_where_there_is_one(settings, generator, clips):
-    editor, z = generator.editor(settings.sampler, rounds=0), generator.codec.encode(clips)
+    editor, z = generator.editor(settings.sampler, resamplings=0), generator.codec.encode(clips)
     assert torch.allclose(editor._decode(z, 4, circular=False), generator.codec.decode(z), atol=1e-5)
 
 
 def test_a_single_latent_cannot_be_kept_in_part(settings, generator, clips):
     vae = VAE(replace(settings.vae, kind="linear", latent_channels=8), settings.spectrogram.shape)
     codec = LatentCodec(vae, torch.zeros(8), torch.ones(8), generator.spectrogram, torch.device("cpu"))
-    editor = LatentEditor(generator.editor(settings.sampler, rounds=0).editor, codec)
+    editor = LatentEditor(generator.editor(settings.sampler, resamplings=0).editor, codec)
     with pytest.raises(ValueError, match="a single latent stands for all of the clip"):
-        editor.inpaint(clips, known_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])
+        editor.inpaint(clips, mask_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])

@@ -43,7 +43,7 @@ class ViewCodec:
 
     def encode(self, x0: Tensor) -> Tensor:
         """Return small spectrograms (B, C, f, t) of x0 (B, C, F, T)."""
-        return self.low.view(x0)
+        return self.low.downsample(x0)
 
     def decode(
         self,
@@ -63,7 +63,7 @@ class ViewCodec:
         seeds = [0] * len(view) if seeds is None else list(seeds)
         if self.upsampler is not None:
             return self.upsampler.upsample(view, seeds, kept=kept, overlap=overlap, circular=circular)
-        full = self.low.spread(view)
+        full = self.low.interpolate(view)
         return full if kept is None else torch.where(kept[1], kept[0], full)
 
 

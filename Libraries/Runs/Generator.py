@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule
+from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, Parameterisation
 from Libraries.Networks.Catalogue import NetworkConfig, network_config
 from Libraries.Runs.Autoencoding import LatentCodec, load_codec
 from Libraries.Runs.Cascade import CascadeEditor, ViewCodec, open_cascade
@@ -21,8 +21,8 @@ from Libraries.Runs.Run import load_average, read_conf
 from Libraries.Runs.Settings import from_dict
 from Libraries.Sampling.Editing import Editor, interpolate
 from Libraries.Sampling.Guidance import GuidanceConfig, autoguidance, classifier_free_guidance, with_labels
-from Libraries.Sampling.Samplers import Callback, SamplerConfig, inference_timesteps, sample
-from Libraries.Sound.LowResolution import LowResolution, ViewConfig
+from Libraries.Sampling.Loop import Callback, SamplerConfig, inference_timesteps, sample
+from Libraries.Sound.LowResolution import LowResolution, LowResolutionConfig
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
@@ -85,7 +85,7 @@ class Generator:
         diffusion = from_dict(DiffusionConfig, settings["diffusion"])
         models, vae = Path(run_dir).parent.parent, conf["vae"]
         if settings.get("cascade"):  # runs from before there was one have no such setting
-            low = LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram_config)
+            low = LowResolution(from_dict(LowResolutionConfig, settings["view"]), spectrogram_config)
             codec = open_cascade(models / "upsampler", low, device)
         else:
             codec = load_codec(models / "vae", vae, device) if vae else None
@@ -141,30 +141,39 @@ class Generator:
         num_classes = self.network.config.num_classes
         return torch.arange(count) % num_classes if num_classes else None
 
-    def denoiser(self, labels: Tensor | None = None, guidance: GuidanceConfig | None = None) -> Denoiser:
-        """Return `model(x_t, t)` for the samplers, in this machine's fast precision.
+    def denoiser(
+        self,
+        labels: Tensor | None = None,
+        guidance: GuidanceConfig | None = None,
+        *,
+        with_variance: bool = False,
+    ) -> Denoiser:
+        """Return the denoiser `(x_t, t) -> x0` for the samplers, in this machine's fast precision.
 
         Args:
-            labels: int64 (B,), one a sample, or (1,) for all; None: no label.
+            labels: int64 (B,), one per sample, or (1,) for all; None: no label.
             guidance: how to guide it; None: not at all.
+            with_variance: as in `Parameterisation.denoiser`.
 
         Raises:
             ValueError: labels that do not fit, or guidance by labels without any.
             CheckpointError: autoguidance in a run that has one set of weights.
         """
-        num_classes, strong = self.network.config.num_classes, self._in_fast_precision(self.network)
+        num_classes = self.network.config.num_classes
+        denoiser = self._denoiser_of(self.network, with_variance)
         if guidance is None or guidance.method == "none" or guidance.scale == 1:
-            return self._with_labels(strong, labels)
+            return self._with_labels(denoiser, labels)
         if guidance.method == "classifier_free":
             if labels is None:
                 raise ValueError("guidance by classifier_free needs labels; give them, or use autoguidance")
             return classifier_free_guidance(
-                strong, labels, num_classes, guidance.scale, rescale=guidance.rescale
+                denoiser, labels, num_classes, guidance.scale, rescale=guidance.rescale
             )
         if self.weaker is None:
-            self.load_weaker(guidance.weaker_at)
-        weak = self._with_labels(self._in_fast_precision(self.weaker), labels)
-        return autoguidance(self._with_labels(strong, labels), weak, guidance.scale, rescale=guidance.rescale)
+            self.load_weaker(guidance.guide_at)
+        guide = self._with_labels(self._denoiser_of(self.weaker, with_variance), labels)
+        denoiser = self._with_labels(denoiser, labels)
+        return autoguidance(denoiser, guide, guidance.scale, rescale=guidance.rescale)
 
     def generate(
         self,
@@ -183,14 +192,16 @@ class Generator:
         `labels` is int64 (N,), one a seed; it and `guidance` are as in `denoiser`.
         """
         seeds, config, batches = list(seeds), self._unbounded(config), []
+        learned = config.variance == "learned"
         if labels is not None and len(labels) != len(seeds):
             raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one a seed")
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            model = self.denoiser(None if labels is None else labels[part], guidance)
+            own = None if labels is None else labels[part]
+            denoiser = self.denoiser(own, guidance, with_variance=learned)
             batches.append(
                 sample(
-                    model, self.schedule, config, seeds[part], self.shape,
+                    denoiser, self.schedule, config, seeds[part], self.shape,
                     batch_size=batch_size, device=self.device, callback=callback, progress=progress,
                 )
             )  # fmt: skip
@@ -200,7 +211,7 @@ class Generator:
     def editor(
         self,
         config: SamplerConfig,
-        rounds: int,
+        resamplings: int,
         *,
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
@@ -209,8 +220,9 @@ class Generator:
 
         Its clips have to be on `device`.
         """
-        model, config = self.denoiser(labels, guidance), self._unbounded(config)
-        editor = Editor(model, self.schedule, config, rounds, progress=True)
+        config = self._unbounded(config)
+        denoiser = self.denoiser(labels, guidance, with_variance=config.variance == "learned")
+        editor = Editor(denoiser, self.schedule, config, resamplings, progress=True)
         if isinstance(self.codec, ViewCodec):
             return CascadeEditor(editor, self.codec)
         return editor if self.codec is None else LatentEditor(editor, self.codec)
@@ -245,13 +257,12 @@ class Generator:
             return replace(config, clip_x0=None, dynamic_threshold=None)
         return config
 
-    def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
-        if labels is None:
-            return lambda x_t, t: network(x_t, t, None)
-        return with_labels(network, labels, self.network.config.num_classes)
+    def _with_labels(self, denoiser: Denoiser, labels: Tensor | None) -> Denoiser:
+        return denoiser if labels is None else with_labels(denoiser, labels, self.network.config.num_classes)
 
-    def _in_fast_precision(self, network: nn.Module):
-        return in_fast_precision(network, self.device, self.precision)
+    def _denoiser_of(self, network: nn.Module, with_variance: bool) -> Denoiser:
+        network = in_fast_precision(network, self.device, self.precision)
+        return Parameterisation(self.schedule).denoiser(network, with_variance=with_variance)
 
 
 def _network_of(settings: dict, latent: bool) -> NetworkConfig:

@@ -16,8 +16,8 @@ from Libraries.Networks.Catalogue import NetworkConfig, network_config
 from Libraries.Phase import PhaseConfig
 from Libraries.Sampling.Editing import EditConfig
 from Libraries.Sampling.Guidance import GuidanceConfig
-from Libraries.Sampling.Samplers import SamplerConfig
-from Libraries.Sound.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
+from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sound.LowResolution import ConditioningConfig, LowResolution, LowResolutionConfig
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Studies.ImagesConfig import ImagesConfig
 from Libraries.Training.DiffusionNetwork import require_multiple
@@ -80,10 +80,10 @@ class Settings:
     vae_loss: VAELossConfig
     vae_train: TrainConfig
     cascade: bool  # diffusion makes the small spectrogram of `view`, and an upsampler the full one
-    view: ViewConfig  # what the upsampler is trained to go on from
+    view: LowResolutionConfig  # what the upsampler is trained to go on from
     view_unet: UNetConfig  # the network of a diffusion of small spectrograms
     view_train: TrainConfig
-    upsampler: UpsamplerConfig
+    upsampler: ConditioningConfig
     upsampler_unet: UNetConfig
     upsampler_train: TrainConfig
     upsampler_sampler: SamplerConfig  # few steps: the small spectrogram says most

@@ -13,8 +13,8 @@ from Libraries.Plots.SpectrogramPlots import plot_tensors, save_figure
 from Libraries.Runs.PhaseRuns import open_run_spectrogram
 from Libraries.Runs.Run import clip_loaders, load_average, open_run, read_conf, results_of
 from Libraries.Runs.Settings import Settings, from_dict
-from Libraries.Sampling.Samplers import SamplerConfig
-from Libraries.Sound.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
+from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sound.LowResolution import ConditioningConfig, LowResolution, LowResolutionConfig
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Loop import fit
@@ -43,8 +43,8 @@ def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampl
     upsampler = Upsampler(
         network,
         NoiseSchedule(diffusion),
-        LowResolution(from_dict(ViewConfig, settings["view"]), spectrogram),
-        from_dict(UpsamplerConfig, settings["upsampler"]),
+        LowResolution(from_dict(LowResolutionConfig, settings["view"]), spectrogram),
+        from_dict(ConditioningConfig, settings["upsampler"]),
         from_dict(SamplerConfig, settings["upsampler_sampler"]),
         open_run_spectrogram(run_dir, device=device),
         device,
@@ -97,11 +97,11 @@ def save_upsampler_preview(settings: Settings, run_dir: Path, step: int, network
         settings.upsampler, settings.upsampler_sampler, Spectrogram(settings.spectrogram),
         next(network.parameters()).device,
     )  # fmt: skip
-    view = upsampler.low.view(x0)
+    view = upsampler.low.downsample(x0)
     rows = {
-        "small": upsampler.low.draw(view),
-        "interpolated": upsampler.low.spread(view),
-        "upsampled": upsampler.upsample(view, range(len(x0)), strength=0.0),
+        "small": upsampler.low.enlarge(view),
+        "interpolated": upsampler.low.interpolate(view),
+        "upsampled": upsampler.upsample(view, range(len(x0)), augmentation=0.0),
         "real": x0,
     }
     titles = [f"{name} {i}" for name in rows for i in range(len(x0))]
