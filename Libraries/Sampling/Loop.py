@@ -134,11 +134,11 @@ def run_sampler(
         x0, variance_output = denoise(x, t)
         if callback is not None:
             callback(number, t, x, x0)
-        if t_next is None and config.name != "ddpm":
+        if t_next is None:
             x = x0
         else:
-            draw, abar_next = partial(noise, shape), 1.0 if t_next is None else abars[t_next]
-            step = Step(abars[t], abar_next, t_next, draw, denoise, past, variance_output)
+            draw = partial(noise, shape)
+            step = Step(abars[t], abars[t_next], t_next, draw, denoise, past, variance_output)
             x = method(x, x0, step, **options)
     return x
 

@@ -63,8 +63,6 @@ def ddpm(x: Tensor, x0: Tensor, step: Step, *, variance: str) -> Tensor:
     beta = 1 - alpha
     small = beta * (1 - step.abar_next) / (1 - step.abar)
     mean = (step.abar_next**0.5 * beta * x0 + alpha**0.5 * (1 - step.abar_next) * x) / (1 - step.abar)
-    if step.abar_next == 1:
-        return mean
     if variance == "learned":
         log_variance = interpolated_log_variance(step.variance_output, math.log(beta), math.log(small))
         deviation = torch.exp(log_variance / 2)
