@@ -7,6 +7,7 @@ import torch
 
 from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Diffusion import Parameterisation
 from Libraries.Evaluation.Comparison import (
     compare_ema_lengths,
     compare_guidance,
@@ -74,10 +75,10 @@ def test_autoguidance_is_away_from_the_earlier_weights(settings, generator, run_
     assert generator.load_weaker(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
     x_t, t = torch.randn(2, *settings.spectrogram.shape), torch.tensor([10, 900])
     with torch.no_grad():
-        strong, weak = generator.network(x_t, t), generator.weaker(x_t, t)
-        assert torch.allclose(
-            generator.denoiser(guidance=AUTO)(x_t, t), weak + 2 * (strong - weak), atol=1e-5
-        )
+        denoiser_of = Parameterisation(generator.schedule).denoiser
+        x0, x0_guide = (denoiser_of(own)(x_t, t) for own in (generator.network, generator.weaker))
+        guided = generator.denoiser(guidance=AUTO)(x_t, t)
+        assert torch.allclose(guided, x0_guide + 2 * (x0 - x0_guide), atol=1e-5)
 
 
 def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, conditional):
