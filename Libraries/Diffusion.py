@@ -1,11 +1,13 @@
-"""The diffusion process: levels of noise and of signal at every t, and what the network predicts. No network.
+"""The diffusion process: levels of signal and noise at every t; apart from them, what a network predicts.
 
 Forward process (Ho et al. 2020, eq. 4): x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise, noise ~ N(0, I),
-t = 0 (least noise) to num_train_timesteps - 1. Data are expected around zero with a variance near one
-or within [-1, 1], because the noise is N(0, I).
+t = 0 (least noise) to num_train_timesteps - 1. The noise is N(0, I), so the data should lie around zero with
+a variance near one, or within [-1, 1].
+
+`NoiseSchedule` knows the levels. `Parameterisation` turns a network, whatever it predicts, into a denoiser
+`(x_t, t) -> x0`, once; samplers, guidance, windows and edits know denoisers only.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ TIMESTEP_SAMPLINGS = ("uniform", "log_normal")
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "uncertainty")
 MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t (B,)) -> output of the schedule's `prediction_type`
+Network = Callable[..., Tensor]  # (scaled x_t (B, C, ...), t (B,), conditioning if it takes any) -> output
+Denoiser = Callable[..., Tensor]  # (x_t (B, C, ...), t (B,), conditioning if the network takes any) -> x0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """Settings of the noise schedule, of what the network predicts and of its loss; values in `Conf.py`.
 
@@ -39,18 +42,18 @@ class DiffusionConfig:
     beta_end: float  # linear schedule only
     sigma_min: float  # edm schedule only
     sigma_max: float  # edm schedule only
-    log_snr_shift: float  # nats added to log-SNR at every t: 2·log(64/size) for larger data; 0: none
-    zero_terminal_snr: bool  # rescale so that ᾱ is exactly 0 at the last timestep
+    log_snr_shift: float = 0.0  # nats added to log-SNR at every t: 2·log(64/size) for larger data
+    zero_terminal_snr: bool = False  # rescale so that ᾱ is exactly 0 at the last timestep
     prediction_type: str  # epsilon | v_prediction | sample | edm
     sigma_data: float  # edm prediction only; standard deviation of the data
-    learned_variance: bool  # the network also outputs the variance of ddpm's step, in as many channels again
-    vlb_weight: float  # learned_variance only; what the variational bound counts for in the loss
+    learned_variance: bool = False  # the network outputs the variance of ddpm's step too, in C more channels
+    vlb_weight: float  # learned_variance only; weight of the variational bound in the loss
     timestep_sampling: str  # uniform | log_normal: how training chooses t
     log_normal_mean: float  # log_normal only; of ln σ
     log_normal_std: float  # log_normal only; of ln σ
-    loss_weighting: str  # uniform | min_snr | uncertainty; of the training loss, not of the validation's
-    min_snr_gamma: float  # min_snr only; timesteps with more SNR than this count no more than with this
-    label_dropout: float  # share of training samples whose label is hidden; 0: none. Only with classes
+    loss_weighting: str  # uniform | min_snr | uncertainty; of the training loss, not of the validation loss
+    min_snr_gamma: float  # min_snr only; timesteps with a larger SNR count no more than those with this one
+    label_dropout: float = 0.0  # fraction of training samples whose label is hidden; only with classes
 
     def __post_init__(self):
         require(SCHEDULES, schedule=self.schedule)
@@ -95,30 +98,18 @@ class DiffusionConfig:
 
 
 class NoiseSchedule(nn.Module):
-    """ᾱ_t and the conversions between x0, noise and the network's output.
+    """ᾱ_t and what follows from it alone: the levels of signal and noise at every t.
 
     `alphas_cumprod` falls from about 1 to about 0, to exactly 0 with `zero_terminal_snr`; it and `betas`
     are float64 on the CPU (samplers take exact scalars from them). `signal` = sqrt(ᾱ) and
-    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device. A method takes t (B,) as int64, or
-    as float for continuous time: log-SNR is linear between two timesteps (exactly so in the edm schedule).
-
-    With a = sqrt(ᾱ), s = sqrt(1 - ᾱ), d = sigma_data and D² = s² + (a·d)², the network's output F means
-
-        epsilon        F = noise                            x0 = (x_t - s·F)/a
-        v_prediction   F = a·noise - s·x0                   x0 = a·x_t - s·F
-        sample         F = x0                               x0 = F
-        edm            F = (s·x0/d - a·d·noise)/D           x0 = (a·d²·x_t/D + s·d·F)/D
-
-    and all see x_t, edm x_t/D. Its rows are Karras et al. 2022, table 1 (c_skip, c_out, c_in) for x = a·x̃ and
-    σ = s/a: input and target have variance one at every t when the data have d². With d = 1 it is -v.
+    `noise_level` = sqrt(1 - ᾱ) are float32 buffers that follow the device. Methods take t (B,) as int64, or
+    as float for continuous time: between two timesteps log-SNR is linear (exactly so in the edm schedule).
     """
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.config = config
         self.num_train_timesteps = config.num_train_timesteps
-        self.prediction_type = config.prediction_type
-        self.learned_variance = config.learned_variance
         alphas_cumprod = make_alphas_cumprod(config)
         self.alphas_cumprod = alphas_cumprod
         self.betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
@@ -133,71 +124,23 @@ class NoiseSchedule(nn.Module):
     def t_of_log_sigma(self, log_sigma: Tensor) -> Tensor:
         """Return the t (B,), float64 in [0, num_train_timesteps - 1], where ln σ is `log_sigma` (B,).
 
-        What lies outside the schedule becomes its nearest end.
+        Values outside the schedule become its nearest end.
         """
         t = np.interp(log_sigma.double().numpy(), (-self.log_snr / 2).numpy(), np.arange(len(self.betas)))
         return torch.from_numpy(t)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise; x0, noise (B, ...), t (B,)."""
-        a, s = self._levels(t, x0)
+        a, s = self.levels(t, x0)
         return a * x0 + s * noise
-
-    def scale_input(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return what the network is shown: x_t (B, ...), with edm x_t/D."""
-        return x_t / self._std(*self._levels(t, x_t)) if self.prediction_type == "edm" else x_t
-
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output at (x0, noise, t): noise, x0, v (Salimans and Ho 2022) or edm's."""
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return x0
-        a, s = self._levels(t, x0)
-        if self.prediction_type == "v_prediction":
-            return a * noise - s * x0
-        d = self.config.sigma_data
-        return (s * x0 / d - a * d * noise) / self._std(a, s)
-
-    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Recover x0 from the network's output at (x_t, t), all (B, ...); the inverse of `target`."""
-        if self.prediction_type == "sample":
-            return output
-        a, s = self._levels(t, x_t)
-        if self.prediction_type == "epsilon":
-            return (x_t - s * output) / a
-        if self.prediction_type == "v_prediction":
-            return a * x_t - s * output
-        d, D = self.config.sigma_data, self._std(a, s)
-        return (a * d**2 * x_t / D + s * d * output) / D
 
     def to_eps(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that makes x_t out of x0: eps = (x_t - sqrt(ᾱ_t)·x0)/sqrt(1 - ᾱ_t)."""
-        a, s = self._levels(t, x_t)
+        a, s = self.levels(t, x_t)
         return (x_t - a * x0) / s
 
-    def min_snr_weight(self, t: Tensor) -> Tensor:
-        """Return what the squared error of the network's output counts for at t (B,), float32 (B,).
-
-        That of x0 counts min(snr, γ) (Hang et al. 2023), and an error of the output is ∂x0/∂output times as
-        large in x0: s/a, s, 1 or s·d/D. So it is min(snr, γ)/snr for epsilon and min(snr, γ)/(snr + 1) for v.
-        Where ᾱ = 0 it is 0: with `zero_terminal_snr` the last timestep is learned from its neighbours alone.
-        """
-        a, s = self._levels(t, self.signal)
-        slope = {
-            "epsilon": lambda: s / a,
-            "v_prediction": lambda: s,
-            "sample": lambda: torch.ones_like(s),
-            "edm": lambda: s * self.config.sigma_data / self._std(a, s),
-        }[self.prediction_type]()
-        return (a / s).square().clamp(max=self.config.min_snr_gamma) * slope.square()
-
-    def _std(self, a: Tensor, s: Tensor) -> Tensor:
-        """D, the standard deviation of x_t when the data have `sigma_data`."""
-        return (s**2 + (a * self.config.sigma_data) ** 2).sqrt()
-
-    def _levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t) as (B, 1, ...), in `like`'s dtype and on its device."""
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sqrt(ᾱ_t) and sqrt(1 - ᾱ_t) at t (B,): (B, 1, ...) of `like`'s dtype and device."""
         shape = (-1,) + (1,) * (like.ndim - 1)
         if t.is_floating_point():  # between two timesteps; few and small, so on the CPU in float64
             levels = self._levels_between(t.double().cpu())
@@ -215,51 +158,109 @@ class NoiseSchedule(nn.Module):
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
 
-def denoise(model: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Ask the network for x0 at (x_t (B, C, ...), t (B,)).
+class Parameterisation:
+    """What a network predicts, and how x0 follows from it.
 
-    Returns:
-        x0 (B, C, ...) in x_t's dtype, and whatever channels the network outputs beyond C: with
-        `learned_variance` another C, else none.
+    With a = sqrt(ᾱ), s = sqrt(1 - ᾱ), d = sigma_data and D² = s² + (a·d)², the network's output F means
 
-    Raises:
-        ValueError: the schedule has `learned_variance` and the network has no such channels.
-    """
-    C = x_t.shape[1]
-    output = model(schedule.scale_input(x_t, t), t).to(x_t.dtype)
-    if schedule.learned_variance and output.shape[1] != 2 * C:
-        raise ValueError(
-            f"learned_variance=True needs a network of {2 * C} output channels for {C} of data; this one has "
-            f"{output.shape[1]}"
-        )
-    return schedule.to_x0(output[:, :C], x_t, t), output[:, C:]
+        epsilon        F = noise                            x0 = (x_t - s·F)/a
+        v_prediction   F = a·noise - s·x0                   x0 = a·x_t - s·F
+        sample         F = x0                               x0 = F
+        edm            F = (s·x0/d - a·d·noise)/D           x0 = (a·d²·x_t/D + s·d·F)/D
 
-
-def in_x0(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Return the same schedule for a denoiser that outputs x0 itself."""
-    schedule = copy.copy(schedule)
-    schedule.prediction_type = "sample"
-    return schedule
-
-
-def edited_x0(
-    model: Denoiser, schedule: NoiseSchedule, edit: Callable[[Tensor], Tensor]
-) -> tuple[Denoiser, NoiseSchedule]:
-    """Return a denoiser whose x0 is `edit` of the model's, and the schedule that goes with it.
-
-    The denoiser's output is x0 itself and the schedule's `prediction_type` "sample", so nothing is rounded on
-    the way; a learned variance passes through.
+    and the network sees x_t, or x_t/D with edm. The formulas of edm are Karras et al. 2022, table 1 (c_skip,
+    c_out, c_in) for x = a·x̃ and σ = s/a: if the data have variance d², input and target have variance one at
+    every t. With d = 1, F is -v.
     """
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        x0, rest = denoise(model, schedule, x_t, t)
-        return torch.cat([edit(x0), rest], dim=1)
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule, self.config = schedule, schedule.config
+        self.prediction_type = schedule.config.prediction_type
 
-    return denoiser, in_x0(schedule)
+    def denoiser(self, network: Network, *, with_variance: bool = False) -> Denoiser:
+        """Return the denoiser `(x_t (B, C, ...), t (B,)) -> x0` that the network makes, in x_t's dtype.
+
+        Whatever conditioning the network takes after t, the denoiser takes after t too.
+
+        Args:
+            with_variance: the network's variance output, C more channels, comes behind the C of x0. It is
+                for `ddpm` with variance="learned" and for the variational bound; guidance, thresholds,
+                windows and edits pass it on. False leaves it out.
+
+        Raises:
+            ValueError: the settings have no `learned_variance`, or (when called) the network has no such
+                output.
+        """
+        if with_variance and not self.config.learned_variance:
+            raise ValueError("variance='learned' needs a model trained with learned_variance=True")
+
+        def denoise(x_t: Tensor, t: Tensor, *conditioning: Tensor) -> Tensor:
+            C = x_t.shape[1]
+            output = network(self.scale_input(x_t, t), t, *conditioning).to(x_t.dtype)
+            if self.config.learned_variance and output.shape[1] != 2 * C:
+                raise ValueError(
+                    f"learned_variance=True needs a network of {2 * C} output channels for {C} of data; this "
+                    f"one has {output.shape[1]}"
+                )
+            x0 = self.to_x0(output[:, :C], x_t, t)
+            return torch.cat([x0, output[:, C:]], dim=1) if with_variance else x0
+
+        return denoise
+
+    def scale_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what the network sees of x_t (B, ...): x_t itself, or x_t/D with edm."""
+        return x_t / self._std(*self.schedule.levels(t, x_t)) if self.prediction_type == "edm" else x_t
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return F for (x0, noise, t): the noise, x0, v (Salimans and Ho 2022, appendix D) or that of edm."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x0
+        a, s = self.schedule.levels(t, x0)
+        if self.prediction_type == "v_prediction":
+            return a * noise - s * x0
+        d = self.config.sigma_data
+        return (s * x0 / d - a * d * noise) / self._std(a, s)
+
+    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the x0 that the output at (x_t, t) means, all (B, ...); the inverse of `target`."""
+        if self.prediction_type == "sample":
+            return output
+        a, s = self.schedule.levels(t, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - s * output) / a
+        if self.prediction_type == "v_prediction":
+            return a * x_t - s * output
+        d, D = self.config.sigma_data, self._std(a, s)
+        return (a * d**2 * x_t / D + s * d * output) / D
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Return |∂x0/∂F| at t (B,), float32 (B,): an error of the output is as many times as large in x0."""
+        a, s = self.schedule.levels(t, self.schedule.signal)
+        if self.prediction_type == "epsilon":
+            return s / a
+        if self.prediction_type == "sample":
+            return torch.ones_like(s)
+        return s if self.prediction_type == "v_prediction" else s * self.config.sigma_data / self._std(a, s)
+
+    def _std(self, a: Tensor, s: Tensor) -> Tensor:
+        """D, the standard deviation of x_t when the data have `sigma_data`."""
+        return (s**2 + (a * self.config.sigma_data) ** 2).sqrt()
 
 
-def make_alphas_cumprod(config) -> Tensor:
-    """Return ᾱ (num_train_timesteps,), float64, of a `DiffusionConfig`, shifted and rescaled as it says."""
+def edited(denoiser: Denoiser, edit: Callable[[Tensor], Tensor]) -> Denoiser:
+    """Return a denoiser whose x0 (B, C, ...) is `edit` of another's; a variance output passes through."""
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        x0, variance_output = denoiser(x_t, t).tensor_split([x_t.shape[1]], dim=1)
+        return torch.cat([edit(x0), variance_output], dim=1)
+
+    return denoise
+
+
+def make_alphas_cumprod(config: DiffusionConfig) -> Tensor:
+    """Return ᾱ (num_train_timesteps,), float64, of the configured schedule, shifted and rescaled."""
     T = config.num_train_timesteps
     if config.schedule == "edm":
         alphas_cumprod = edm_alphas_cumprod(T, config.sigma_min, config.sigma_max)

@@ -34,7 +34,7 @@ from Libraries.Runs.Settings import (  # noqa: E402
     VAESettings,
 )
 from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig  # noqa: E402
-from Libraries.Sound import SpectrogramConfig, UpsamplerConfig, ViewConfig  # noqa: E402
+from Libraries.Sound import ConditioningConfig, LowResolutionConfig, SpectrogramConfig  # noqa: E402
 from Libraries.Training import TrainConfig, VAELossConfig  # noqa: E402
 from Libraries.U_Net import UNetConfig  # noqa: E402
 from Libraries.Utils import require, set_log_level  # noqa: E402
@@ -138,9 +138,7 @@ BASE_SAMPLER = SamplerConfig(
     spacing="trailing",  # leading | trailing | linspace | karras | log_snr
     clip_x0=1.0,  # None: leave x0 as predicted
     dynamic_threshold=None,  # or a fraction, such as 0.995, of |x0| that is scaled into ±clip_x0 first
-    eta=0.0,  # ddim only: 0 to 1
-    variance=None,  # ddpm only: fixed_small | fixed_large | learned
-    churn=None,  # heun only: 0 or more
+    eta=0.0,  # ddim: 0 to 1; ddpm has variance instead (fixed_small | fixed_large | learned), heun churn
 )
 
 BASE = Settings(
@@ -167,10 +165,10 @@ BASE = Settings(
         method="none",  # none | classifier_free | autoguidance
         scale=2.0,  # 1: none
         rescale=0.0,  # 0 none, to 1
-        weaker_at=0.3,  # autoguidance only; fraction of the training
+        guide_at=0.3,  # autoguidance only; fraction of the training that the guide model has had
     ),
     edit=EditConfig(
-        rounds=4,  # times that made parts are made again
+        resamplings=4,  # times that inpainted parts are sampled again
         gap_seconds=1.0,  # s
         strength=0.5,  # of a variation, 0 to 1
         overlap_seconds=1.0,  # s
@@ -216,17 +214,17 @@ BASE = Settings(
     upsampler=UpsamplerSettings(
         network=replace(UNET, attention_levels=(3,), dropout=0.0),
         train=BASE_TRAIN,
-        view=ViewConfig(
+        low_resolution=LowResolutionConfig(
             kind="smaller",  # lower_bands | smaller
             kept_rows=48,  # lower_bands only; of 224
             row_factor=2,  # smaller only; rows averaged to one
             frame_factor=2,  # smaller only; frames averaged to one
         ),
-        conditioning=UpsamplerConfig(
-            max_strength=1.0,  # of the noise on the small spectrogram in training; 1: nothing of it left
-            strength=0.1,  # of that noise on a generated one
-            restored_share=0.3,  # of training clips: told the lower rows up to any one, to restore lost bands
-            consistent=True,  # hold x0 to the small spectrogram at every step
+        conditioning=ConditioningConfig(
+            max_augmentation=1.0,  # level of the noise on the conditioning in training; 1: nothing else left
+            augmentation=0.1,  # its level on a generated small spectrogram
+            restored_fraction=0.3,  # of training clips: given the lower rows only, to restore lost bands
+            data_consistency=True,  # keep x0 consistent with the small spectrogram at every step
         ),
         sampler=replace(BASE_SAMPLER, num_inference_steps=4, clip_x0=None),  # residuals have no range
     ),
@@ -337,7 +335,7 @@ CPU = replace(
         BASE.upsampler,
         network=CPU_UNET,
         train=replace(CPU_TRAIN, power_ema=()),
-        view=replace(BASE.upsampler.view, kept_rows=24),  # of 96
+        low_resolution=replace(BASE.upsampler.low_resolution, kept_rows=24),  # of 96
     ),
     phase=replace(
         BASE.phase,
@@ -388,7 +386,7 @@ SMOKE = replace(
     network=NETWORKS["SMOKE"]["latent"],
     train=smoke(CPU.train),
     sampler=replace(CPU.sampler, num_inference_steps=4),
-    edit=replace(CPU.edit, rounds=1, continue_seconds=4.0, loop_seconds=4.0),
+    edit=replace(CPU.edit, resamplings=1, continue_seconds=4.0, loop_seconds=4.0),
     evaluation=replace(
         CPU.evaluation, num_samples=8, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
         guidance_scales=(1.0, 2.0), upsampler_steps=(1, 2),

@@ -35,7 +35,7 @@ from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Runs.Run import open_spectrogram
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
-from Libraries.Sampling.Samplers import inference_timesteps, sample_ddim
+from Libraries.Sampling.Loop import SamplerConfig, inference_timesteps, run_sampler
 from Libraries.Sound.Audio import load_audio
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Timing import median_in_turns, time_call
@@ -97,9 +97,10 @@ def our_sampler(settings: Settings, device: torch.device, precision: str, batch_
     model.precision = precision
 
     def sample(num_steps: int, most: int | None) -> Tensor:
-        timesteps = inference_timesteps(schedule, num_steps, settings.sampler.spacing)[:most]
+        ddim = SamplerConfig("ddim", num_steps, settings.sampler.spacing, clip_x0=1.0, eta=0.0)
+        timesteps = inference_timesteps(schedule, num_steps, ddim.spacing)[:most]
         noise = SampleNoise(range(batch_size), device)
-        return sample_ddim(model.denoiser(), schedule, noise, SHAPE, timesteps, clip_x0=1.0)
+        return run_sampler(model.denoiser(), schedule, ddim, noise, SHAPE, timesteps)
 
     return sample
 

@@ -35,7 +35,7 @@ from Libraries.Runs.Preparation import find_music
 from Libraries.Runs.Settings import Settings, changed
 from Libraries.Runs.Upsampling import LowResolutionCodec, load_upsampler, upsampler_recipe
 from Libraries.Sound.Audio import load_audio, save_audio
-from Libraries.Sound.LowResolution import VIEWS
+from Libraries.Sound.LowResolution import KINDS
 from Libraries.Sound.Metrics import log_spectral_distance
 from Libraries.Utils import pick_device
 
@@ -51,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training in all, each way")
     parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
+    parser.add_argument("--views", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
     args = parser.parse_args()
     changes = {"root": args.root, "evaluation.compared_clips": args.clips}
@@ -60,7 +60,7 @@ def main() -> None:
     direct = DiffusionRun.load(train_directly(settings, args.minutes))
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for view in args.views:
-        own = changed(in_space(settings, "small"), {"upsampler.view.kind": view})
+        own = changed(in_space(settings, "small"), {"upsampler.low_resolution.kind": view})
         model = load_cascade(train_cascade(own, args.minutes), own)
         print(f"\n{view}, {own.spectrogram.shape} from {model.shape}\n")
         print_table(*table(model, own, direct))
@@ -75,7 +75,7 @@ def train_directly(settings: Settings, minutes: float) -> Path:
 
 def train_cascade(settings: Settings, minutes: float) -> Path:
     """Return the run of a first model whose upsampler is trained too, for half of the minutes each."""
-    settings = changed(settings, {"preset": f"{settings.upsampler.view.kind}-{minutes:g}min"})
+    settings = changed(settings, {"preset": f"{settings.upsampler.low_resolution.kind}-{minutes:g}min"})
     train_or_find(upsampler_recipe, settings, "upsampler.train", minutes / 2)
     return train_or_find(diffusion_recipe, settings, "train", minutes / 2)
 

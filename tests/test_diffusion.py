@@ -10,8 +10,15 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, DiffusionConfig, NoiseSchedule, sigmoid_betas
-from Libraries.Training.DiffusionLoss import DiffusionLoss, diffusion_loss, stream_timesteps
+from Libraries.Diffusion import (
+    PREDICTION_TYPES,
+    SCHEDULES,
+    DiffusionConfig,
+    NoiseSchedule,
+    Parameterisation,
+    sigmoid_betas,
+)
+from Libraries.Training.DiffusionLoss import DiffusionLoss, diffusion_loss, min_snr_weight, stream_timesteps
 
 DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 DIFFUSERS_TYPES = ("epsilon", "v_prediction", "sample")  # edm is a scheduler of its own there
@@ -23,7 +30,8 @@ def make_schedule(
     learned_variance=False, timestep_sampling="uniform",
 ):  # fmt: skip
     config = DiffusionConfig(
-        schedule, num_train_timesteps, beta_start=1e-4, beta_end=0.02, sigma_min=0.002, sigma_max=80.0,
+        schedule=schedule, num_train_timesteps=num_train_timesteps,
+        beta_start=1e-4, beta_end=0.02, sigma_min=0.002, sigma_max=80.0,
         log_snr_shift=shift, zero_terminal_snr=zero_terminal,
         prediction_type=prediction_type, sigma_data=sigma_data,
         learned_variance=learned_variance, vlb_weight=0.001,
@@ -77,8 +85,9 @@ def test_velocity_at_zero_terminal_snr_is_minus_x0_and_gives_it_back():
     schedule = make_schedule(zero_terminal=True)
     x0, noise, t = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([999, 999])
     assert torch.equal(schedule.add_noise(x0, noise, t), noise)
-    assert torch.equal(schedule.target(x0, noise, t), -x0)
-    assert torch.equal(schedule.to_x0(-x0, noise, t), x0)
+    velocity = Parameterisation(schedule)
+    assert torch.equal(velocity.target(x0, noise, t), -x0)
+    assert torch.equal(velocity.to_x0(-x0, noise, t), x0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -90,10 +99,11 @@ def test_unit_variance_stays_unit_variance(name):
 @pytest.mark.parametrize(("name", "prediction_type"), list(product(SCHEDULES, PREDICTION_TYPES)))
 def test_x0_and_noise_come_back_from_the_target(name, prediction_type):
     schedule = make_schedule(name, prediction_type)
+    parameterisation = Parameterisation(schedule)
     x0, noise = torch.randn(2, 10, 1, 4, 4, dtype=torch.float64).unbind()
     t = torch.linspace(0, 999, 10).long()
     x_t = schedule.add_noise(x0, noise, t)
-    recovered = schedule.to_x0(schedule.target(x0, noise, t), x_t, t)
+    recovered = parameterisation.to_x0(parameterisation.target(x0, noise, t), x_t, t)
     assert torch.allclose(recovered, x0, atol=1e-9)
     assert torch.allclose(schedule.to_eps(recovered, x_t, t), noise, atol=1e-9)
 
@@ -104,15 +114,16 @@ def test_velocity_equals_diffusers(name):
     reference.alphas_cumprod = make_schedule(name).alphas_cumprod.float()
     x0, noise, t = torch.randn(5, 1, 4, 4), torch.randn(5, 1, 4, 4), torch.tensor([0, 10, 500, 900, 999])
     schedule = make_schedule(name, "v_prediction")
-    assert torch.allclose(schedule.target(x0, noise, t), reference.get_velocity(x0, noise, t), atol=1e-5)
+    velocity = Parameterisation(schedule).target(x0, noise, t)
+    assert torch.allclose(velocity, reference.get_velocity(x0, noise, t), atol=1e-5)
     assert torch.allclose(schedule.add_noise(x0, noise, t), reference.add_noise(x0, noise, t), atol=1e-5)
 
 
 def test_loss_of_the_true_target_is_zero_and_of_zero_its_power():
-    schedule = make_schedule(prediction_type="epsilon")
+    noise_prediction = Parameterisation(make_schedule(prediction_type="epsilon"))
     x0, noise, t = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([0, 400, 999])
-    assert (diffusion_loss(lambda *_: noise, schedule, x0, t, noise) == 0).all()
-    loss = diffusion_loss(lambda x, *_: torch.zeros_like(x), schedule, x0, t, noise)
+    assert (diffusion_loss(lambda *_: noise, noise_prediction, x0, t, noise) == 0).all()
+    loss = diffusion_loss(lambda x, *_: torch.zeros_like(x), noise_prediction, x0, t, noise)
     assert torch.allclose(loss, noise.square().flatten(1).mean(1))
 
 
@@ -123,7 +134,7 @@ def test_min_snr_weight_is_the_closed_form(prediction_type):
         snr = math.exp(schedule.log_snr[t])
         edm = (1 / snr + 0.25) * snr / 0.25  # 1/c_out² (Karras et al. 2022, table 1) with σ² = 1/snr
         divisor = {"sample": 1, "epsilon": snr, "v_prediction": snr + 1, "edm": edm}[prediction_type]
-        weight = schedule.min_snr_weight(torch.tensor([t])).item()
+        weight = min_snr_weight(Parameterisation(schedule), torch.tensor([t])).item()
         assert math.isclose(weight, min(snr, 5) / divisor, rel_tol=1e-5)
 
 
@@ -136,12 +147,13 @@ def test_min_snr_is_one_loss_whatever_the_network_predicts(zero_terminal):
         schedule = make_schedule(
             prediction_type=prediction_type, weighting="min_snr", zero_terminal=zero_terminal
         )
+        parameterisation = Parameterisation(schedule)
 
-        def off(x_t, t, cond, schedule=schedule):
-            x_t = x_t / schedule.scale_input(torch.ones_like(x_t), t)
-            return schedule.target(x0 + error, schedule.to_eps(x0 + error, x_t, t), t)
+        def off(x_t, t, cond, p=parameterisation):
+            x_t = x_t / p.scale_input(torch.ones_like(x_t), t)
+            return p.target(x0 + error, p.schedule.to_eps(x0 + error, x_t, t), t)
 
-        losses.append(diffusion_loss(off, schedule, x0, t, noise))
+        losses.append(diffusion_loss(off, parameterisation, x0, t, noise))
     wanted = schedule.log_snr.exp()[t].clamp(max=5) * error.square().flatten(1).mean(1)
     assert all(torch.allclose(loss, wanted.float(), rtol=1e-4) for loss in losses)
 
@@ -155,7 +167,7 @@ def test_validation_is_unweighted_and_training_is_not():
         for weighting in ("uniform", "min_snr")
     )
     assert uniform.validate(model, [batch]) == weighted.validate(model, [batch])
-    weights = weighted.schedule.min_snr_weight(stream_timesteps(positions, 1000))
+    weights = min_snr_weight(weighted.parameterisation, stream_timesteps(positions, 1000))
     assert torch.allclose(weighted(model, batch, positions), weights * uniform(model, batch, positions))
 
 

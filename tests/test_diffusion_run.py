@@ -7,6 +7,7 @@ import torch
 from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Diffusion import Parameterisation
 from Libraries.Evaluation.Comparison import (
     compare_ema_lengths,
     compare_guidance,
@@ -19,7 +20,7 @@ from Libraries.Runs.Settings import changed
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 
-AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, weaker_at=0.5)
+AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, guide_at=0.5)
 BY_LABEL = replace(AUTO, method="classifier_free")
 
 
@@ -66,11 +67,13 @@ def test_scale_one_and_no_guidance_are_the_same(settings, model):
 def test_autoguidance_is_away_from_the_earlier_weights(settings, model, run_dir):
     plain, guided = make(model, settings), make(model, settings, guidance=AUTO)
     assert not torch.allclose(plain, guided, atol=1e-3)
-    assert model.load_weaker(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
+    assert model.load_guide(0.5) == find_checkpoints(run_dir, "ema")[0][0] == 2
     x_t, t = torch.randn(2, *settings.spectrogram.shape), torch.tensor([10, 900])
     with torch.no_grad():
-        strong, weak = model.network(x_t, t), model.weaker(x_t, t)
-        assert torch.allclose(model.denoiser(guidance=AUTO)(x_t, t), weak + 2 * (strong - weak), atol=1e-5)
+        denoiser_of = Parameterisation(model.schedule).denoiser
+        x0, x0_guide = (denoiser_of(own)(x_t, t) for own in (model.network, model.guide))
+        guided = model.denoiser(guidance=AUTO)(x_t, t)
+        assert torch.allclose(guided, x0_guide + 2 * (x0 - x0_guide), atol=1e-5)
 
 
 def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, conditional):
@@ -105,7 +108,7 @@ def test_a_run_with_one_set_of_weights_has_no_weaker_one(model, run_dir, tmp_pat
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
     with pytest.raises(CheckpointError, match="no weights from before its last"):
-        DiffusionRun.load(tmp_path).load_weaker(0.3)
+        DiffusionRun.load(tmp_path).load_guide(0.3)
 
 
 def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):
@@ -158,7 +161,7 @@ def test_comparisons_cover_what_the_settings_name(settings, model, run_dir):
 
 def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, model):
     x0 = make(model, settings)[:1]
-    editor = model.editor(settings.sampler, rounds=1)
+    editor = model.editor(settings.sampler, resamplings=1)
     T = settings.spectrogram.n_frames
     long = editor.extend(x0, 2 * T + 3, T // 2, [0])
     assert long.shape[-1] == 2 * T + 3 and torch.equal(long[..., :T], x0)

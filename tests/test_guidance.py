@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from test_diffusion import make_schedule
-from test_samplers import SHAPE, GaussianDenoiser, make_config, wavy
+from test_samplers import SHAPE, GaussianNetwork, gaussian_denoiser, make_config, run, wavy_denoiser
 from torch import nn
 
 from Conf import NETWORKS
-from Libraries.Diffusion import PREDICTION_TYPES
+from Libraries.Diffusion import PREDICTION_TYPES, Parameterisation
 from Libraries.Sampling.Guidance import autoguidance, classifier_free_guidance, rescaled, with_labels
-from Libraries.Sampling.Samplers import SAMPLERS, inference_timesteps, sample
+from Libraries.Sampling.Loop import inference_timesteps, sample
+from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.U_Net import UNet
 from Libraries.Utils import SampleNoise
@@ -23,12 +24,16 @@ class Classes:
     """The exact denoiser of classes N(MEANS[k], STD²); without a label, of N(0, STD²). Counts its calls."""
 
     def __init__(self, schedule):
-        self.calls, self.denoiser = [], GaussianDenoiser(schedule, None, STD)
+        self.calls, self.network = [], GaussianNetwork(schedule, None, STD)
+        self.denoiser = Parameterisation(schedule).denoiser(self.output)
+
+    def output(self, x_t, t, cond):
+        self.calls.append(len(x_t))
+        self.network.mean = torch.tensor([*MEANS, 0.0], dtype=x_t.dtype)[cond].view(-1, 1, 1, 1)
+        return self.network(x_t, t)
 
     def __call__(self, x_t, t, cond):
-        self.calls.append(len(x_t))
-        self.denoiser.mean = torch.tensor([*MEANS, 0.0], dtype=x_t.dtype)[cond].view(-1, 1, 1, 1)
-        return self.denoiser(x_t, t)
+        return self.denoiser(x_t, t, cond)
 
 
 def batch():
@@ -37,52 +42,53 @@ def batch():
 
 
 def test_scale_one_changes_nothing_and_costs_one_call():
-    network, (x_t, t, labels) = Classes(make_schedule()), batch()
-    model = classifier_free_guidance(network, labels, NUM_CLASSES, 1.0, rescale=0.7)
-    assert torch.equal(model(x_t, t), Classes(make_schedule())(x_t, t, labels))
-    assert network.calls == [3]
+    classes, (x_t, t, labels) = Classes(make_schedule()), batch()
+    denoiser = classifier_free_guidance(classes, labels, NUM_CLASSES, 1.0, rescale=0.7)
+    assert torch.equal(denoiser(x_t, t), Classes(make_schedule())(x_t, t, labels))
+    assert classes.calls == [3]
+    wavy = wavy_denoiser(make_schedule())
     assert autoguidance(wavy, None, 1.0) is wavy
 
 
 def test_both_halves_are_one_batch():
-    network, (x_t, t, labels) = Classes(make_schedule()), batch()
-    classifier_free_guidance(network, labels, NUM_CLASSES, 3.0)(x_t, t)
-    assert network.calls == [6]
+    classes, (x_t, t, labels) = Classes(make_schedule()), batch()
+    classifier_free_guidance(classes, labels, NUM_CLASSES, 3.0)(x_t, t)
+    assert classes.calls == [6]
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_guided_x0_is_the_closed_form_whatever_the_network_predicts(prediction_type):
     """Both have one variance, so guidance only moves the mean: by scale times that of the class."""
     schedule, (x_t, t, labels) = make_schedule(prediction_type=prediction_type), batch()
-    model = classifier_free_guidance(Classes(schedule), labels, NUM_CLASSES, 2.5)
+    denoiser = classifier_free_guidance(Classes(schedule), labels, NUM_CLASSES, 2.5)
     moved = 2.5 * torch.tensor(MEANS, dtype=torch.float64)[labels].view(-1, 1, 1, 1)
-    wanted = GaussianDenoiser(schedule, moved, STD)(x_t, t)
-    assert torch.allclose(model(x_t, t), wanted, atol=1e-9)
+    wanted = gaussian_denoiser(schedule, moved, STD)(x_t, t)
+    assert torch.allclose(denoiser(x_t, t), wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_follows_the_guidance(name):
     schedule, scale = make_schedule(), 1.5
-    model = classifier_free_guidance(Classes(schedule), torch.tensor([1]), NUM_CLASSES, scale)
+    denoiser = classifier_free_guidance(Classes(schedule), torch.tensor([1]), NUM_CLASSES, scale)
     config = make_config(name, 100, "log_snr", clip_x0=None)
-    x0 = sample(model, schedule, config, range(100), SHAPE, batch_size=100, progress=False)
+    x0 = sample(denoiser, schedule, config, range(100), SHAPE, batch_size=100, progress=False)
     assert abs(x0.mean().item() - scale * MEANS[1]) < 4 * STD / 2400**0.5 + 0.005
 
 
 def test_scale_zero_ignores_the_labels():
-    network, (x_t, t, labels) = Classes(make_schedule()), batch()
-    found = classifier_free_guidance(network, labels, NUM_CLASSES, 0.0)(x_t, t)
-    assert torch.allclose(found, with_labels(network, torch.tensor([NUM_CLASSES]), NUM_CLASSES)(x_t, t))
+    classes, (x_t, t, labels) = Classes(make_schedule()), batch()
+    found = classifier_free_guidance(classes, labels, NUM_CLASSES, 0.0)(x_t, t)
+    assert torch.allclose(found, with_labels(classes, torch.tensor([NUM_CLASSES]), NUM_CLASSES)(x_t, t))
 
 
-def test_autoguidance_sharpens_what_the_weaker_model_blurs():
-    """A weaker model that thinks the data wider: its difference to the better one points at their middle."""
+def test_autoguidance_sharpens_what_the_guide_model_blurs():
+    """A guide model that thinks the data wider: its difference to the better one points at their middle."""
     schedule = make_schedule()
-    better, weaker = (GaussianDenoiser(schedule, 0.3, std) for std in (0.4, 0.8))
+    better, guide = (gaussian_denoiser(schedule, 0.3, std) for std in (0.4, 0.8))
     steps, spread = inference_timesteps(schedule, 100, "log_snr"), []
     for scale in (0.0, 1.0, 2.0):
         noise = SampleNoise(range(100), dtype=torch.float64)
-        x0 = SAMPLERS["ddim"](autoguidance(better, weaker, scale), schedule, noise, SHAPE, steps)
+        x0 = run("ddim", autoguidance(better, guide, scale), schedule, noise, SHAPE, steps)
         assert abs(x0.mean().item() - 0.3) < 0.05
         spread.append(x0.std().item())
     assert spread[0] == pytest.approx(0.8, rel=0.06) and spread[1] == pytest.approx(0.4, rel=0.06)

@@ -22,6 +22,9 @@ from Libraries.Networks.Blocks import (
 from Libraries.Networks.JournalUNet import OUTPUTS, SKIPS, JournalUNet, as_journal
 from Libraries.U_Net import UNet
 
+SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
+CPU_UNET = NETWORKS["CPU"]["spectrogram"]
+
 PLAIN = replace(
     SMOKE_UNET,
     channels=(8, 16, 24),
@@ -51,12 +54,7 @@ def randomised(config, in_channels=1):
     return network.eval()
 
 
-@pytest.mark.parametrize(
-    "config", [PLAIN, SMOKE_UNET, CPU_UNET, BASE.network]
-)
-
-SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
-CPU_UNET = NETWORKS["CPU"]["spectrogram"]
+@pytest.mark.parametrize("config", [PLAIN, SMOKE_UNET, CPU_UNET, BASE.network])
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_the_plain_network_and_its_equal_of_the_journal_are_the_same_bit_for_bit(config, num_classes):
     plain = replace(config, num_classes=num_classes)

@@ -17,7 +17,7 @@ from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
 from Libraries.Runs.DiffusionTraining import EncodedLoader, overfit_one_batch, train_diffusion
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec, prepare_space
-from Libraries.Sampling.Editing import known_outside
+from Libraries.Sampling.Editing import mask_outside
 from Libraries.Training.Checkpoint import CheckpointError, latest_checkpoint
 from Libraries.VAE import VAE
 
@@ -141,10 +141,10 @@ def test_evaluation_and_checks_work_in_latents(settings, model, clips, tmp_path)
 
 
 def test_edits_keep_what_is_known(settings, model, clips):
-    editor = model.editor(settings.sampler, rounds=1)
+    editor = model.editor(settings.sampler, resamplings=1)
     C, F, T = settings.spectrogram.shape
     for box in ({"frames": (T // 3, T // 2)}, {"rows": (5, F // 2)}):
-        known = known_outside((C, F, T), **box)
+        known = mask_outside((C, F, T), **box)
         made = editor.inpaint(clips, known, [1, 2])
         assert torch.equal(made[:, known], clips[:, known]) and (made[:, ~known] != clips[:, ~known]).any()
     long = editor.extend(clips, 2 * T + 5, T // 2, [1, 2])
@@ -158,22 +158,22 @@ def test_edits_keep_what_is_known(settings, model, clips):
 
 
 def test_a_latent_is_known_only_if_all_it_stands_for_is(settings, model):
-    editor, (rows, frames) = model.editor(settings.sampler, rounds=0), model.codec.stride
+    editor, (rows, frames) = model.editor(settings.sampler, resamplings=0), model.codec.stride
     known = torch.ones(1, *settings.spectrogram.shape, dtype=torch.bool)
     known[..., rows - 1, 2 * frames] = False
-    latents = editor._known_latents(known)
+    latents = editor._latent_mask(known)
     assert latents.shape == (1, 1, *model.codec.shape[1:])
     assert (~latents).nonzero().tolist() == [[0, 0, 0, 2]]
 
 
 def test_decoding_in_windows_is_decoding_where_there_is_one(settings, model, clips):
-    editor, z = model.editor(settings.sampler, rounds=0), model.codec.encode(clips)
+    editor, z = model.editor(settings.sampler, resamplings=0), model.codec.encode(clips)
     assert torch.allclose(editor._decode(z, 4, circular=False), model.codec.decode(z), atol=1e-5)
 
 
 def test_a_single_latent_cannot_be_kept_in_part(settings, model, clips):
     vae = VAE(replace(settings.vae.network, kind="linear", latent_channels=8), settings.spectrogram.shape)
     codec = LatentCodec(vae, torch.zeros(8), torch.ones(8), model.spectrogram, torch.device("cpu"))
-    editor = LatentEditor(model.editor(settings.sampler, rounds=0).editor, codec)
+    editor = LatentEditor(model.editor(settings.sampler, resamplings=0).editor, codec)
     with pytest.raises(ValueError, match="a single latent stands for all of the clip"):
-        editor.inpaint(clips, known_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])
+        editor.inpaint(clips, mask_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])

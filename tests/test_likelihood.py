@@ -7,11 +7,11 @@ import diffusers
 import pytest
 import torch
 from test_diffusion import make_schedule
-from test_samplers import SHAPE, GaussianDenoiser, Replay, wavy
+from test_samplers import SHAPE, GaussianNetwork, Replay, gaussian_denoiser, run, wavy, wavy_denoiser
 
-from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, NoiseSchedule
+from Libraries.Diffusion import PREDICTION_TYPES, SCHEDULES, NoiseSchedule, Parameterisation
 from Libraries.Sampling.Likelihood import bits_per_dimension, interpolated_log_variance
-from Libraries.Sampling.Samplers import inference_timesteps, sample_ddpm
+from Libraries.Sampling.Loop import inference_timesteps
 from Libraries.Utils import SampleNoise
 
 STD = 0.7
@@ -28,8 +28,8 @@ def coefficients(schedule):
     return beta, small, weight, STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)
 
 
-class ExactDenoiser(GaussianDenoiser):
-    """E[x0 | x_t] and the exact variance of x_(t-1) given x_t, as the network would say it."""
+class ExactNetwork(GaussianNetwork):
+    """The network of E[x0 | x_t] and of the exact variance of x_(t-1) given x_t."""
 
     def __call__(self, x_t, t):
         beta, small, weight, posterior = (table[t] for table in coefficients(self.schedule))
@@ -38,6 +38,10 @@ class ExactDenoiser(GaussianDenoiser):
         v = (exact - small.log()) / (beta.log() - small.log())
         output = (2 * v - 1).view(-1, 1, 1, 1).expand_as(x_t).to(x_t.dtype)
         return torch.cat([super().__call__(x_t, t), output], dim=1)
+
+
+def exact_denoiser(schedule):
+    return Parameterisation(schedule).denoiser(ExactNetwork(schedule, 0.0, STD), with_variance=True)
 
 
 def gaussian_clips(count, shape=(1, 96, 96)):
@@ -56,7 +60,7 @@ def test_the_exact_model_needs_exactly_the_bits_of_the_data(schedule, prediction
     """With the true mean and the true variance the bound is tight: clip by clip it is -log2 p(x0)."""
     schedule = make_schedule(schedule, prediction_type, 400, learned_variance=True)
     x0 = gaussian_clips(4)
-    bits = bits_per_dimension(ExactDenoiser(schedule, 0.0, STD), schedule, x0, range(4), variance="learned")
+    bits = bits_per_dimension(exact_denoiser(schedule), schedule, x0, range(4), variance="learned")
     assert torch.allclose(bits, bits_of(x0), atol=0.1)
     assert bits.mean().item() == pytest.approx(bits_of(x0).mean().item(), abs=0.03)
 
@@ -73,7 +77,7 @@ def test_bound_of_a_fixed_variance_is_the_closed_form(variance, steps):
     prior = 0.5 * (abar * STD**2 - abar - math.log1p(-abar))
     wanted = (nats.sum().item() + prior) / math.log(2)
     found = bits_per_dimension(
-        GaussianDenoiser(schedule, 0.0, STD), schedule, gaussian_clips(8), range(8), variance=variance
+        gaussian_denoiser(schedule, 0.0, STD), schedule, gaussian_clips(8), range(8), variance=variance
     )
     assert found.mean().item() == pytest.approx(wanted, abs=0.02)
     assert wanted > 0.5 * math.log2(2 * math.pi * math.e * STD**2)
@@ -83,7 +87,7 @@ def test_more_timesteps_bring_the_bound_down_to_the_entropy():
     gaps = []
     for steps in (10, 40, 160):
         schedule = make_schedule("cosine", num_train_timesteps=steps, learned_variance=True)
-        model = ExactDenoiser(schedule, 0.0, STD)
+        model = exact_denoiser(schedule)
         fixed, exact = (
             bits_per_dimension(model, schedule, gaussian_clips(2), range(2), variance=variance)
             for variance in ("fixed_large", "learned")
@@ -94,8 +98,9 @@ def test_more_timesteps_bring_the_bound_down_to_the_entropy():
 
 def test_a_clips_bound_does_not_depend_on_its_batch():
     schedule, x0 = make_schedule(num_train_timesteps=20), gaussian_clips(3)
-    together = bits_per_dimension(wavy, schedule, x0, [4, 5, 6], variance="fixed_small")
-    alone = bits_per_dimension(wavy, schedule, x0[1:2], [5], variance="fixed_small")
+    denoiser = wavy_denoiser(schedule)
+    together = bits_per_dimension(denoiser, schedule, x0, [4, 5, 6], variance="fixed_small")
+    alone = bits_per_dimension(denoiser, schedule, x0[1:2], [5], variance="fixed_small")
     assert torch.allclose(together[1:2], alone)
 
 
@@ -103,7 +108,7 @@ def test_a_worse_model_needs_more_bits():
     schedule, x0 = make_schedule(num_train_timesteps=50), gaussian_clips(4)
     right, wrong = (
         bits_per_dimension(
-            GaussianDenoiser(schedule, mean, STD), schedule, x0, range(4), variance="fixed_large"
+            gaussian_denoiser(schedule, mean, STD), schedule, x0, range(4), variance="fixed_large"
         )
         for mean in (0.0, 0.5)
     )
@@ -117,7 +122,7 @@ def test_bound_says_what_it_cannot_do():
         ({"variance": "learned"}, "trained with learned_variance=True"),
     ):
         with pytest.raises(ValueError, match=says):
-            bits_per_dimension(wavy, schedule, x0, [0], **options)
+            bits_per_dimension(wavy_denoiser(schedule), schedule, x0, [0], **options)
 
 
 def test_learned_variance_goes_from_the_lower_to_the_upper_bound():
@@ -147,18 +152,19 @@ def test_ddpm_with_learned_variance_equals_diffusers(monkeypatch, schedule, pred
     for t in theirs.timesteps:
         x = theirs.step(two_outputs(x, t.expand(2)), t, x).prev_sample
     noise = SampleNoise([1, 2], dtype=torch.float64)
-    result = sample_ddpm(two_outputs, ours, noise, SHAPE, steps, variance="learned", clip_x0=1.0)
+    denoiser = Parameterisation(ours).denoiser(two_outputs, with_variance=True)
+    result = run("ddpm", denoiser, ours, noise, SHAPE, steps, variance="learned", clip_x0=1.0)
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
 def test_the_exact_variance_makes_few_steps_exact_and_the_fixed_ones_do_not():
     """Twelve timesteps in all: only with the variance learned have the samples that of the data."""
     schedule = make_schedule("cosine", num_train_timesteps=12, learned_variance=True)
-    model, found = ExactDenoiser(schedule, 0.0, STD), {}
+    denoiser, found = exact_denoiser(schedule), {}
     for variance in ("learned", "fixed_small", "fixed_large"):
         noise = SampleNoise(range(8), dtype=torch.float64)
         steps = inference_timesteps(schedule, 12, "leading")
-        x0 = sample_ddpm(model, schedule, noise, (1, 64, 64), steps, variance=variance)
+        x0 = run("ddpm", denoiser, schedule, noise, (1, 64, 64), steps, variance=variance)
         found[variance] = (x0.var() + posterior_of_the_last_step(schedule)).item()
     assert found["learned"] == pytest.approx(STD**2, rel=0.03)
     assert found["fixed_small"] < STD**2 - 0.03 and found["fixed_large"] > STD**2 + 0.03
@@ -170,11 +176,17 @@ def posterior_of_the_last_step(schedule):
 
 
 def test_learned_variance_asks_for_a_network_and_a_schedule_that_have_it():
-    noise = SampleNoise([0])
+    plain, learned = make_schedule(), make_schedule(learned_variance=True)
+
+    def sampled(denoiser, schedule):
+        return run("ddpm", denoiser, schedule, SampleNoise([0]), SHAPE, [10, 0], variance="learned")
+
     with pytest.raises(ValueError, match="trained with learned_variance=True"):
-        sample_ddpm(wavy, make_schedule(), noise, SHAPE, [10, 0], variance="learned")
+        sampled(wavy_denoiser(plain), plain)
+    with pytest.raises(ValueError, match="trained with learned_variance=True"):
+        Parameterisation(plain).denoiser(wavy, with_variance=True)
     with pytest.raises(ValueError, match="needs a network of 2 output channels for 1 of data"):
-        sample_ddpm(wavy, make_schedule(learned_variance=True), noise, SHAPE, [10, 0], variance="learned")
+        sampled(Parameterisation(learned).denoiser(wavy, with_variance=True), learned)
 
 
 def test_learned_variance_needs_whole_timesteps():

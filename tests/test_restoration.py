@@ -51,7 +51,7 @@ def test_below_the_cut_the_result_is_the_file_itself(upsampler, music):
     assert result.waveform.shape == lost.shape and 2_500 < result.cut_frequency < 3_000
     assert (band(result.waveform - lost, *below)).max() < 1e-3 * band(lost, *below).max()
     assert band(result.waveform, 3_500, 6_000).mean() > 100 * band(lost, 3_500, 6_000).mean()
-    assert torch.equal(result.made[:, :, : result.rows], result.lost[:, :, : result.rows])
+    assert torch.equal(result.inpainted[:, :, : result.rows], result.lost[:, :, : result.rows])
     assert (result.lost[:, :, result.rows :] == -1).all()
 
 
@@ -94,9 +94,9 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(upsampler, music, tmp_
         restore(upsampler, music, cut_frequency=300)
     with pytest.raises(ValueError, match=r"shape \(2, 80000\); expected \(1, L\)"):
         restore(upsampler, music.expand(2, -1))
-    with pytest.raises(ValueError, match="restored_share=0"):
+    with pytest.raises(ValueError, match="restored_fraction=0"):
         own = load_upsampler(upsampler.run_dir)
-        own.config = replace(own.config, restored_share=0.0)
+        own.config = replace(own.config, restored_fraction=0.0)
         restore(own, low_passed(music, 3_000))
     (tmp_path / "none.wav").touch()
     with pytest.raises(AudioError, match="is empty"):

@@ -9,46 +9,62 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from test_diffusion import DIFFUSERS_TYPES, make_schedule
 
-from Libraries.Diffusion import SCHEDULES
-from Libraries.Sampling.Samplers import (
-    SAMPLERS,
+from Libraries.Diffusion import SCHEDULES, Parameterisation
+from Libraries.Sampling.Loop import (
     SPACINGS,
     SamplerConfig,
     dynamic_threshold,
     inference_timesteps,
+    run_sampler,
     sample,
-    sample_ddim,
-    sample_ddpm,
 )
+from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Utils import SampleNoise
 
 SHAPE = (1, 4, 6)
-NO_OPTIONS = {"eta": None, "variance": None, "churn": None}
 OWN_OPTIONS = {"ddim": {"eta": 1.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 4.0}}
+QUIET_OPTIONS = {"ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}}
 
 
 def make_config(name, num_inference_steps=5, spacing="trailing", clip_x0=1.0):
-    options = {**NO_OPTIONS, **OWN_OPTIONS.get(name, {})}
-    return SamplerConfig(name, num_inference_steps, spacing, clip_x0, None, **options)
+    return SamplerConfig(name, num_inference_steps, spacing, clip_x0, **OWN_OPTIONS.get(name, {}))
 
 
-class GaussianDenoiser:
-    """The exact denoiser of data N(mean, std²): E[x0 | x_t], in the schedule's parameterisation."""
+def run(name, denoiser, schedule, noise, shape, steps, *, clip_x0=None, callback=None, **options):
+    """Sample one batch at these timesteps; without options with as little noise as the sampler can."""
+    options = {**QUIET_OPTIONS.get(name, {}), **options}
+    config = SamplerConfig(name, len(steps), "trailing", clip_x0, **options)
+    return run_sampler(denoiser, schedule, config, noise, shape, steps, callback=callback)
+
+
+class GaussianNetwork:
+    """The network of the exact denoiser E[x0 | x_t] of data N(mean, std²), in the schedule's terms."""
 
     def __init__(self, schedule, mean, std):
         self.schedule, self.mean, self.std = schedule, mean, std
+        self.parameterisation = Parameterisation(schedule)
 
     def __call__(self, x_t, t):
-        x_t = x_t / self.schedule.scale_input(torch.ones_like(x_t), t)
+        x_t = x_t / self.parameterisation.scale_input(torch.ones_like(x_t), t)
         a2 = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(x_t.dtype)
         gain = a2.sqrt() * self.std**2 / (a2 * self.std**2 + 1 - a2)
         x0 = self.mean + gain * (x_t - a2.sqrt() * self.mean)
-        return self.schedule.target(x0, self.schedule.to_eps(x0, x_t, t), t)
+        return self.parameterisation.target(x0, self.schedule.to_eps(x0, x_t, t), t)
+
+
+def gaussian_denoiser(schedule, mean, std):
+    """The exact denoiser of data N(mean, std²), made of its network."""
+    return Parameterisation(schedule).denoiser(GaussianNetwork(schedule, mean, std))
 
 
 def wavy(x_t, t):
-    """Some smooth function: no good denoiser, but one that tells trajectories apart."""
+    """Some smooth network: it makes no good denoiser, but one that tells trajectories apart."""
     return torch.sin(3 * x_t) * 0.5 + 0.001 * t.view(-1, 1, 1, 1)
+
+
+def wavy_denoiser(schedule):
+    """What the schedule's parameterisation makes of `wavy`."""
+    return Parameterisation(schedule).denoiser(wavy)
 
 
 class Replay:
@@ -84,9 +100,8 @@ def test_ddpm_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
     for t in theirs.timesteps:
         x = theirs.step(wavy(x, t.expand(2)), t, x).prev_sample
     steps = inference_timesteps(ours, 10, spacing)
-    result = sample_ddpm(
-        wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, steps, variance=variance, clip_x0=clip
-    )
+    noise = SampleNoise([1, 2], dtype=torch.float64)
+    result = run("ddpm", wavy_denoiser(ours), ours, noise, SHAPE, steps, variance=variance, clip_x0=clip)
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
@@ -113,9 +128,8 @@ def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
         ).prev_sample
     visited = inference_timesteps(ours, steps, spacing)
     assert visited == theirs.timesteps.tolist()
-    result = sample_ddim(
-        wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, visited, eta=eta, clip_x0=clip
-    )
+    noise = SampleNoise([1, 2], dtype=torch.float64)
+    result = run("ddim", wavy_denoiser(ours), ours, noise, SHAPE, visited, eta=eta, clip_x0=clip)
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
@@ -124,36 +138,36 @@ def test_ddim_equals_diffusers(monkeypatch, schedule, prediction_type, spacing, 
 def test_gaussian_data_come_out_with_their_mean_and_variance(schedule, prediction_type, sampler):
     ours = make_schedule(schedule, prediction_type)
     mean, std, count = 0.7, 0.4, 400
-    denoiser, steps = GaussianDenoiser(ours, mean, std), inference_timesteps(ours, 250, "trailing")
+    denoiser, steps = gaussian_denoiser(ours, mean, std), inference_timesteps(ours, 250, "trailing")
     noise = SampleNoise(range(count), dtype=torch.float64)
-    if sampler == "ddpm":
-        x = sample_ddpm(denoiser, ours, noise, SHAPE, steps)
-    else:
-        x = sample_ddim(denoiser, ours, noise, SHAPE, steps, eta=float(sampler.endswith("1")))
+    options = {} if sampler == "ddpm" else {"eta": float(sampler.endswith("1"))}
+    x = run(sampler.split()[0], denoiser, ours, noise, SHAPE, steps, **options)
     values = count * 24
     assert abs(x.mean().item() - mean) < 4 * std / values**0.5 + 0.005
     assert abs(x.std().item() / std - 1) < 4 / (2 * values) ** 0.5 + 0.02  # 250 steps leave below 2 %
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_last_step_adds_no_noise_and_returns_x0(sampler, zero_terminal):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_last_step_adds_no_noise_and_returns_x0(name, zero_terminal):
     ours = make_schedule(zero_terminal=zero_terminal)
     seen = []
-    result = sampler(
-        wavy, ours, SampleNoise([0]), SHAPE, inference_timesteps(ours, 7, "trailing"),
+    result = run(
+        name, wavy_denoiser(ours), ours, SampleNoise([0]), SHAPE, inference_timesteps(ours, 7, "trailing"),
         callback=lambda step, t, x_t, x0: seen.append((step, t, x0)),
     )  # fmt: skip
     assert [step for step, *_ in seen] == list(range(7))
-    assert torch.allclose(result, seen[-1][2], atol=1e-5)
+    assert torch.equal(result, seen[-1][2])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sample_seven_is_the_same_alone_or_among_sixty_four(name):
     config, options = make_config(name), {"progress": False, "batch_size": 64}
-    among = sample(wavy, make_schedule(), config, range(64), SHAPE, **options)
-    alone = sample(wavy, make_schedule(), config, [7], SHAPE, **options)
-    chunked = sample(wavy, make_schedule(), config, range(64), SHAPE, progress=False, batch_size=5)
+    schedule = make_schedule()
+    denoiser = wavy_denoiser(schedule)
+    among = sample(denoiser, schedule, config, range(64), SHAPE, **options)
+    alone = sample(denoiser, schedule, config, [7], SHAPE, **options)
+    chunked = sample(denoiser, schedule, config, range(64), SHAPE, progress=False, batch_size=5)
     assert torch.equal(among[7], alone[0]) and torch.equal(among, chunked)
 
 
@@ -206,7 +220,7 @@ def test_more_steps_than_the_schedule_has_are_refused():
             "choose one of fixed_small, fixed_large, learned",
         ),
         ({"dynamic_threshold": 0.995}, "with a clip_x0 to scale to"),
-        ({"clip_x0": 1.0, "dynamic_threshold": 1.5}, r"share within \(0, 1\]"),
+        ({"clip_x0": 1.0, "dynamic_threshold": 1.5}, r"fraction within \(0, 1\]"),
         ({"name": "ddpm", "variance": "fixed_small"}, "eta=0.0 is for ddim alone"),
         ({"name": "heun", "eta": None, "churn": -1.0}, "0 or more"),
         ({"name": "unipc"}, "set it to None for unipc"),
@@ -215,9 +229,8 @@ def test_more_steps_than_the_schedule_has_are_refused():
 )
 def test_settings_without_use_are_refused(change, says):
     good = {"name": "ddim", "num_inference_steps": 5, "spacing": "trailing", "clip_x0": None}
-    good["dynamic_threshold"] = None
     with pytest.raises(ValueError, match=says):
-        SamplerConfig(**{**good, **NO_OPTIONS, "eta": 0.0, **change})
+        SamplerConfig(**{**good, "eta": 0.0, **change})
 
 
 def test_dynamic_threshold_scales_what_is_out_of_range_and_leaves_the_rest():
@@ -232,10 +245,10 @@ def test_dynamic_threshold_scales_what_is_out_of_range_and_leaves_the_rest():
 def test_dynamic_threshold_keeps_every_sampler_in_range_without_piling_up_at_its_end(name):
     plain = make_config(name, spacing="log_snr")
     x0, at_end = {}, {}
-    for share in (None, 0.9):
-        config, schedule = replace(plain, dynamic_threshold=share), make_schedule()
-        wide = GaussianDenoiser(schedule, 0.0, 2.0)
-        x0[share] = sample(wide, schedule, config, range(4), (1, 32, 32), batch_size=4, progress=False)
-        at_end[share] = (x0[share].abs() > 0.999).float().mean()
-        assert x0[share].abs().max() <= 1.001
+    for fraction in (None, 0.9):
+        config, schedule = replace(plain, dynamic_threshold=fraction), make_schedule()
+        wide = gaussian_denoiser(schedule, 0.0, 2.0)
+        x0[fraction] = sample(wide, schedule, config, range(4), (1, 32, 32), batch_size=4, progress=False)
+        at_end[fraction] = (x0[fraction].abs() > 0.999).float().mean()
+        assert x0[fraction].abs().max() <= 1.001
     assert at_end[0.9] < 0.12 and at_end[0.9] < 0.7 * at_end[None]

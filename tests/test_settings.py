@@ -24,7 +24,7 @@ ON_SPECTROGRAMS = in_space(SMOKE, "spectrogram")
 def test_settings_come_back_from_json(preset):
     values = json.loads(json.dumps(to_dict(preset)))
     assert from_dict(Settings, values) == preset
-    for path in ("spectrogram", "network", "vae.network", "upsampler.view", "phase.run"):
+    for path in ("spectrogram", "network", "vae.network", "upsampler.low_resolution", "phase.run"):
         part = preset
         for name in path.split("."):
             part = getattr(part, name)
@@ -78,12 +78,12 @@ def test_every_preset_has_a_network_for_every_space(preset):
 
 
 def test_settings_are_changed_by_name_wherever_they_are():
-    network = replace(SMOKE.network, dropout=0.5)
+    network = replace(SMOKE.network, embedding_dim=32)
     found = changed(
-        SMOKE, {"vae.train.num_steps": 4, "vae.run": "00007", "network.norm": "batch", "network": network}
+        SMOKE, {"vae.train.num_steps": 4, "vae.run": "00007", "network.dropout": 0.25, "network": network}
     )
     assert (found.vae.train.num_steps, found.vae.run) == (4, "00007")
-    assert found.network == replace(network, norm="batch") and SMOKE.vae.run == "latest"
+    assert found.network == replace(network, dropout=0.25) and SMOKE.vae.run == "latest"
     assert changed(SMOKE, {}) == SMOKE
     with pytest.raises(ValueError, match=r"no setting 'vae.train.steps'; choose one of num_steps, "):
         changed(SMOKE, {"vae.train.steps": 4})
@@ -121,7 +121,7 @@ def test_sigmoid_output_is_refused_for_what_it_cannot_reach():
 def test_network_is_chosen_by_name_and_must_fit():
     unet_v0 = journal_network("unet_v0", SMOKE.network.num_classes)
     assert replace(ON_SPECTROGRAMS, network=unet_v0).network == unet_v0
-    with pytest.raises(ValueError, match="choose one of unet, conv_unet_450k"):
+    with pytest.raises(ValueError, match="choose one of conv_unet_450k, attention_unet"):
         journal_network("transformer", 0)
     small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
     with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):

@@ -10,17 +10,11 @@ import diffusers
 import pytest
 import torch
 from test_diffusion import DIFFUSERS_TYPES, make_schedule
-from test_samplers import SHAPE, GaussianDenoiser, Replay, wavy
+from test_samplers import SHAPE, Replay, gaussian_denoiser, run, wavy, wavy_denoiser
 
 from Libraries.Diffusion import SCHEDULES
-from Libraries.Sampling.Samplers import SAMPLERS, SPACINGS, inference_timesteps, sample_ddim
-from Libraries.Sampling.Solvers import (
-    sample_dpmpp_2m,
-    sample_dpmpp_2m_sde,
-    sample_euler,
-    sample_heun,
-    sample_unipc,
-)
+from Libraries.Sampling.Loop import SPACINGS, inference_timesteps
+from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Utils import SampleNoise
 
 # diffusers hands torch tensors to np.array, which NumPy 2 comments on
@@ -29,13 +23,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 MULTISTEP = {  # ours: theirs, with its options
-    "dpmpp_2m": (sample_dpmpp_2m, "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_sde": (
-        sample_dpmpp_2m_sde,
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++"},
-    ),
-    "unipc": (sample_unipc, "UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
 }
 COMBINATIONS = list(product(SCHEDULES, DIFFUSERS_TYPES, SPACINGS, (1, 7, 20)))
 
@@ -46,7 +36,7 @@ def make_reference(monkeypatch, name, ours, steps, repeat=1, **options):
     Left out are its own tables (float32), its own timesteps (rounded otherwise), and ᾱ = 0, which it replaces
     by 2**-24.
     """
-    theirs = getattr(diffusers, name)(prediction_type=ours.prediction_type, **options)
+    theirs = getattr(diffusers, name)(prediction_type=ours.config.prediction_type, **options)
     in_double = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
     monkeypatch.setattr(importlib.import_module(type(theirs).__module__), "torch", in_double)
     theirs.set_timesteps(len(steps))
@@ -60,7 +50,7 @@ def make_reference(monkeypatch, name, ours, steps, repeat=1, **options):
 @pytest.mark.parametrize(("schedule", "prediction_type", "spacing", "count"), COMBINATIONS)
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_multistep_solver_equals_diffusers(monkeypatch, name, schedule, prediction_type, spacing, count):
-    sampler, reference, options = MULTISTEP[name]
+    reference, options = MULTISTEP[name]
     ours = make_schedule(schedule, prediction_type)
     steps = inference_timesteps(ours, count, spacing)
     theirs = make_reference(monkeypatch, reference, ours, steps, **options)
@@ -73,30 +63,32 @@ def test_multistep_solver_equals_diffusers(monkeypatch, name, schedule, predicti
     x = replay(SHAPE)
     for t in theirs.timesteps:
         x = theirs.step(wavy(x, t.expand(2)), t, x).prev_sample
-    result = sampler(wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, steps)
+    noise = SampleNoise([1, 2], dtype=torch.float64)
+    result = run(name, wavy_denoiser(ours), ours, noise, SHAPE, steps)
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("schedule", "prediction_type", "spacing", "count"), COMBINATIONS)
 @pytest.mark.parametrize(
-    ("sampler", "reference", "clip"),
+    ("name", "reference", "clip"),
     [
-        (sample_euler, "EulerDiscreteScheduler", None),  # which does not clip
-        (sample_heun, "HeunDiscreteScheduler", None),
-        (sample_heun, "HeunDiscreteScheduler", 1.0),
+        ("euler", "EulerDiscreteScheduler", None),  # which does not clip
+        ("heun", "HeunDiscreteScheduler", None),
+        ("heun", "HeunDiscreteScheduler", 1.0),
     ],
 )
 def test_sigma_solver_equals_diffusers(
-    monkeypatch, sampler, reference, clip, schedule, prediction_type, spacing, count
+    monkeypatch, name, reference, clip, schedule, prediction_type, spacing, count
 ):
     ours = make_schedule(schedule, prediction_type)
     steps = inference_timesteps(ours, count, spacing)
-    options, repeat = ({"clip_sample": clip is not None}, 2) if sampler is sample_heun else ({}, 1)
+    options, repeat = ({"clip_sample": clip is not None}, 2) if name == "heun" else ({}, 1)
     theirs = make_reference(monkeypatch, reference, ours, steps, repeat, **options)
     x = SampleNoise([1, 2], dtype=torch.float64)(SHAPE) * (theirs.sigmas[0] ** 2 + 1) ** 0.5
     for t in theirs.timesteps:
         x = theirs.step(wavy(theirs.scale_model_input(x, t), t.long().expand(2)), t, x).prev_sample
-    result = sampler(wavy, ours, SampleNoise([1, 2], dtype=torch.float64), SHAPE, steps, clip_x0=clip)
+    noise = SampleNoise([1, 2], dtype=torch.float64)
+    result = run(name, wavy_denoiser(ours), ours, noise, SHAPE, steps, clip_x0=clip)
     assert torch.allclose(result, x, atol=1e-5, rtol=1e-5)
 
 
@@ -106,8 +98,8 @@ def test_euler_in_sigma_is_deterministic_ddim(spacing, zero_terminal):
     ours = make_schedule(zero_terminal=zero_terminal)
     steps = inference_timesteps(ours, 9, spacing)
     euler, ddim = (
-        sampler(wavy, ours, SampleNoise([5], dtype=torch.float64), SHAPE, steps)
-        for sampler in (sample_euler, sample_ddim)
+        run(name, wavy_denoiser(ours), ours, SampleNoise([5], dtype=torch.float64), SHAPE, steps)
+        for name in ("euler", "ddim")
     )
     assert torch.allclose(euler, ddim, atol=1e-12)
 
@@ -134,13 +126,8 @@ def test_error_falls_with_the_order_of_the_method(name):
     schedule, counts, errors = fine_schedule(), (40, 80, 160, 320), []
     for count in counts:
         steps = inference_timesteps(schedule, count + 1, "log_snr")
-        x = SAMPLERS[name](
-            GaussianDenoiser(schedule, 0.7, 0.4),
-            schedule,
-            SampleNoise([0], dtype=torch.float64),
-            SHAPE,
-            steps,
-        )
+        noise = SampleNoise([0], dtype=torch.float64)
+        x = run(name, gaussian_denoiser(schedule, 0.7, 0.4), schedule, noise, SHAPE, steps)
         start = SampleNoise([0], dtype=torch.float64)(SHAPE)
         errors.append((x - gaussian_flow(schedule, start, steps[0], 0.7, 0.4)).abs().max().item())
     orders = [math.log2(before / after) for before, after in pairwise(errors)]
@@ -166,14 +153,13 @@ class MixtureDenoiser:
         offsets = x_t[..., None, :] - abar.sqrt() * MEANS  # (..., component, 2)
         logits = WEIGHTS.log() - variances.log() - offsets.square().sum(-1) / (2 * variances)
         x0 = MEANS + (abar.sqrt() * STDS**2 / variances)[:, None] * offsets
-        x0 = (logits.softmax(-1)[..., None] * x0).sum(-2)
-        return self.schedule.target(x0, self.schedule.to_eps(x0, x_t, t), t)
+        return (logits.softmax(-1)[..., None] * x0).sum(-2)
 
 
 STATISTICAL = {  # every sampler, the noisy ones with their noise
-    **SAMPLERS,
-    "ddim eta=1": partial(SAMPLERS["ddim"], eta=1.0),
-    "heun churn=10": partial(SAMPLERS["heun"], churn=10.0),
+    **{name: partial(run, name) for name in SAMPLERS},
+    "ddim eta=1": partial(run, "ddim", eta=1.0),
+    "heun churn=10": partial(run, "heun", churn=10.0),
 }
 
 
@@ -211,6 +197,6 @@ def test_gaussian_comes_out_with_its_mean_and_variance(name, schedule, predictio
     ours = make_schedule(schedule, prediction_type, zero_terminal=zero_terminal)
     mean, std, values = 0.7, 0.4, 6400
     noise, steps = SampleNoise([1], dtype=torch.float64), steps_for_statistics(ours)
-    x = STATISTICAL[name](GaussianDenoiser(ours, mean, std), ours, noise, (1, 80, 80), steps)
+    x = STATISTICAL[name](gaussian_denoiser(ours, mean, std), ours, noise, (1, 80, 80), steps)
     assert abs(x.mean().item() - mean) < 4 * std / values**0.5 + 0.005
     assert abs(x.std().item() / std - 1) < 4 / (2 * values) ** 0.5 + 0.04

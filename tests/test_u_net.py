@@ -11,6 +11,9 @@ from Libraries.Networks.Catalogue import count_flops, count_parameters, make_net
 from Libraries.Networks.JournalUNet import as_journal
 from Libraries.U_Net import Stage, UNet
 
+SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
+CPU_UNET = NETWORKS["CPU"]["spectrogram"]
+
 SMALL = replace(
     SMOKE_UNET,
     channels=(8, 16, 24),
@@ -19,9 +22,6 @@ SMALL = replace(
     embedding_dim=16,
     patch_size=(2, 2),
 )
-
-SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
-CPU_UNET = NETWORKS["CPU"]["spectrogram"]
 
 
 def randomised(config, in_channels=1):

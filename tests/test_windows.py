@@ -4,11 +4,11 @@ import pytest
 import torch
 from test_diffusion import make_schedule
 from test_editing import Correlated, autoregressive
-from test_samplers import GaussianDenoiser, make_config, wavy
+from test_samplers import gaussian_denoiser, make_config, wavy_denoiser
 
-from Libraries.Diffusion import PREDICTION_TYPES, denoise
+from Libraries.Diffusion import PREDICTION_TYPES, Parameterisation
 from Libraries.Sampling.Guidance import with_labels
-from Libraries.Sampling.Samplers import sample
+from Libraries.Sampling.Loop import sample
 from Libraries.Sampling.Windows import over_windows, window_starts
 from Libraries.Utils import SampleNoise
 
@@ -27,27 +27,25 @@ def test_windows_cover_every_frame_and_share_at_least_the_overlap(window, n_fram
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_windows_of_a_denoiser_that_looks_at_one_place_change_nothing(prediction_type):
     schedule, x_t = make_schedule(prediction_type=prediction_type), SampleNoise([1, 2])((1, 4, 21))
-    model, t = GaussianDenoiser(schedule, 0.3, 0.4), torch.tensor([100, 600])
-    wanted, _ = denoise(model, schedule, x_t, t)
+    denoiser, t = gaussian_denoiser(schedule, 0.3, 0.4), torch.tensor([100, 600])
+    wanted = denoiser(x_t, t)
     for circular in (False, True):
-        long, in_x0 = over_windows(model, schedule, 6, 21, 2, circular=circular)
-        assert torch.allclose(denoise(long, in_x0, x_t, t)[0], wanted, atol=1e-5)
+        long = over_windows(denoiser, 6, 21, 2, circular=circular)
+        assert torch.allclose(long(x_t, t), wanted, atol=1e-5)
 
 
-def test_one_window_is_the_model_itself():
-    schedule, x_t, t = make_schedule(), SampleNoise([1, 2])((1, 4, 6)), torch.tensor([100, 600])
-    long, in_x0 = over_windows(wavy, schedule, 6, 6, 2, circular=False)
-    wanted = denoise(wavy, schedule, x_t, t)[0]
-    assert torch.allclose(denoise(long, in_x0, x_t, t)[0], wanted, atol=1e-6)
+def test_one_window_is_the_denoiser_itself():
+    denoiser, x_t = wavy_denoiser(make_schedule()), SampleNoise([1, 2])((1, 4, 6))
+    t = torch.tensor([100, 600])
+    long = over_windows(denoiser, 6, 6, 2, circular=False)
+    assert torch.allclose(long(x_t, t), denoiser(x_t, t), atol=1e-6)
 
 
 def test_windows_of_a_loop_go_round():
     """Turning the data turns the result, if by a window's step."""
     schedule, x_t, t = make_schedule(), SampleNoise([1])((1, 4, 24)), torch.tensor([500])
-    model = Correlated(schedule, autoregressive(8))
-    long, in_x0 = over_windows(model, schedule, 8, 24, 2, circular=True)
-    turned = denoise(long, in_x0, x_t.roll(6, -1), t)[0]
-    assert torch.allclose(turned, denoise(long, in_x0, x_t, t)[0].roll(6, -1), atol=1e-5)
+    long = over_windows(Correlated(schedule, autoregressive(8)), 8, 24, 2, circular=True)
+    assert torch.allclose(long(x_t.roll(6, -1), t), long(x_t, t).roll(6, -1), atol=1e-5)
 
 
 def test_every_clip_keeps_its_own_label_in_all_its_windows():
@@ -56,8 +54,9 @@ def test_every_clip_keeps_its_own_label_in_all_its_windows():
     def network(x, t, cond):
         return cond.view(-1, 1, 1, 1).float().expand_as(x)
 
-    model = with_labels(network, torch.tensor([3, 1]), num_classes=4)
-    long, _ = over_windows(model, schedule, 6, 20, 2, circular=False)
+    denoiser = Parameterisation(schedule).denoiser(network)
+    labelled = with_labels(denoiser, torch.tensor([3, 1]), num_classes=4)
+    long = over_windows(labelled, 6, 20, 2, circular=False)
     assert torch.allclose(long(x_t, t)[:, 0, 0, 0], torch.tensor([3.0, 1.0]))
 
 
@@ -66,17 +65,16 @@ def test_more_windows_than_fit_into_one_batch_are_the_same(monkeypatch):
     results = []
     for at_once in (32, 3):
         monkeypatch.setattr("Libraries.Sampling.Windows.AT_ONCE", at_once)
-        results.append(over_windows(wavy, schedule, 6, 40, 2, circular=True)[0](x_t, t))
+        results.append(over_windows(wavy_denoiser(schedule), 6, 40, 2, circular=True)(x_t, t))
     assert torch.allclose(*results, atol=1e-6)
 
 
 def test_long_samples_of_a_stationary_process_have_its_correlation():
     """Frames of correlation .8 each with the next; windows see 16 of 64 at a time."""
     schedule = make_schedule()
-    model = Correlated(schedule, autoregressive(16))
-    long, in_x0 = over_windows(model, schedule, 16, 64, 8, circular=False)
+    long = over_windows(Correlated(schedule, autoregressive(16)), 16, 64, 8, circular=False)
     config = make_config("ddpm", 100, clip_x0=None)
-    x0 = sample(long, in_x0, config, [1], (1, 600, 64), batch_size=1, progress=False)[0, 0]
+    x0 = sample(long, schedule, config, [1], (1, 600, 64), batch_size=1, progress=False)[0, 0]
     variance = x0.square().mean(0)
     correlation = (x0[:, 1:] * x0[:, :-1]).mean(0) / (variance[1:] * variance[:-1]).sqrt()
     print(f"\nvariance {variance.min():.2f} to {variance.max():.2f}, correlation {correlation.mean():.3f}")
@@ -91,15 +89,17 @@ def test_windows_that_do_not_fit_say_so(overlap, n_frames):
 
 
 @pytest.mark.parametrize("circular", [False, True])
-def test_a_condition_is_cut_into_the_windows_of_what_it_belongs_to(circular):
-    schedule, (x_t, condition) = make_schedule(), SampleNoise([1, 2])((2, 2, 4, 21)).unbind(1)
+def test_conditioning_is_cut_into_the_windows_of_what_it_belongs_to(circular):
+    schedule, (x_t, conditioning) = make_schedule(), SampleNoise([1, 2])((2, 2, 4, 21)).unbind(1)
     t, seen = torch.tensor([100, 600]), []
 
-    def model(x_t, t, told):
-        seen.append(told.shape)
-        return 0.5 * x_t + told
+    def network(x_t, t, conditioning):
+        seen.append(conditioning.shape)
+        return 0.5 * x_t + conditioning
 
-    long, in_x0 = over_windows(model, schedule, 6, 21, 2, circular=circular, condition=condition)
-    wanted, _ = denoise(lambda x_t, t: 0.5 * x_t + condition, schedule, x_t, t)
-    assert torch.allclose(denoise(long, in_x0, x_t, t)[0], wanted, atol=1e-5)
+    parameterisation = Parameterisation(schedule)
+    denoiser = parameterisation.denoiser(network)
+    long = over_windows(denoiser, 6, 21, 2, circular=circular, conditioning=conditioning)
+    wanted = parameterisation.denoiser(lambda x_t, t: 0.5 * x_t + conditioning)(x_t, t)
+    assert torch.allclose(long(x_t, t), wanted, atol=1e-5)
     assert all(shape[1:] == (2, 4, 6) for shape in seen)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from Libraries.Evaluation.Samples import distances
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
-from Libraries.Sampling.Samplers import SamplerConfig, switch_sampler
+from Libraries.Sampling.Loop import SamplerConfig, switch_sampler
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from Libraries.Upsampler import Upsampler
 PASSBAND = 0.9  # of a file's band; above, its resampler's filter has begun to cut
 CROSSOVER = 0.05  # of the cut frequency; what is kept fades out over so much below it
 HEARD = 20.0  # dB above the floor of the range: a row that hardly ever reaches this is lost
-RARELY = 0.01  # share of frames
+RARELY = 0.01  # fraction of frames
 LEAKED = 5  # bins beyond the last one with sound that the window's side lobes reach so loud
 
 
@@ -26,7 +26,7 @@ class Restored:
     original: Tensor
     waveform: Tensor
     lost: Tensor  # x0 (1, C, F, T) of the file, silent above the cut
-    made: Tensor  # x0 (1, C, F, T) with the rows above made
+    inpainted: Tensor  # x0 (1, C, F, T) with the rows above inpainted
     rows: int  # kept
     cut_frequency: float  # Hz; below it `waveform` is the file itself
 
@@ -58,7 +58,7 @@ def restore(
 ) -> Restored:
     """Make the band above `cut_frequency` of music of any length.
 
-    It is one spectrogram, of one level, whose windows are denoised together, so there are no joints. Below
+    It is one spectrogram, of one level, whose windows are denoised together, so there are no seams. Below
     the cut the result is the waveform itself, phases and all: only what is above is out of the spectrogram.
 
     Args:
@@ -82,15 +82,15 @@ def restore(
     if rows < upsampler.low.fewest_rows:
         raise ValueError(f"too much is missing: the music ends at {cut:.0f} Hz, and {lowest:.0f} are needed")
     spectrogram, x0, gain = _whole(upsampler.spectrogram, waveform)
-    made = upsampler.complete(x0, rows, [seed])
-    full = spectrogram.decode(made, gain)[0, :, : waveform.shape[1]]
+    inpainted = upsampler.complete(x0, rows, [seed])
+    full = spectrogram.decode(inpainted, gain)[0, :, : waveform.shape[1]]
     lost = torch.where(torch.arange(config.n_rows)[:, None] < rows, x0, upsampler.low.floor)
     kept_to = float(config.row_frequencies[rows - 1])
     return Restored(
         original=waveform,
         waveform=cross_over(waveform, full, kept_to, config.sample_rate),
         lost=lost,
-        made=made,
+        inpainted=inpainted,
         rows=rows,
         cut_frequency=kept_to * (1 - CROSSOVER),
     )
@@ -131,9 +131,9 @@ def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) ->
     """Return waveforms (1, L) joined: `low` up to a frequency in Hz, `high` above."""
     hertz = torch.fft.rfftfreq(low.shape[-1], 1 / sample_rate, dtype=torch.float64)
     begin = frequency * (1 - CROSSOVER)
-    share = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of what is above
-    share = torch.sin(torch.pi / 2 * share).square()
-    difference = torch.fft.rfft(high.double() - low.double()) * share
+    fraction = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of what is above
+    fraction = torch.sin(torch.pi / 2 * fraction).square()
+    difference = torch.fft.rfft(high.double() - low.double()) * fraction
     return (low.double() + torch.fft.irfft(difference, n=low.shape[-1])).float()
 
 

@@ -16,9 +16,9 @@ from Libraries.Evaluation.Seams import SeamReport, measure_seams
 from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
-from Libraries.Sampling.Editing import EditConfig, Editor, joints
+from Libraries.Sampling.Editing import EditConfig, Editor, seams
 from Libraries.Sampling.Likelihood import bits_per_dimension
-from Libraries.Sampling.Samplers import SamplerConfig
+from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
 from Libraries.Sound.Metrics import frechet_distance, log_mel_statistics
 from Libraries.Utils import SampleNoise, spread_indices
@@ -123,14 +123,14 @@ def nearest_in_training(
 
 
 def bits_of_clips(model: DiffusionRun, test: Tensor, seeds: Iterable[int]) -> float:
-    """Return the mean variational bound in bits a dimension of test clips x0 (N, C, F, T), or their latents.
+    """Return the mean variational bound in bits per dimension of test clips x0 (N, C, F, T) or their latents.
 
     The variance is the learned one where there is one, else β, which is the better of the two fixed ones.
     """
-    variance = "learned" if model.schedule.learned_variance else "fixed_large"
+    learned = model.schedule.config.learned_variance
     bits = bits_per_dimension(
-        model.denoiser(), model.schedule, model.encode(test), seeds,
-        variance=variance, progress=True,
+        model.denoiser(with_variance=learned), model.schedule, model.encode(test), seeds,
+        variance="learned" if learned else "fixed_large", progress=True,
     )  # fmt: skip
     return bits.mean().item()
 
@@ -148,7 +148,7 @@ def continue_clip(
     long = editor.extend(x0.to(model.device), n_frames, overlap, [0])
     waveform = model.to_audio(long, any_length=True)[0]
     seconds = spectrogram.hop_length / spectrogram.sample_rate
-    places = [frame * seconds for frame in joints(spectrogram.n_frames, n_frames, overlap)]
+    places = [frame * seconds for frame in seams(spectrogram.n_frames, n_frames, overlap)]
     return waveform, measure_seams(waveform, places, spectrogram.sample_rate)
 
 
@@ -156,7 +156,7 @@ def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig)
     """Make a loop of `edit.loop_seconds`, or a clip's length, that begins with x0 (1, C, F, T), with seed 0.
 
     Returns:
-        The waveform (1, L) of two rounds, so that the place where it closes is heard.
+        The waveform (1, L), played twice, so that the place where it closes is heard.
     """
     spectrogram = model.spectrogram.config
     n_frames = max(spectrogram.frames_in(edit.loop_seconds), spectrogram.n_frames)

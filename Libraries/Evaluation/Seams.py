@@ -1,6 +1,6 @@
-"""Can joints in continued music be heard? The steps of level and spectrum there, and everywhere else.
+"""Can seams in continued music be heard? The steps of level and spectrum there, and everywhere else.
 
-Music steps all the time, at every onset. So a joint is judged by comparison: if a place drawn from the joints
+Music steps all the time, at every onset. So a seam is judged by comparison: if a place drawn from the seams
 steps more than one drawn from anywhere in half of all cases, nothing tells them from the rest.
 """
 
@@ -19,41 +19,41 @@ SIDE_SECONDS = 0.1  # heard on either side of a place
 
 @dataclass(frozen=True)
 class SeamReport:
-    """Steps at the joints and elsewhere: medians in dB, and how often a joint's is the larger of two."""
+    """Steps at the seams and elsewhere: medians in dB, and how often a seam's is the larger of two."""
 
-    joints: int
+    seams: int
     level_step: float  # dB
     level_step_elsewhere: float  # dB
-    level_told_apart: float  # 0.5: not at all, 1: every joint
+    level_told_apart: float  # 0.5: not at all, 1: every seam
     spectrum_step: float  # dB, root mean square over bands
     spectrum_step_elsewhere: float  # dB
     spectrum_told_apart: float
 
 
-def measure_seams(waveform: Tensor, joints: list[float], sample_rate: int) -> SeamReport:
-    """Compare the steps at `joints` with those at all other places, 16 ms apart.
+def measure_seams(waveform: Tensor, seams: list[float], sample_rate: int) -> SeamReport:
+    """Compare the steps at `seams` with those at all other places, 16 ms apart.
 
     A step is the difference between the mean of 0.1 s before and of 0.1 s after a place: of the level in dB,
     and of 32 mel bands in dB with the level taken out.
 
     Args:
-        waveform: (L,) or (1, L) float, music with the joints in it.
-        joints: s, where windows were joined.
+        waveform: (L,) or (1, L) float, music with the seams in it.
+        seams: s, where windows were joined.
         sample_rate: Hz.
 
     Raises:
-        ValueError: no joint is at least 0.1 s from both ends.
+        ValueError: no seam is at least 0.1 s from both ends.
     """
     hop = round(0.016 * sample_rate)
     side = round(SIDE_SECONDS * sample_rate / hop)
     bands = _bands_in_db(waveform.reshape(-1).float(), sample_rate, hop)  # (BANDS, T)
     level_steps, spectrum_steps = _steps(bands, side)
     places = torch.arange(len(level_steps)) + side
-    wanted = torch.tensor(joints, dtype=torch.float64) * sample_rate / hop
+    wanted = torch.tensor(seams, dtype=torch.float64) * sample_rate / hop
     distance = (places[:, None] - wanted[None]).abs()
     inside = (wanted >= side) & (wanted <= side + len(places) - 1)
     if not inside.any():
-        raise ValueError(f"none of the joints {joints} is {SIDE_SECONDS} s from both ends of the music")
+        raise ValueError(f"none of the seams {seams} is {SIDE_SECONDS} s from both ends of the music")
     at = distance[:, inside].argmin(dim=0)
     elsewhere = distance.amin(dim=1) > side
     values = []
@@ -79,6 +79,6 @@ def _steps(bands: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _told_apart(there: Tensor, others: Tensor) -> float:
-    """The share of pairs in which the first is larger (Mann and Whitney 1947)."""
+    """The fraction of pairs in which the first is larger (Mann and Whitney 1947)."""
     larger = (there[:, None] > others[None]).double() + 0.5 * (there[:, None] == others[None]).double()
     return larger.mean().item()

@@ -27,9 +27,7 @@ class CascadeRow:
     """One way to a full spectrogram, and what it is worth; a row of the table."""
 
     name: str
-    spectral_distance: (
-        float | None
-    )  # dB, of real clips from their views, above the cut; None: it takes no view
+    spectral_distance: float | None  # dB, of upsampled real clips, above the cut; None: it does not upsample
     distance: float  # log-mel Frechet distance of generated clips to the test split
     seconds: float  # a generated clip, the first model's sampling included
 
@@ -51,7 +49,9 @@ def with_codec(model: DiffusionRun, codec: LowResolutionCodec) -> DiffusionRun:
 def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, LowResolutionCodec]:
     """Return the ways from small spectrograms to full ones that are compared, by name."""
     if upsampler is None:
-        raise ValueError("this cascade has no upsampler of its view yet: train one (Train Upsampler)")
+        raise ValueError(
+            "this cascade has no upsampler of its low resolution yet: train one (Train Upsampler)"
+        )
     codecs = {"interpolation": LowResolutionCodec(upsampler.low, None)}
     for count in steps:
         name = f"upsampler, {count} step{'s' * (count > 1)}"
@@ -93,12 +93,12 @@ def compare_cascade(
             for variant in compare(model, makers, sound)]  # fmt: skip
 
 
-def from_real_views(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
-    """Return real clips x0 (N, C, F, T) made anew from their views, which do not err: no noise on them."""
-    view = codec.low.view(x0)
+def upsampled_real(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
+    """Return real clips x0 (N, C, F, T) upsampled from their low resolution, without augmentation."""
+    y = codec.low.downsample(x0)
     if codec.upsampler is None:
-        return codec.low.spread(view)
-    return codec.upsampler.upsample(view, range(len(x0)), strength=0.0)
+        return codec.low.interpolate(y)
+    return codec.upsampler.upsample(y, range(len(x0)), augmentation=0.0)
 
 
 def spectral_distance(low: LowResolution, real: Tensor, made: Tensor) -> float:
@@ -108,22 +108,22 @@ def spectral_distance(low: LowResolution, real: Tensor, made: Tensor) -> float:
     return log_spectral_distance(real, made, *compared, low.compared_from).mean().item()
 
 
-def view_error(low: LowResolution, view: Tensor, x0: Tensor) -> float:
-    """Return how far the view of x0 (N, C, F, T) is from `view` at most, in normalised values."""
-    return (low.view(x0) - view).abs().max().item()
+def low_resolution_error(low: LowResolution, y: Tensor, x0: Tensor) -> float:
+    """Return the largest error of the low resolution of x0 (N, C, F, T) against y, in normalised values."""
+    return (low.downsample(x0) - y).abs().max().item()
 
 
-def errors_by_strength(upsampler: Upsampler, x0: Tensor, strengths: Iterable[float]) -> dict[float, float]:
-    """Return the mean error of the view of what is made of clips x0, by the strength of noise on the view.
+def errors_by_augmentation(upsampler: Upsampler, x0: Tensor, levels: Iterable[float]) -> dict[float, float]:
+    """Return the mean error of the low resolution of upsampled clips x0, by the augmentation level.
 
-    Not held to the view: with no noise the network has to copy it, with noise of full strength it cannot see
+    Without data consistency: at level 0 the network has to copy its conditioning, at level 1 it cannot see
     it, and the error is that between any two clips.
     """
     free = copy.copy(upsampler)
-    free.config = replace(upsampler.config, consistent=False)
-    view, seeds = upsampler.low.view(x0), range(len(x0))
-    made = {s: free.upsample(view, seeds, strength=s) for s in strengths}
-    return {s: (upsampler.low.view(x) - view).abs().mean().item() for s, x in made.items()}
+    free.config = replace(upsampler.config, data_consistency=False)
+    y, seeds = upsampler.low.downsample(x0), range(len(x0))
+    upsampled = {level: free.upsample(y, seeds, augmentation=level) for level in levels}
+    return {level: (upsampler.low.downsample(x) - y).abs().mean().item() for level, x in upsampled.items()}
 
 
 def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) -> dict[str, Tensor]:
@@ -131,11 +131,11 @@ def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) ->
     seeds, low = list(seeds), model.codec.low
     plain = with_codec(model, LowResolutionCodec(low, None))
     interpolated = plain.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
-    view = low.view(interpolated)  # exactly what was generated
+    y = low.downsample(interpolated)  # exactly what was generated
     return {
-        "small": low.draw(view),
+        "small": low.enlarge(y),
         "interpolated": interpolated,
-        "upsampled": model.codec.decode(view, seeds),
+        "upsampled": model.codec.decode(y, seeds),
     }
 
 
@@ -186,6 +186,6 @@ def _row(
 ) -> CascadeRow:
     if codec is None:
         return CascadeRow(variant.name, None, variant.distance, variant.seconds)
-    made = model.to_audio(from_real_views(codec, test))
+    made = model.to_audio(upsampled_real(codec, test))
     lsd = spectral_distance(codec.low, sound, made)
     return CascadeRow(variant.name, lsd, variant.distance, variant.seconds)

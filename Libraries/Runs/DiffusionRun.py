@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Diffusion import Denoiser, NoiseSchedule
+from Libraries.Diffusion import Denoiser, NoiseSchedule, Parameterisation
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings
@@ -23,7 +23,7 @@ from Libraries.Sampling.Guidance import (
     classifier_free_guidance,
     with_labels,
 )
-from Libraries.Sampling.Samplers import Callback, SamplerConfig, inference_timesteps, sample
+from Libraries.Sampling.Loop import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
@@ -37,7 +37,7 @@ class DiffusionRun:
     Attributes:
         network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
         codec: between spectrograms and what diffuses.
-        weaker: the same of less trained weights, for autoguidance; None until `load_weaker`.
+        guide: the same network with weights of less training, for autoguidance; None until `load_guide`.
         run: the folder it was loaded from; None for a network that is still in training.
     """
 
@@ -52,7 +52,7 @@ class DiffusionRun:
         self.network = for_sampling(network, device)
         self.schedule, self.spectrogram, self.device = schedule.to(device), spectrogram, device
         self.codec, self.precision = codec, resolve_precision("auto")
-        self.weaker: nn.Module | None = None
+        self.guide: nn.Module | None = None
         self.run: Run | None = None
 
     @classmethod
@@ -88,8 +88,8 @@ class DiffusionRun:
         loaded.run = run
         return loaded
 
-    def load_weaker(self, share: float) -> int:
-        """Load as the weaker network the weights that were saved nearest to `share` of the training.
+    def load_guide(self, fraction: float) -> int:
+        """Load as the guide model the weights that were saved nearest to this fraction of the training.
 
         Returns:
             Their optimiser step.
@@ -104,8 +104,8 @@ class DiffusionRun:
             raise CheckpointError(
                 f"{self.run.folder} has no weights from before its last ones; train with a smaller save_every"
             )
-        step = min(earlier, key=lambda step: abs(step - share * last))
-        self.weaker = DiffusionRun.load(self.run.folder, self.device, step=step).network
+        step = min(earlier, key=lambda step: abs(step - fraction * last))
+        self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
 
     @property
@@ -120,7 +120,7 @@ class DiffusionRun:
     def decode(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU.
 
-        An upsampler draws, by `seeds`, one a clip; None is seed 0 for each.
+        An upsampler draws, by `seeds`, one per clip; None is seed 0 for each.
         """
         return self.codec.decode(x, seeds).cpu()
 
@@ -129,30 +129,39 @@ class DiffusionRun:
         num_classes = self.network.config.num_classes
         return torch.arange(count) % num_classes if num_classes else None
 
-    def denoiser(self, labels: Tensor | None = None, guidance: GuidanceConfig | None = None) -> Denoiser:
-        """Return `model(x_t, t)` for the samplers, in this machine's fast precision.
+    def denoiser(
+        self,
+        labels: Tensor | None = None,
+        guidance: GuidanceConfig | None = None,
+        *,
+        with_variance: bool = False,
+    ) -> Denoiser:
+        """Return the denoiser `(x_t, t) -> x0` for the samplers, in this machine's fast precision.
 
         Args:
-            labels: int64 (B,), one a sample, or (1,) for all; None: no label.
+            labels: int64 (B,), one per sample, or (1,) for all; None: no label.
             guidance: how to guide it; None: not at all.
+            with_variance: as in `Parameterisation.denoiser`.
 
         Raises:
             ValueError: labels that do not fit, or guidance by labels without any.
             CheckpointError: autoguidance in a run that has one set of weights.
         """
-        num_classes, strong = self.network.config.num_classes, self._in_fast_precision(self.network)
+        num_classes = self.network.config.num_classes
+        denoiser = self._denoiser_of(self.network, with_variance)
         if guidance is None or guidance.method == "none" or guidance.scale == 1:
-            return self._with_labels(strong, labels)
+            return self._with_labels(denoiser, labels)
         if guidance.method == "classifier_free":
             if labels is None:
                 raise ValueError("guidance by classifier_free needs labels; give them, or use autoguidance")
             return classifier_free_guidance(
-                strong, labels, num_classes, guidance.scale, rescale=guidance.rescale
+                denoiser, labels, num_classes, guidance.scale, rescale=guidance.rescale
             )
-        if self.weaker is None:
-            self.load_weaker(guidance.weaker_at)
-        weak = self._with_labels(self._in_fast_precision(self.weaker), labels)
-        return autoguidance(self._with_labels(strong, labels), weak, guidance.scale, rescale=guidance.rescale)
+        if self.guide is None:
+            self.load_guide(guidance.guide_at)
+        guide = self._with_labels(self._denoiser_of(self.guide, with_variance), labels)
+        denoiser = self._with_labels(denoiser, labels)
+        return autoguidance(denoiser, guide, guidance.scale, rescale=guidance.rescale)
 
     def generate(
         self,
@@ -165,20 +174,22 @@ class DiffusionRun:
         callback: Callback | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """Sample one clip a seed; returns spectrograms x0 (N, C, F, T) on the CPU.
+        """Sample one clip per seed; returns spectrograms x0 (N, C, F, T) on the CPU.
 
         The batch size changes the speed, not the samples. The callback sees every step of every batch.
-        `labels` is int64 (N,), one a seed; it and `guidance` are as in `denoiser`.
+        `labels` is int64 (N,), one per seed; it and `guidance` are as in `denoiser`.
         """
         seeds, config, batches = list(seeds), self._unbounded(config), []
+        learned = config.variance == "learned"
         if labels is not None and len(labels) != len(seeds):
-            raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one a seed")
+            raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one per seed")
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            model = self.denoiser(None if labels is None else labels[part], guidance)
+            own = None if labels is None else labels[part]
+            denoiser = self.denoiser(own, guidance, with_variance=learned)
             batches.append(
                 sample(
-                    model, self.schedule, config, seeds[part], self.shape,
+                    denoiser, self.schedule, config, seeds[part], self.shape,
                     batch_size=batch_size, device=self.device, callback=callback, progress=progress,
                 )
             )  # fmt: skip
@@ -188,7 +199,7 @@ class DiffusionRun:
     def editor(
         self,
         config: SamplerConfig,
-        rounds: int,
+        resamplings: int,
         *,
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
@@ -197,8 +208,9 @@ class DiffusionRun:
 
         Its clips have to be on `device`.
         """
-        model, config = self.denoiser(labels, guidance), self._unbounded(config)
-        return self.codec.editor(Editor(model, self.schedule, config, rounds, progress=True))
+        config = self._unbounded(config)
+        denoiser = self.denoiser(labels, guidance, with_variance=config.variance == "learned")
+        return self.codec.editor(Editor(denoiser, self.schedule, config, resamplings, progress=True))
 
     def interpolate(
         self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
@@ -228,13 +240,12 @@ class DiffusionRun:
         """The settings' clamp is that of spectrograms; latents have no bounds."""
         return config if self.codec.bounded else replace(config, clip_x0=None, dynamic_threshold=None)
 
-    def _with_labels(self, network, labels: Tensor | None) -> Denoiser:
-        if labels is None:
-            return lambda x_t, t: network(x_t, t, None)
-        return with_labels(network, labels, self.network.config.num_classes)
+    def _with_labels(self, denoiser: Denoiser, labels: Tensor | None) -> Denoiser:
+        return denoiser if labels is None else with_labels(denoiser, labels, self.network.config.num_classes)
 
-    def _in_fast_precision(self, network: nn.Module):
-        return in_fast_precision(network, self.device, self.precision)
+    def _denoiser_of(self, network: nn.Module, with_variance: bool) -> Denoiser:
+        network = in_fast_precision(network, self.device, self.precision)
+        return Parameterisation(self.schedule).denoiser(network, with_variance=with_variance)
 
 
 def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:

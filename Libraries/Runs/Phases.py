@@ -59,7 +59,7 @@ class PhaseDataset(TorchDataset):
         self.clips = [clip for clip in manifest["clips"] if clip["split"] == split]
         if not self.clips:
             raise DatasetError(
-                f"{folder} has no {split} clips: give it more music, or a larger share in dataset.split"
+                f"{folder} has no {split} clips: give it more music, or a larger fraction in dataset.split"
             )
         files = sorted({clip["source"] for clip in self.clips})
         gone = [file for file in files if not (self.music_dir / file).is_file()]

@@ -14,8 +14,8 @@ from Libraries.Networks.JournalUNet import JournalUNetConfig
 from Libraries.Phase import PhaseConfig
 from Libraries.Sampling.Editing import EditConfig
 from Libraries.Sampling.Guidance import GuidanceConfig
-from Libraries.Sampling.Samplers import SamplerConfig
-from Libraries.Sound.LowResolution import LowResolution, UpsamplerConfig, ViewConfig
+from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sound.LowResolution import ConditioningConfig, LowResolution, LowResolutionConfig
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.DiffusionNetwork import require_multiple
 from Libraries.Training.TrainConfig import TrainConfig
@@ -48,8 +48,8 @@ class UpsamplerSettings:
 
     network: UNetConfig
     train: TrainConfig
-    view: ViewConfig  # the small spectrogram
-    conditioning: UpsamplerConfig
+    low_resolution: LowResolutionConfig  # the small spectrogram
+    conditioning: ConditioningConfig
     sampler: SamplerConfig
 
     def __post_init__(self):
@@ -115,7 +115,7 @@ class Settings:
         if self.space == "spectrogram":
             require_multiple("a spectrogram", self.spectrogram.shape, self.network)
         if self.space == "small":
-            shape = LowResolution(self.upsampler.view, self.spectrogram).shape
+            shape = LowResolution(self.upsampler.low_resolution, self.spectrogram).shape
             require_multiple("a small spectrogram", shape, self.network)
             require_multiple("a spectrogram", self.spectrogram.shape, self.upsampler.network)
         if self.sampler.variance == "learned" and not self.diffusion.learned_variance:

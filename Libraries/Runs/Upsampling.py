@@ -36,7 +36,7 @@ class LowResolutionCodec:
     """
 
     bounded = True
-    made_of = ("upsampler.view",)
+    made_of = ("upsampler.low_resolution",)
     requires: dict[str, str] = {}  # noqa: RUF012 - any upsampler of the view will do
 
     def __init__(self, low: LowResolution, upsampler: Upsampler | None):
@@ -54,7 +54,7 @@ class LowResolutionCodec:
         if run is None:
             parent = settings.models_dir / "upsampler"
             logger.warning("no upsampler of this view in %s: small spectrograms are interpolated", parent)
-            return cls(LowResolution(settings.upsampler.view, settings.spectrogram), None)
+            return cls(LowResolution(settings.upsampler.low_resolution, settings.spectrogram), None)
         upsampler = load_upsampler(run.folder, device)
         return cls(upsampler.low, upsampler)
 
@@ -76,7 +76,7 @@ class LowResolutionCodec:
 
     def encode(self, x0: Tensor) -> Tensor:
         """Return small spectrograms (B, C, f, t) of x0 (B, C, F, T)."""
-        return self.low.view(x0)
+        return self.low.downsample(x0)
 
     def decode(
         self,
@@ -96,7 +96,7 @@ class LowResolutionCodec:
         seeds = [0] * len(view) if seeds is None else list(seeds)
         if self.upsampler is not None:
             return self.upsampler.upsample(view, seeds, kept=kept, overlap=overlap, circular=circular)
-        full = self.low.spread(view)
+        full = self.low.interpolate(view)
         return full if kept is None else torch.where(kept[1], kept[0], full)
 
     def editor(self, editor: Editor) -> CascadeEditor:
@@ -116,7 +116,7 @@ def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampl
     upsampler = Upsampler(
         run.load_into(network),
         NoiseSchedule(diffusion),
-        LowResolution(run.config("upsampler.view"), spectrogram),
+        LowResolution(run.config("upsampler.low_resolution"), spectrogram),
         run.config("upsampler.conditioning"),
         run.config("upsampler.sampler"),
         run.spectrogram(device=device),
@@ -133,8 +133,8 @@ def upsampler_recipe(settings: Settings) -> Recipe:
         ValueError: the spectrogram has no such view.
     """
     upsampler, spectrogram = settings.upsampler, settings.spectrogram
-    schedule, low = NoiseSchedule(settings.diffusion), LowResolution(upsampler.view, spectrogram)
-    parts = ("network", "train", "view", "conditioning")
+    schedule, low = NoiseSchedule(settings.diffusion), LowResolution(upsampler.low_resolution, spectrogram)
+    parts = ("network", "train", "low_resolution", "conditioning")
     return Recipe(
         parent=settings.models_dir / "upsampler",
         name=settings.preset,
@@ -161,17 +161,17 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
     """Write the same validation clips, interpolated and upsampled, and the loss curves to the results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
-    low = LowResolution(settings.upsampler.view, settings.spectrogram)
+    low = LowResolution(settings.upsampler.low_resolution, settings.spectrogram)
     upsampler = Upsampler(
         network, NoiseSchedule(settings.diffusion), low,
         settings.upsampler.conditioning, settings.upsampler.sampler, Spectrogram(settings.spectrogram),
         next(network.parameters()).device,
     )  # fmt: skip
-    view = upsampler.low.view(x0)
+    view = upsampler.low.downsample(x0)
     rows = {
-        "small": upsampler.low.draw(view),
-        "interpolated": upsampler.low.spread(view),
-        "upsampled": upsampler.upsample(view, range(len(x0)), strength=0.0),
+        "small": upsampler.low.enlarge(view),
+        "interpolated": upsampler.low.interpolate(view),
+        "upsampled": upsampler.upsample(view, range(len(x0)), augmentation=0.0),
         "real": x0,
     }
     titles = [f"{name} {i}" for name in rows for i in range(len(x0))]
@@ -188,6 +188,6 @@ def find_upsampler(settings: Settings) -> Run | None:
     def goes_on(run: Run) -> bool:
         theirs, ours = (to_dict(config) for config in (run.config("spectrogram"), settings.spectrogram))
         same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
-        return same and run.config("upsampler.view") == settings.upsampler.view
+        return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
     return find_run([settings.models_dir / "upsampler"], fits=goes_on)

@@ -1,11 +1,10 @@
-"""Guidance: one denoiser `model(x_t, t)` made of two, pushed away from the worse of them.
+"""Guidance: one denoiser made of two, pushed away from the worse of them.
 
-output = weak + guidance_scale·(strong - weak). All of `prediction_type`'s outputs are affine in x0 with the
-same weights for both, so guiding eps, v or x0 is the same guidance.
+x0 = x0_guide + guidance_scale·(x0 - x0_guide). Noise, v and x0 are affine in each other with the same weights
+for both, so guiding any of them is the same guidance; only `rescaled` depends on the choice.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,6 @@ from Libraries.Diffusion import Denoiser
 from Libraries.Utils import require
 
 METHODS = ("none", "classifier_free", "autoguidance")
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x_t (B, C, F, T), t (B,), cond (B,))
 
 
 @dataclass(frozen=True)
@@ -26,49 +24,43 @@ class GuidanceConfig:
         ValueError: an unknown method, or a number that is impossible.
     """
 
-    method: str  # none | classifier_free (towards the label) | autoguidance (away from a weaker model)
+    method: str  # none | classifier_free (towards the label) | autoguidance (away from a guide model)
     scale: float  # 1: no guidance; more: further
     rescale: float  # φ of `rescaled`: 0 none, to 1
-    weaker_at: float  # autoguidance only; share of the training that the weaker weights have had
+    guide_at: float  # autoguidance only; fraction of the training that the guide model has had
 
     def __post_init__(self):
         require(METHODS, method=self.method)
         _check_scale(self.scale, self.rescale)
-        require("(0, 1)", weaker_at=self.weaker_at)
+        require("(0, 1)", guide_at=self.guide_at)
 
 
-def with_labels(network: Network, labels: Tensor, num_classes: int) -> Denoiser:
-    """Return the denoiser of these labels, without guidance.
+def with_labels(denoiser: Denoiser, labels: Tensor, num_classes: int) -> Denoiser:
+    """Return the denoiser `(x_t, t)` of these labels, without guidance.
 
     Args:
-        network: (x_t (B, C, F, T), t (B,), cond (B,)) -> output like x_t; `num_classes` is "no label" to it.
-        labels: int64 (B,), one a sample of the batch, or (1,) for all; `num_classes` for no label.
+        denoiser: (x_t (B, C, F, T), t (B,), label (B,)) -> x0; label `num_classes` means "no label".
+        labels: int64 (B,), one per sample of the batch, or (1,) for all; `num_classes` for no label.
         num_classes: that of the network.
 
     Raises:
         ValueError: the labels do not fit the network, or (when called) the batch.
     """
     _check_labels(labels, num_classes)
-
-    def model(x_t: Tensor, t: Tensor) -> Tensor:
-        return network(x_t, t, _labels_of_batch(labels, x_t))
-
-    return model
+    return lambda x_t, t: denoiser(x_t, t, _labels_of_batch(labels, x_t))
 
 
 def classifier_free_guidance(
-    network: Network, labels: Tensor, num_classes: int, guidance_scale: float, *, rescale: float = 0.0
+    denoiser: Denoiser, labels: Tensor, num_classes: int, guidance_scale: float, *, rescale: float = 0.0
 ) -> Denoiser:
-    """Return the denoiser of these labels, guided by the same network without them.
+    """Return the denoiser `(x_t, t)` of these labels, guided by the same network without them.
 
-    Ho and Salimans 2022, eq. 6, with guidance_scale = 1 + w: 0 ignores the labels, 1 is the network as it is
+    Ho and Salimans 2022, eq. 6, with guidance_scale = 1 + w: 0 ignores the labels, 1 is the denoiser as it is
     (and costs one call of the batch), more than 1 follows the labels further than the data do. Both halves
     go through the network as one batch of 2·B. It needs a network trained with `label_dropout`.
 
     Args:
-        network: (x_t (B, C, F, T), t (B,), cond (B,)) -> output like x_t; `num_classes` is "no label" to it.
-        labels: int64 (B,), one a sample of the batch, or (1,) for all.
-        num_classes: that of the network.
+        denoiser, labels, num_classes: as in `with_labels`.
         guidance_scale: 0 or more.
         rescale: φ of `rescaled`, 0 (none) to 1.
 
@@ -76,30 +68,30 @@ def classifier_free_guidance(
         ValueError: a number is impossible, or the labels do not fit the network or (when called) the batch.
     """
     _check_scale(guidance_scale, rescale)
-    plain = with_labels(network, labels, num_classes)
+    plain = with_labels(denoiser, labels, num_classes)
     if guidance_scale == 1:
         return plain
 
-    def model(x_t: Tensor, t: Tensor) -> Tensor:
+    def guided_denoiser(x_t: Tensor, t: Tensor) -> Tensor:
         own = _labels_of_batch(labels, x_t)
-        cond = torch.cat([own, torch.full_like(own, num_classes)])
-        strong, weak = network(torch.cat([x_t, x_t]), torch.cat([t, t]), cond).chunk(2)
-        return _guide(strong, weak, x_t, guidance_scale, rescale)
+        both = torch.cat([own, torch.full_like(own, num_classes)])
+        x0, x0_guide = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return _guided(x0, x0_guide, x_t.shape[1], guidance_scale, rescale)
 
-    return model
+    return guided_denoiser
 
 
 def autoguidance(
-    model: Denoiser, weaker: Denoiser, guidance_scale: float, *, rescale: float = 0.0
+    denoiser: Denoiser, guide: Denoiser, guidance_scale: float, *, rescale: float = 0.0
 ) -> Denoiser:
-    """Return `model` guided away from the errors of a weaker one (Karras et al. 2024).
+    """Return a denoiser guided away from the errors of a worse one, its guide (Karras et al. 2024).
 
-    The weaker one is an earlier checkpoint or a smaller network, trained on the same data to predict the
-    same (`prediction_type`, schedule). Neither needs labels; `with_labels` gives them to those that do.
+    The guide model is an earlier checkpoint or a smaller network, trained on the same data. Neither needs
+    labels; `with_labels` gives them to those that do.
 
     Args:
-        model, weaker: (x_t (B, ...), t (B,)) -> output like x_t.
-        guidance_scale: 0 (the weaker one) or more; 1 is `model` as it is and calls nothing else.
+        denoiser, guide: (x_t (B, C, ...), t (B,)) -> x0.
+        guidance_scale: 0 (the guide) or more; 1 is `denoiser` as it is and calls nothing else.
         rescale: φ of `rescaled`, 0 (none) to 1.
 
     Raises:
@@ -107,31 +99,28 @@ def autoguidance(
     """
     _check_scale(guidance_scale, rescale)
     if guidance_scale == 1:
-        return model
-    return lambda x_t, t: _guide(model(x_t, t), weaker(x_t, t), x_t, guidance_scale, rescale)
+        return denoiser
+    return lambda x_t, t: _guided(denoiser(x_t, t), guide(x_t, t), x_t.shape[1], guidance_scale, rescale)
 
 
-def guided(strong: Tensor, weak: Tensor, guidance_scale: float, rescale: float) -> Tensor:
-    """Return weak + guidance_scale·(strong - weak), rescaled by φ = `rescale`; all (B, ...)."""
-    output = weak + guidance_scale * (strong - weak)
-    return rescaled(output, strong, rescale) if rescale else output
+def rescaled(x0: Tensor, like: Tensor, phi: float) -> Tensor:
+    """Return x0 with a standard deviation φ of the way to that of `like`, sample by sample; both (B, ...).
 
-
-def rescaled(output: Tensor, like: Tensor, phi: float) -> Tensor:
-    """Return `output` with a standard deviation φ of the way to that of `like`, sample by sample.
-
-    φ·output·std(like)/std(output) + (1 - φ)·output (Lin et al. 2023, section 3.4): guidance spreads the
-    values and so overexposes. A constant sample, whose standard deviation is 0, stays. Both (B, ...).
+    φ·x0·std(like)/std(x0) + (1 - φ)·x0 (Lin et al. 2023, section 3.4): guidance widens the range of values
+    and so overexposes. The paper rescales the network's output, which is v there; here x0 is rescaled, whose
+    range is at stake, whatever the network predicts. A constant sample, whose std is 0, stays.
     """
-    target, own = (part.flatten(1).std(dim=1, correction=0) for part in (like, output))
+    target, own = (part.flatten(1).std(dim=1, correction=0) for part in (like, x0))
     factor = torch.where(own > 0, target / own, 1.0)
-    return output * (phi * factor + 1 - phi).view(-1, *[1] * (output.ndim - 1))
+    return x0 * (phi * factor + 1 - phi).view(-1, *[1] * (x0.ndim - 1))
 
 
-def _guide(strong: Tensor, weak: Tensor, x_t: Tensor, guidance_scale: float, rescale: float) -> Tensor:
-    """Guide the channels that predict; those of a learned variance stay the strong one's."""
-    C = x_t.shape[1]
-    return torch.cat([guided(strong[:, :C], weak[:, :C], guidance_scale, rescale), strong[:, C:]], dim=1)
+def _guided(output: Tensor, guide: Tensor, C: int, guidance_scale: float, rescale: float) -> Tensor:
+    """Guide the C channels of x0; a variance output (the channels behind them) is not guided."""
+    x0, x0_guide = output[:, :C], guide[:, :C]
+    guided = x0_guide + guidance_scale * (x0 - x0_guide)
+    guided = rescaled(guided, x0, rescale) if rescale else guided
+    return torch.cat([guided, output[:, C:]], dim=1)
 
 
 def _labels_of_batch(labels: Tensor, x_t: Tensor) -> Tensor:
@@ -139,7 +128,7 @@ def _labels_of_batch(labels: Tensor, x_t: Tensor) -> Tensor:
     B = len(x_t)
     if B % len(labels):
         raise ValueError(
-            f"there are {len(labels)} labels for a batch of {B}: give one a sample (and sample with a "
+            f"there are {len(labels)} labels for a batch of {B}: give one per sample (and sample with a "
             f"batch_size of that many), or a single one for all"
         )
     return labels.to(x_t.device).repeat_interleave(B // len(labels))

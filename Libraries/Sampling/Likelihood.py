@@ -1,6 +1,6 @@
 """The variational bound: how many bits the model needs for the data, and the loss of a learned variance.
 
-L = L_T + sum over t of L_t (Sohl-Dickstein et al. 2015; Ho et al. 2020, eq. 5), in nats a dimension:
+L = L_T + sum over t of L_t (Sohl-Dickstein et al. 2015; Ho et al. 2020, eq. 5), in nats per dimension:
 L_T = KL(q(x_T|x0) || N(0, I)), L_t = KL(q(x_(t-1)|x_t, x0) || p(x_(t-1)|x_t)), and at t = 0 -log p(x0|x_0),
 a Gaussian density. With ᾱ' that of t - 1 (1 before t = 0) and β = 1 - ᾱ/ᾱ'
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Diffusion import Denoiser, NoiseSchedule, denoise
+from Libraries.Diffusion import Denoiser, NoiseSchedule
 from Libraries.Utils import SampleNoise, require
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
@@ -29,9 +29,14 @@ def interpolated_log_variance(output: Tensor, log_beta: Tensor | float, log_smal
     bound of the true one.
 
     Args:
-        output: the channels of the network that speak of the variance.
+        output: the variance output of the network, (B, C, ...).
         log_beta, log_small: log β and log β̃, numbers or broadcastable to it.
+
+    Raises:
+        ValueError: the output is empty: the denoiser has none.
     """
+    if output.numel() == 0:
+        raise ValueError("variance='learned' needs a model trained with learned_variance=True")
     v = (output + 1) / 2
     return v * log_beta + (1 - v) * log_small
 
@@ -39,12 +44,12 @@ def interpolated_log_variance(output: Tensor, log_beta: Tensor | float, log_smal
 def bound_terms(
     schedule: NoiseSchedule, x0: Tensor, predicted: Tensor, variance_output: Tensor, t: Tensor, variance: str
 ) -> Tensor:
-    """Return L_t of each sample, (B,) in nats a dimension.
+    """Return L_t of each sample, (B,) in nats per dimension.
 
     β̃ is 0 at t = 0, where it is taken from t = 1, as Nichol and Dhariwal do.
 
     Args:
-        x0, predicted: data and what the network makes of x_t, (B, C, ...).
+        x0, predicted: data and the x0 that the network makes of x_t, (B, C, ...).
         variance_output: like x0, used by variance="learned" alone.
         t: int64 (B,).
         variance: fixed_small (β̃) | fixed_large (β) | learned.
@@ -62,7 +67,7 @@ def bound_terms(
 
 
 def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
-    """Return L_T of each sample of x0 (B, ...), (B,) in nats a dimension: what is left of x0 at the end."""
+    """Return L_T of each sample of x0 (B, ...), (B,) in nats per dimension: what is left of x0 at the end."""
     abar = schedule.alphas_cumprod[-1].item()
     divergence = (abar * x0**2 + (1 - abar) - 1 - math.log1p(-abar)) / 2
     return divergence.flatten(1).mean(dim=1)
@@ -70,7 +75,7 @@ def prior_term(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bits_per_dimension(
-    model: Denoiser,
+    denoiser: Denoiser,
     schedule: NoiseSchedule,
     x0: Tensor,
     seeds: Iterable[int],
@@ -78,30 +83,29 @@ def bits_per_dimension(
     variance: str,
     progress: bool = False,
 ) -> Tensor:
-    """Return the variational bound of each clip in bits a dimension, (B,): L/ln 2, one call a timestep.
+    """Return the variational bound of each clip in bits per dimension, (B,): L/ln 2, one call per timestep.
 
-    The data are continuous, so it is a differential one: it can be below 0, it compares models of the same
-    representation and nothing else, and one bit less means that the same values could be twice as precise.
+    The data are continuous, so the bound is a differential one: it can be below 0, it compares models of the
+    same representation and nothing else, and one bit less means that values could be twice as precise.
 
     Args:
-        model: (x_t (B, C, F, T), t (B,)) -> output of the schedule's `prediction_type`.
+        denoiser: (x_t (B, C, F, T), t (B,)) -> x0; for variance="learned" with the variance output behind it
+            (`Parameterisation.denoiser`).
         x0: (B, C, F, T) float, clips the model has not seen, on the model's device.
-        seeds: one a clip, of the noise.
+        seeds: one per clip, of the noise.
         variance: fixed_small | fixed_large | learned; that of the sampler whose bound it is.
 
     Raises:
-        ValueError: an unknown variance, or "learned" from a model that has none.
+        ValueError: an unknown variance, or "learned" from a denoiser without variance output.
     """
     require(VARIANCES, variance=variance)
-    if variance == "learned" and not schedule.learned_variance:
-        raise ValueError("variance='learned' needs a model trained with learned_variance=True")
     noise = SampleNoise(seeds, x0.device, dtype=x0.dtype)
     total = prior_term(schedule, x0)
     steps = range(schedule.num_train_timesteps)
     for step in tqdm(steps, desc="bound", unit="step", leave=False, disable=not progress):
         t = torch.full((len(x0),), step, device=x0.device)
         x_t = schedule.add_noise(x0, noise(tuple(x0.shape[1:])), t)
-        predicted, variance_output = denoise(model, schedule, x_t, t)
+        predicted, variance_output = denoiser(x_t, t).tensor_split([x0.shape[1]], dim=1)
         total = total + bound_terms(schedule, x0, predicted, variance_output, t, variance)
     return total / math.log(2)
 

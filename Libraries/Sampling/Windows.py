@@ -2,17 +2,14 @@
 
 At every step the network looks at every window of x_t, and where windows overlap their x0 are averaged
 (MultiDiffusion, Bar-Tal et al. 2023, eq. 5). So neighbours settle their common part together, from noise to
-the end, and no part has to fit another that is already finished. It is a denoiser like any other: samplers,
-guidance and edits take it.
+the end, and no part has to fit another that is already finished. The result is a denoiser like any other:
+samplers, guidance and edits take it.
 """
-
-import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from Libraries.Diffusion import Denoiser, NoiseSchedule, denoise, in_x0
+from Libraries.Diffusion import Denoiser
 
 AT_ONCE = 32  # windows in one batch of the network
 
@@ -39,52 +36,49 @@ def window_starts(window: int, n_frames: int, overlap: int, *, circular: bool) -
 
 
 def over_windows(
-    model: Callable[..., Tensor],
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     window: int,
     n_frames: int,
     overlap: int,
     *,
     circular: bool,
-    condition: Tensor | None = None,
-) -> tuple[Denoiser, NoiseSchedule]:
-    """Return a denoiser of `n_frames` frames made of one of `window` frames, and its schedule.
+    conditioning: Tensor | None = None,
+) -> Denoiser:
+    """Return a denoiser of `n_frames` frames made of one of `window` frames.
 
-    A window's x0 counts most in its middle, where the network sees what is before and after. The schedule's
-    `prediction_type` is "sample", as averages are taken of x0. The network gets up
-    to 32 windows in one batch, all of a clip's in a row; B clips with labels of their own need `with_labels`.
+    A window's x0 counts most in its middle, where the network sees what is before and after. The network gets
+    up to 32 windows in one batch, all those of a clip in a row; labels of B clips need `with_labels`.
 
     Args:
-        model: (x_t (B, C, F, window), t (B,)) -> output of the schedule's `prediction_type`.
+        denoiser: (x_t (B, C, F, window), t (B,)) -> x0.
         window, n_frames, overlap, circular: as in `window_starts`.
-        condition: (B, C', F, n_frames), of which the model gets a window's part as a third argument; None:
-            it gets none.
+        conditioning: (B, C', F, n_frames), of which the denoiser gets the part of each window as a third
+            argument; None: it gets none.
     """
     starts = window_starts(window, n_frames, overlap, circular=circular)
     frames = _frames_of(starts, window, n_frames)
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+    def long_denoiser(x_t: Tensor, t: Tensor) -> Tensor:
         parts = frames.to(x_t.device).split(AT_ONCE)
-        windows = [_windows_of(model, schedule, x_t, t, part, condition) for part in parts]
-        windows = torch.cat(windows, dim=-2)
+        windows = torch.cat([_denoised(denoiser, x_t, t, part, conditioning) for part in parts], dim=-2)
         return blend(windows, starts, n_frames)
 
-    return denoiser, in_x0(schedule)
+    return long_denoiser
 
 
 def blend(windows: Tensor, starts: list[int], n_frames: int) -> Tensor:
     """Average windows (B, C, F, W, window) that begin at `starts` into (B, C, F, n_frames).
 
-    A window counts most in its middle and less towards its ends, in proportion to the distance from them. A
-    window that goes over the end goes on at the beginning.
+    The weight of a window falls linearly from its middle to its ends. A window that goes over the end of the
+    music goes on at its beginning.
     """
     window = windows.shape[-1]
     frames = _frames_of(starts, window, n_frames).to(windows.device)
     taper = torch.minimum(torch.arange(1, window + 1), torch.arange(window, 0, -1)).to(windows)
     total = taper.new_zeros(n_frames).index_add_(0, frames.flatten(), taper.repeat(len(starts)))
-    shares = taper / total[frames]  # (W, window); those of a frame add up to 1
+    weights = taper / total[frames]  # (W, window); those of a frame add up to 1
     result = windows.new_zeros(*windows.shape[:-2], n_frames)
-    return result.index_add_(-1, frames.flatten(), (windows * shares).flatten(-2))
+    return result.index_add_(-1, frames.flatten(), (windows * weights).flatten(-2))
 
 
 def _frames_of(starts: list[int], window: int, n_frames: int) -> Tensor:
@@ -92,26 +86,16 @@ def _frames_of(starts: list[int], window: int, n_frames: int) -> Tensor:
     return (torch.tensor(starts)[:, None] + torch.arange(window)) % n_frames
 
 
-def _windows_of(
-    model: Callable[..., Tensor],
-    schedule: NoiseSchedule,
-    x_t: Tensor,
-    t: Tensor,
-    frames: Tensor,
-    condition: Tensor | None,
+def _denoised(
+    denoiser: Denoiser, x_t: Tensor, t: Tensor, frames: Tensor, conditioning: Tensor | None
 ) -> Tensor:
-    """Denoise the windows `frames` (W, T) of x_t (B, C, F, n_frames) as one batch: (B, C', F, W, T)."""
+    """Denoise the windows `frames` (W, T) of x_t (B, C, F, n_frames) as one batch: (B, C, F, W, T)."""
     B, W = len(x_t), len(frames)
-    if condition is not None:
-        model = functools.partial(_told, model, _cut(condition, frames))
-    outputs = torch.cat(denoise(model, schedule, _cut(x_t, frames), t.repeat_interleave(W)), dim=1)
-    return outputs.unflatten(0, (B, W)).movedim(1, -2)
+    own = () if conditioning is None else (_cut(conditioning, frames),)
+    output = denoiser(_cut(x_t, frames), t.repeat_interleave(W), *own)
+    return output.unflatten(0, (B, W)).movedim(1, -2)
 
 
 def _cut(x: Tensor, frames: Tensor) -> Tensor:
     """Return the windows `frames` (W, T) of x (B, C, F, n_frames) as one batch (B·W, C, F, T)."""
     return x[..., frames].movedim(-2, 1).flatten(0, 1)
-
-
-def _told(model: Callable[..., Tensor], condition: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    return model(x_t, t, condition)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from Libraries.Diffusion import DiffusionConfig, NoiseSchedule
+from Libraries.Diffusion import DiffusionConfig, NoiseSchedule, Parameterisation
 from Libraries.Networks.Catalogue import NetworkConfig, count_parameters, scale_widths, width_for
 from Libraries.Runs.Recipe import Recipe, train
 from Libraries.Runs.Run import Run
 from Libraries.Sampling.Guidance import classifier_free_guidance, with_labels
-from Libraries.Sampling.Samplers import sample
+from Libraries.Sampling.Loop import sample
 from Libraries.Studies.ImageClassifier import ClassifierLoss, ImageClassifier
 from Libraries.Studies.Images import ImageSplits, image_loaders
 from Libraries.Studies.ImagesConfig import ImagesConfig
@@ -168,10 +168,12 @@ class ImageModel:
     def _denoiser(self, labels: Tensor, config: ImagesConfig):
         num_classes = self.network.config.num_classes
         network = in_fast_precision(self.network, self.device, self.precision)
+        learned = config.sampler.variance == "learned"
+        denoiser = Parameterisation(self.schedule).denoiser(network, with_variance=learned)
         if config.guidance.method == "none":
-            return with_labels(network, labels, num_classes)
+            return with_labels(denoiser, labels, num_classes)
         scale, rescale = config.guidance.scale, config.guidance.rescale
-        return classifier_free_guidance(network, labels, num_classes, scale, rescale=rescale)
+        return classifier_free_guidance(denoiser, labels, num_classes, scale, rescale=rescale)
 
 
 def labels_in_turn(count: int, num_classes: int) -> Tensor:

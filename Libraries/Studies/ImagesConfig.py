@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Networks.Catalogue import JOURNAL, NetworkConfig, journal_network
 from Libraries.Sampling.Guidance import GuidanceConfig
-from Libraries.Sampling.Samplers import SamplerConfig
+from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import require
 

@@ -7,14 +7,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from Libraries.Diffusion import NoiseSchedule
+from Libraries.Diffusion import NoiseSchedule, Parameterisation
 from Libraries.Sampling.Likelihood import bound_terms
 from Libraries.Utils import SampleNoise, derive_seed
 
 LABEL_STREAM = 1  # tells the draws that hide labels from those of the noise
 GOLDEN = (math.sqrt(5) - 1) / 2
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]  # (x_t, t, cond)
+# (scaled x_t, t, cond) -> output, and u(t) from `UncertaintyWeighted`
+TrainedNetwork = Callable[[Tensor, Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
 
 
 def stream_timesteps(positions: Tensor, num_timesteps: int) -> Tensor:
@@ -64,8 +65,8 @@ class UncertaintyWeighted(nn.Module):
 
 
 def diffusion_loss(
-    model: Network,
-    schedule: NoiseSchedule,
+    network: TrainedNetwork,
+    parameterisation: Parameterisation,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
@@ -80,30 +81,45 @@ def diffusion_loss(
     `vlb_weight`·T·L_t for a learned variance (Nichol and Dhariwal 2021, eq. 16).
 
     Args:
-        model: (x_t, t, cond) -> prediction of `schedule.target`; `UncertaintyWeighted` with that weighting.
+        network: predicts `parameterisation.target`; `UncertaintyWeighted` if the loss weighting is.
         x0: (B, C, F, T) data; noise: the same shape, N(0, I).
         t: (B,) int64, or float for continuous time.
         cond: (B,) class labels or None.
     """
+    schedule = parameterisation.schedule
     config, x_t = schedule.config, schedule.add_noise(x0, noise, t)
-    output = model(schedule.scale_input(x_t, t), t.to(x0.device), cond)
+    output = network(parameterisation.scale_input(x_t, t), t.to(x0.device), cond)
     output, log_variance = output if isinstance(output, tuple) else (output, None)
     prediction, variance_output = output.float().tensor_split([x0.shape[1]], dim=1)
-    error = (prediction - schedule.target(x0, noise, t).float()).square().flatten(1).mean(dim=1)
+    target = parameterisation.target(x0, noise, t).float()
+    error = (prediction - target).square().flatten(1).mean(dim=1)
     if not weighted:
         return error
     if config.loss_weighting == "min_snr":
-        loss = schedule.min_snr_weight(t).to(error.device) * error
+        loss = min_snr_weight(parameterisation, t).to(error.device) * error
     elif config.loss_weighting == "uncertainty":
         loss = error * torch.exp(-log_variance.float()) + log_variance.float()
     else:
         loss = error
     if config.learned_variance:
         # the mean is trained by the error alone, so the bound sees it without its gradient
-        predicted = schedule.to_x0(prediction.detach(), x_t, t)
+        predicted = parameterisation.to_x0(prediction.detach(), x_t, t)
         bound = bound_terms(schedule, x0, predicted, variance_output, t, "learned")
         loss = loss + config.vlb_weight * schedule.num_train_timesteps * bound
     return loss
+
+
+def min_snr_weight(parameterisation: Parameterisation, t: Tensor) -> Tensor:
+    """Return the weight of the squared error of the network's output at t (B,), float32 (B,).
+
+    The squared error of x0 has the weight min(snr, γ) (Hang et al. 2023), that of the output slope² times as
+    much: min(snr, γ)/snr for epsilon and min(snr, γ)/(snr + 1) for v. Where ᾱ = 0 it is 0: with
+    `zero_terminal_snr` the last timestep is learned from its neighbours alone.
+    """
+    schedule = parameterisation.schedule
+    a, s = schedule.levels(t, schedule.signal)
+    snr = (a / s).square()
+    return snr.clamp(max=schedule.config.min_snr_gamma) * parameterisation.slope(t).square()
 
 
 class DiffusionLoss:
@@ -115,13 +131,14 @@ class DiffusionLoss:
     Args:
         schedule: the noise schedule, with the settings of the loss.
         seed: of the noise.
-        num_classes: of the network, which gets the labels of the batch; 0: it gets none. A hidden label
+        num_classes: that of the network, which gets the labels of the batch; 0: it gets none. A hidden label
             (`label_dropout`, Ho and Salimans 2022, algorithm 1) is `num_classes`.
         num_buckets: the validation loss is reported for this many equal ranges of t.
     """
 
     def __init__(self, schedule: NoiseSchedule, seed: int, num_classes: int, num_buckets: int = 4):
         self.schedule, self.seed, self.num_classes = schedule, seed, num_classes
+        self.parameterisation = Parameterisation(schedule)
         edges = torch.linspace(0, schedule.num_train_timesteps, num_buckets + 1).long().tolist()
         self.buckets = list(pairwise(edges))
         self.metric_names = ("val_loss", *(f"val_loss_t{low}-{high - 1}" for low, high in self.buckets))
@@ -154,11 +171,11 @@ class DiffusionLoss:
         return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
 
     def _hide_labels(self, label: Tensor, positions: Tensor) -> Tensor:
-        share = self.schedule.config.label_dropout
-        if not (share and self.num_classes):
+        fraction = self.schedule.config.label_dropout
+        if not (fraction and self.num_classes):
             return label
         draws = [derive_seed(self.seed, position, LABEL_STREAM) / 2**32 for position in positions.tolist()]
-        hidden = torch.tensor([draw < share for draw in draws], device=label.device)
+        hidden = torch.tensor([draw < fraction for draw in draws], device=label.device)
         return label.masked_fill(hidden, self.num_classes)
 
     def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
@@ -167,10 +184,12 @@ class DiffusionLoss:
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
         cond = label if self.num_classes else None
-        schedule = self.schedule.to(device)  # a table on the CPU is slow to reach from a GPU
-        network, x0 = self._posed(model, x0, seeds)
-        return diffusion_loss(network, schedule, x0, t, noise, cond, weighted=weighted)
+        self.schedule.to(device)  # a table on the CPU is slow to reach from a GPU
+        network, x0 = self._network_and_data(model, x0, seeds)
+        return diffusion_loss(network, self.parameterisation, x0, t, noise, cond, weighted=weighted)
 
-    def _posed(self, model: nn.Module, x0: Tensor, seeds: list[int]) -> tuple[Network, Tensor]:
-        """Return what is trained, and on what of x0 (B, C, F, T), whose noise has these seeds."""
+    def _network_and_data(
+        self, model: nn.Module, x0: Tensor, seeds: list[int]
+    ) -> tuple[TrainedNetwork, Tensor]:
+        """Return the network to train and its data, made of x0 (B, C, F, T) and the seeds of its noise."""
         return model, x0

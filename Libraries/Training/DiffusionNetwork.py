@@ -1,23 +1,24 @@
 """The network of a diffusion: made as the settings ask, and how it computes."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from Libraries.Diffusion import DiffusionConfig
+from Libraries.Diffusion import DiffusionConfig, Network
 from Libraries.Networks.Catalogue import NetworkConfig, make_network
 from Libraries.Training.DiffusionLoss import UncertaintyWeighted
 from Libraries.Utils import autocast
 
 
 def make_diffusion_network(
-    config: NetworkConfig, diffusion: DiffusionConfig, shape: tuple[int, int, int], told_channels: int = 0
+    config: NetworkConfig,
+    diffusion: DiffusionConfig,
+    shape: tuple[int, int, int],
+    conditioning_channels: int = 0,
 ) -> nn.Module:
     """Return a new network for data of `shape` (C, F, T), with what the settings of the diffusion ask of it.
 
     A learned variance doubles the output channels; learned weights of the loss wrap the network. An upsampler
-    is told something in `told_channels` more channels of its input.
+    gets its conditioning in `conditioning_channels` more channels of its input.
 
     Raises:
         ValueError: rows or frames do not fit the network.
@@ -25,24 +26,22 @@ def make_diffusion_network(
     require_multiple("a spectrogram or latent", shape, config)
     channels = shape[0]
     out_channels = 2 * channels if diffusion.learned_variance else channels
-    network = make_network(config, channels + told_channels, out_channels)
+    network = make_network(config, channels + conditioning_channels, out_channels)
     if diffusion.loss_weighting == "uncertainty":
         return UncertaintyWeighted(network, diffusion.num_train_timesteps)
     return network
 
 
 def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network on `device`, to be evaluated, without what is of use to the loss alone."""
+    """Return the network on `device` in evaluation mode, without the part that only the loss uses."""
     network = network.network if isinstance(network, UncertaintyWeighted) else network
     return network.to(device, memory_format=torch.channels_last).eval()
 
 
-def in_fast_precision(
-    network: nn.Module, device: torch.device, precision: str
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def in_fast_precision(network: nn.Module, device: torch.device, precision: str) -> Network:
     """Return `network(x, t, cond)` with float32 outputs, computing under autocast where that is faster."""
 
-    def model(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    def model(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         with autocast(device, precision):
             return network(x, t, cond).float()
 
