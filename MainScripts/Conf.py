@@ -8,6 +8,8 @@ Results lie. Change a setting here, or in one visible cell of a notebook:
 
     conf = replace(conf, train=replace(conf.train, batch_size=8))
     conf = in_space(conf, "latent")
+
+Options that are off, such as dropout=0.0 or learned_variance=False, are left out; their classes name them.
 """
 
 import os
@@ -19,26 +21,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-import torch  # noqa: E402
-
-from Libraries.Dataset import DatasetConfig  # noqa: E402
-from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig  # noqa: E402
-from Libraries.Diffusion import DiffusionConfig  # noqa: E402
-from Libraries.Networks import as_journal  # noqa: E402
-from Libraries.Phase import PhaseConfig  # noqa: E402
-from Libraries.Runs.Settings import (  # noqa: E402
-    EvaluationConfig,
-    PhaseSettings,
-    Settings,
-    UpsamplerSettings,
-    VAESettings,
-)
-from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig  # noqa: E402
-from Libraries.Sound import ConditioningConfig, LowResolutionConfig, SpectrogramConfig  # noqa: E402
-from Libraries.Training import TrainConfig, VAELossConfig  # noqa: E402
-from Libraries.U_Net import UNetConfig  # noqa: E402
-from Libraries.Utils import require, set_log_level  # noqa: E402
-from Libraries.VAE import VAEConfig  # noqa: E402
+# ruff: noqa: E402
+from Libraries.Dataset import DatasetConfig
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig
+from Libraries.Diffusion import DiffusionConfig
+from Libraries.Networks import as_journal
+from Libraries.Phase import PhaseConfig
+from Libraries.Runs import EvaluationConfig, PhaseSettings, Settings, UpsamplerSettings, VAESettings, changed
+from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig
+from Libraries.Sound import ConditioningConfig, LowResolutionConfig, SpectrogramConfig
+from Libraries.Training import TrainConfig, VAELossConfig
+from Libraries.U_Net import UNetConfig
+from Libraries.Utils import pick_device, require, set_log_level
+from Libraries.VAE import VAEConfig
 
 ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
 MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
@@ -53,7 +48,6 @@ UNET = UNetConfig(
     embedding_dim=256,
     norm_groups=8,  # 1: over all channels
     dropout=0.1,
-    num_classes=0,  # 0: unconditional
 )
 
 # BASE: the best this repository knows, for one GPU.
@@ -84,7 +78,6 @@ BASE_DATASET = DatasetConfig(
     seed=0,
     num_workers=max(1, (os.cpu_count() or 2) - 1),  # processes that build
     silence_db=-50.0,  # dB of full scale; a quieter clip is dropped
-    random_gain_db=0.0,  # ± dB at read time, with dataset normalisation
     random_polarity=True,  # where the representation carries sign
     time_shift=True,  # where neighbouring clips allow
 )
@@ -95,11 +88,8 @@ BASE_DIFFUSION = DiffusionConfig(
     beta_end=0.02,  # linear only
     sigma_min=0.002,  # edm only; of the noise beside data as they are
     sigma_max=80.0,  # edm only
-    log_snr_shift=0.0,  # nats; 2·log(64/size) for data larger than 64 (about -3 for 224x416); 0: none
-    zero_terminal_snr=False,  # True: no signal at all at the last timestep; not with epsilon
     prediction_type="v_prediction",  # epsilon | v_prediction | sample | edm
     sigma_data=0.5,  # edm prediction only; standard deviation of the data
-    learned_variance=False,  # True: twice the output channels, for ddpm with variance="learned"
     vlb_weight=0.001,  # learned_variance only; weight of the variational bound in the loss
     timestep_sampling="uniform",  # uniform | log_normal (continuous time, EDM)
     log_normal_mean=-1.2,  # log_normal only; of ln σ
@@ -120,9 +110,7 @@ BASE_TRAIN = TrainConfig(
     max_grad_norm=1.0,
     ema_decay=0.9995,  # per step
     mixed_precision="auto",  # auto | no | fp16 | bf16
-    compile=False,  # torch.compile, on CUDA
     dataset_on_device=True,  # on CUDA, when it fits
-    num_workers=0,  # processes that read batches
     seed=0,
     log_every=50,  # optimiser steps
     validate_every=1_000,
@@ -137,7 +125,6 @@ BASE_SAMPLER = SamplerConfig(
     num_inference_steps=50,
     spacing="trailing",  # leading | trailing | linspace | karras | log_snr
     clip_x0=1.0,  # None: leave x0 as predicted
-    dynamic_threshold=None,  # or a fraction, such as 0.995, of |x0| that is scaled into ±clip_x0 first
     eta=0.0,  # ddim: 0 to 1; ddpm has variance instead (fixed_small | fixed_large | learned), heun churn
 )
 
@@ -148,7 +135,6 @@ BASE = Settings(
     log_level="INFO",  # DEBUG | LIGHT_DEBUG | INFO | WARNING
     demo_music=DemoMusicConfig(
         clips=7_800,  # the size of the origin's own set
-        minutes=None,  # or this many minutes, and clips=None
         clip_seconds=4.0,  # s
         ensembles=tuple(ENSEMBLES),
         sample_rate=32_000,  # Hz
@@ -205,9 +191,6 @@ BASE = Settings(
             spectral_scales=(1, 2, 4),  # rows and frames averaged before the differences
             kl_weight=1e-2,
             kl_warmup_steps=1_000,  # optimiser steps
-            adversarial_weight=0.0,  # 0: no critic
-            adversarial_start=0,  # optimiser step
-            critic_channels=(),  # width of each halving
         ),
         train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
     ),
@@ -248,105 +231,94 @@ BASE = Settings(
 )  # fmt: skip
 
 # ORIGIN: the settings of the journal this repository grew from, exactly.
-ORIGIN = replace(
+ORIGIN = changed(
     BASE,
-    preset="ORIGIN",
-    spectrogram=replace(
-        BASE.spectrogram,
-        representation="magnitude",
-        clip_seconds=4.0,  # s
-        n_fft=480,  # samples = 15 ms
-        win_length=480,
-        max_frequency=16_000.0,  # Hz; size_multiple leaves 224 of 241 bins and 416 of 445 frames
-    ),
-    dataset=replace(BASE.dataset, name="origin"),
-    network=replace(
-        as_journal(UNET), block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1,
-        attention_levels=(), time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
-    ),  # 17.1 M parameters at full resolution
-    diffusion=replace(BASE.diffusion, schedule="linear", prediction_type="epsilon"),
-    train=replace(BASE.train, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
-    # the journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here
-    vae=VAESettings(
-        network=replace(
+    {
+        "preset": "ORIGIN",
+        "spectrogram.representation": "magnitude",
+        "spectrogram.clip_seconds": 4.0,  # s
+        "spectrogram.n_fft": 480,  # samples = 15 ms
+        "spectrogram.win_length": 480,
+        "spectrogram.max_frequency": 16_000.0,  # Hz; size_multiple leaves 224 of 241 bins, 416 of 445 frames
+        "dataset.name": "origin",
+        "network": replace(
+            as_journal(UNET), block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1,
+            attention_levels=(), time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
+        ),  # 17.1 M parameters at full resolution
+        "diffusion.schedule": "linear",
+        "diffusion.prediction_type": "epsilon",
+        "train.batch_size": 16,
+        "train.grad_accumulation": 2,
+        "train.learning_rate": 1e-4,
+        "vae.network": replace(
             BASE.vae.network, kind="conv_v2", channels=(32, 64, 128, 256), row_strides=(2, 2, 2, 2),
             frame_strides=(2, 2, 2, 2), latent_channels=128, blocks_per_level=1,
         ),
-        loss=replace(
+        # the journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here
+        "vae.loss": replace(
             BASE.vae.loss, reconstruction="l2", reconstruction_weight=10_000.0, spectral_weight=0.0,
             kl_weight=1.0, kl_warmup_steps=0,
         ),
-        train=replace(BASE.vae.train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
-    ),
-    # half as many bins as in BASE, and more to learn in quiet ones
-    phase=replace(BASE.phase, network=replace(BASE.phase.network, fold_bins=4, weight_power=0.3)),
+        "vae.train": replace(BASE.vae.train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+        "phase.network.fold_bins": 4,  # half as many bins as in BASE
+        "phase.network.weight_power": 0.3,  # there is more to learn in quiet bins
+    },
 )  # fmt: skip
 
 # CPU: a task of its own size that two cores learn in minutes; `make demo` runs it.
-CPU_TRAIN = replace(
-    BASE_TRAIN,
-    num_steps=1_000,
-    batch_size=8,
-    learning_rate=1e-3,
-    warmup_steps=50,
-    ema_decay=0.99,
-    log_every=10,
-    validate_every=100,
-    num_validation_clips=16,
-    save_every=100,
-    preview_every=500,
-    snapshot_every=100,
-)  # fmt: skip - small batches: at this length steps count more than clips
 CPU_UNET = replace(
     UNET, channels=(32, 64, 128), blocks_per_level=1, attention_levels=(2,), patch_size=(2, 2), dropout=0.0
 )  # larger patches blur the partials
 CPU_LATENT_UNET = replace(UNET, channels=(64, 128), attention_levels=(0, 1), patch_size=(1, 1), dropout=0.0)
-CPU = replace(
+CPU_TRAIN = replace(
+    BASE_TRAIN, num_steps=1_000, batch_size=8, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99,
+    log_every=10, validate_every=100, num_validation_clips=16, save_every=100, preview_every=500,
+    snapshot_every=100,
+)  # fmt: skip - small batches: at this length steps count more than clips
+CPU = changed(
     BASE,
-    preset="CPU",
-    demo_music=replace(
-        BASE.demo_music, clips=800, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
-    ),
-    spectrogram=replace(
-        BASE.spectrogram,
-        sample_rate=16_000,  # Hz
-        clip_seconds=2.048,  # s = 128 hops
-        phase="pghi",  # there is no learned one for these magnitudes until Train Phase makes it
-        n_fft=768,  # samples = 48 ms
-        win_length=768,
-        hop_length=256,  # samples = 16 ms
-        n_bands=96,
-        narrow_frequency=1_500.0,  # Hz
-        max_frequency=6_000.0,  # Hz
-    ),
-    dataset=replace(BASE.dataset, name="cpu"),
-    space="latent",  # better at the same time than on spectrograms (Results/README.md)
-    network=CPU_LATENT_UNET,
-    train=CPU_TRAIN,
-    # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
-    sampler=replace(BASE.sampler, name="dpmpp_2m_sde", num_inference_steps=20, spacing="karras", eta=None),
-    evaluation=replace(BASE.evaluation, num_samples=48, compared_clips=24),
-    vae=VAESettings(
-        network=replace(BASE.vae.network, channels=(64, 128), blocks_per_level=1),
-        loss=replace(BASE.vae.loss, kl_warmup_steps=200),
-        train=replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
-    ),
-    upsampler=replace(
-        BASE.upsampler,
-        network=CPU_UNET,
-        train=replace(CPU_TRAIN, power_ema=()),
-        low_resolution=replace(BASE.upsampler.low_resolution, kept_rows=24),  # of 96
-    ),
-    phase=replace(
-        BASE.phase,
-        train=replace(
+    {
+        "preset": "CPU",
+        "demo_music.clips": 800,
+        "demo_music.clip_seconds": 2.0,  # s
+        "demo_music.ensembles": ("acoustic_guitar",),
+        "demo_music.sample_rate": 16_000,  # Hz
+        "spectrogram.sample_rate": 16_000,  # Hz
+        "spectrogram.clip_seconds": 2.048,  # s = 128 hops
+        "spectrogram.n_fft": 768,  # samples = 48 ms
+        "spectrogram.win_length": 768,
+        "spectrogram.hop_length": 256,  # samples = 16 ms
+        "spectrogram.n_bands": 96,
+        "spectrogram.narrow_frequency": 1_500.0,  # Hz
+        "spectrogram.max_frequency": 6_000.0,  # Hz
+        "spectrogram.phase": "pghi",  # there is no learned one for these magnitudes until Train Phase makes it
+        "dataset.name": "cpu",
+        "space": "latent",  # better at the same time than on spectrograms (Results/README.md)
+        "network": CPU_LATENT_UNET,
+        "train": CPU_TRAIN,
+        # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
+        "sampler": replace(
+            BASE_SAMPLER, name="dpmpp_2m_sde", num_inference_steps=20, spacing="karras", eta=None
+        ),
+        "evaluation.num_samples": 48,
+        "evaluation.compared_clips": 24,
+        "vae.network": replace(BASE.vae.network, channels=(64, 128), blocks_per_level=1),
+        "vae.loss.kl_warmup_steps": 200,
+        "vae.train": replace(
+            CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()
+        ),
+        "upsampler.network": CPU_UNET,
+        "upsampler.train": replace(CPU_TRAIN, power_ema=()),
+        "upsampler.low_resolution.kept_rows": 24,  # of 96
+        "phase.train": replace(
             BASE.phase.train, num_steps=3_000, batch_size=4, ema_decay=0.998, num_workers=0, log_every=10,
             validate_every=250, num_validation_clips=16, save_every=250, preview_every=500,
         ),  # about 20 minutes of one core
-    ),
+    },
 )  # fmt: skip
 
-# The network of a diffusion in each space; SMOKE has small ones.
+# The network of a diffusion in each space.
+SMOKE_UNET = {"channels": (16, 32), "head_dim": 16, "blocks_per_level": 1, "attention_levels": (1,)}
 NETWORKS = {
     "BASE": {
         "spectrogram": UNET,
@@ -358,72 +330,56 @@ NETWORKS = {
         "latent": CPU_LATENT_UNET,
         "small": replace(CPU_UNET, channels=(64, 128), blocks_per_level=2, attention_levels=(1,)),
     },
+    "SMOKE": {
+        "spectrogram": replace(CPU_UNET, **SMOKE_UNET, patch_size=(4, 4)),
+        "latent": replace(CPU_LATENT_UNET, **{**SMOKE_UNET, "attention_levels": (0, 1)}),
+        "small": replace(CPU_UNET, **SMOKE_UNET, patch_size=(4, 4)),
+    },
 }
 NETWORKS["ORIGIN"] = {**NETWORKS["BASE"], "spectrogram": ORIGIN.network}
 
 # SMOKE: every notebook in seconds, for the tests; nothing it makes is worth hearing.
-SMALL = {"channels": (16, 32), "head_dim": 16, "blocks_per_level": 1}
-NETWORKS["SMOKE"] = {
-    "spectrogram": replace(CPU_UNET, **SMALL, attention_levels=(1,), patch_size=(4, 4)),
-    "latent": replace(CPU_LATENT_UNET, **SMALL),
-    "small": replace(CPU_UNET, **SMALL, attention_levels=(1,), patch_size=(4, 4)),
-}
-
-
-def smoke(train: TrainConfig) -> TrainConfig:
-    """Return a training of a few steps."""
-    return replace(
-        train, num_steps=20, batch_size=4, warmup_steps=2, log_every=5, validate_every=10,
-        num_validation_clips=4, save_every=10, preview_every=20, snapshot_every=10,
-    )  # fmt: skip
-
-
-SMOKE = replace(
+FEW_STEPS = {
+    "num_steps": 20, "batch_size": 4, "warmup_steps": 2, "log_every": 5, "validate_every": 10,
+    "num_validation_clips": 4, "save_every": 10, "preview_every": 20, "snapshot_every": 10,
+}  # fmt: skip
+SMOKE = changed(
     CPU,
-    preset="SMOKE",
-    demo_music=replace(CPU.demo_music, clips=60),
-    dataset=replace(CPU.dataset, name="smoke", num_workers=1),
-    network=NETWORKS["SMOKE"]["latent"],
-    train=smoke(CPU.train),
-    sampler=replace(CPU.sampler, num_inference_steps=4),
-    edit=replace(CPU.edit, resamplings=1, continue_seconds=4.0, loop_seconds=4.0),
-    evaluation=replace(
-        CPU.evaluation, num_samples=8, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
-        guidance_scales=(1.0, 2.0), upsampler_steps=(1, 2),
-    ),
-    vae=replace(
-        CPU.vae, network=replace(CPU.vae.network, channels=(16, 32)), train=smoke(CPU.vae.train)
-    ),
-    upsampler=replace(
-        CPU.upsampler,
-        network=NETWORKS["SMOKE"]["spectrogram"],
-        train=smoke(CPU.upsampler.train),
-        sampler=replace(CPU.upsampler.sampler, num_inference_steps=2),
-    ),
-    phase=replace(
-        CPU.phase,
-        network=replace(CPU.phase.network, channels=(16, 32), crop_frames=32),
-        train=smoke(CPU.phase.train),
-    ),
+    {
+        "preset": "SMOKE", "demo_music.clips": 60, "dataset.name": "smoke", "dataset.num_workers": 1,
+        "network": NETWORKS["SMOKE"]["latent"], "train": replace(CPU.train, **FEW_STEPS),
+        "sampler.num_inference_steps": 4,
+        "edit.resamplings": 1, "edit.continue_seconds": 4.0, "edit.loop_seconds": 4.0,
+        "evaluation": EvaluationConfig(
+            num_samples=8, batch_size=16, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
+            guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
+        ),
+        "vae.network.channels": (16, 32), "vae.train": replace(CPU.vae.train, **FEW_STEPS),
+        "upsampler.network": NETWORKS["SMOKE"]["spectrogram"],
+        "upsampler.train": replace(CPU.upsampler.train, **FEW_STEPS),
+        "upsampler.sampler.num_inference_steps": 2,
+        "phase.network.channels": (16, 32), "phase.network.crop_frames": 32,
+        "phase.train": replace(CPU.phase.train, **FEW_STEPS),
+    },
 )  # fmt: skip
 
 PRESETS = {preset.preset: preset for preset in (ORIGIN, BASE, CPU, SMOKE)}
 
 
 def choose(name: str) -> Settings:
-    """Return a preset by name; a ValueError names the known."""
+    """Return a preset by name; a ValueError names the known ones."""
     require(PRESETS, CONF_PRESET=name)
     return PRESETS[name]
 
 
 def in_space(settings: Settings, space: str) -> Settings:
-    """Return a preset's settings with the diffusion in another space, by the network made for it."""
+    """Return a preset with its diffusion in another space, by the network made for that space."""
+    require(NETWORKS, preset=settings.preset)
     require(NETWORKS[settings.preset], space=space)
     return replace(settings, space=space, network=NETWORKS[settings.preset][space])
 
 
-WHY = "CONF_PRESET"
-if "CONF_PRESET" not in os.environ:
-    WHY = "a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-conf = choose(os.environ.get("CONF_PRESET", "BASE" if torch.cuda.is_available() else "CPU"))
+HAS_CUDA = pick_device().type == "cuda"
+WHY = "CONF_PRESET" if "CONF_PRESET" in os.environ else f"{'a' if HAS_CUDA else 'no'} CUDA device"
+conf = choose(os.environ.get("CONF_PRESET", "BASE" if HAS_CUDA else "CPU"))
 set_log_level(conf.log_level)

@@ -22,7 +22,7 @@ class DatasetError(ValueError):
     """A dataset that cannot be built or read; the message says which, why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """How audio becomes a dataset, and what varies each time a clip is read; values live in `Conf.py`.
 
@@ -36,7 +36,7 @@ class DatasetConfig:
     seed: int  # decides which piece goes into which split
     num_workers: int  # processes that encode; 0 or 1 stays in this one
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
-    random_gain_db: float  # dB up or down at read time; needs normalisation='dataset' to mean anything
+    random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
     time_shift: bool  # begin at any frame at read time, where the next clip carries on
 

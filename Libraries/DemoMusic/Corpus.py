@@ -92,7 +92,7 @@ ENSEMBLES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoMusicConfig:
     """How much demo music, and for whom.
 
@@ -101,7 +101,7 @@ class DemoMusicConfig:
     """
 
     clips: int | None  # of clip_seconds each, over all ensembles; None if minutes says how much
-    minutes: float | None  # over all ensembles, rounded up to whole clips; None if clips says how much
+    minutes: float | None = None  # over all ensembles, rounded up to whole clips; None if clips says how much
     clip_seconds: float
     ensembles: tuple[str, ...]  # names from ENSEMBLES
     sample_rate: int  # Hz

@@ -9,7 +9,7 @@ PRECISIONS = ("auto", "no", "fp16", "bf16")
 LR_SCHEDULES = ("constant", "cosine", "step")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; the values live in `Conf.py`.
 
@@ -28,16 +28,16 @@ class TrainConfig:
     max_grad_norm: float
     ema_decay: float  # a step, once warmed up
     mixed_precision: str  # auto | no | fp16 | bf16
-    compile: bool  # torch.compile, on CUDA
+    compile: bool = False  # torch.compile, on CUDA
     dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
-    num_workers: int  # processes that read batches; 0: none
+    num_workers: int = 0  # processes that read batches
     seed: int
     log_every: int  # optimiser steps
     validate_every: int
     num_validation_clips: int  # of the validation split, that are scored
     save_every: int
     preview_every: int  # fixed-seed samples as a plot
-    power_ema: tuple[float, ...]  # lengths of the stored averages, share of the steps so far; (): none
+    power_ema: tuple[float, ...] = ()  # lengths of the stored averages, share of the steps so far; (): none
     snapshot_every: int  # optimiser steps between stored averages
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ RECONSTRUCTIONS = ("l1", "l2")
 CRITIC_FREQUENCY_FEATURES = 4  # channels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VAELossConfig:
     """The weights of the loss; the values live in `Conf.py`.
 
@@ -34,9 +34,9 @@ class VAELossConfig:
     spectral_scales: tuple[int, ...]  # rows and frames averaged before the differences
     kl_weight: float
     kl_warmup_steps: int  # optimiser steps of linear rise
-    adversarial_weight: float  # 0: no critic
-    adversarial_start: int  # optimiser step from which the critic is listened to
-    critic_channels: tuple[int, ...]  # width of each halving of the patch critic
+    adversarial_weight: float = 0.0  # 0: no critic
+    adversarial_start: int = 0  # optimiser step from which the critic is listened to
+    critic_channels: tuple[int, ...] = ()  # width of each halving of the patch critic
 
     def __post_init__(self):
         require(RECONSTRUCTIONS, reconstruction=self.reconstruction)
