@@ -311,7 +311,7 @@ def edm_alphas_cumprod(num_timesteps: int, sigma_min: float, sigma_max: float) -
     """Return ᾱ (num_timesteps,), float64, of σ from `sigma_min` to `sigma_max`, evenly in log σ.
 
     Karras et al. 2022 add noise, x̃ = x0 + σ·noise, where this repository mixes it, x = sqrt(ᾱ)·x̃, so
-    ᾱ = 1/(1 + σ²). Their time is σ itself and their network is told ln(σ)/4 (table 1); here that is t up to
+    ᾱ = 1/(1 + σ²). Their time is σ itself and their network sees ln(σ)/4 (table 1); here that is t up to
     a constant, because ln σ is linear in t. A t between two integers is a σ between theirs: continuous time.
     """
     log_sigma = torch.linspace(math.log(sigma_min), math.log(sigma_max), num_timesteps, dtype=torch.float64)

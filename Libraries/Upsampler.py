@@ -32,7 +32,7 @@ from Libraries.Utils import SampleNoise, derive_seed, require, resolve_precision
 SAMPLE_STREAM, NOISE_STREAM, AUGMENTATION_STREAM, KIND_STREAM, ROWS_STREAM, LEVEL_STREAM = range(11, 17)
 MAX_ATTENUATION = 24.0  # dB that a training clip is put at most below the loudest of its piece
 RELIABILITY_CHANNELS = 1  # of the conditioning, beside those of the spectrogram
-OVERLAP_FRACTION = 4  # by default windows of music longer than a clip share a quarter
+OVERLAP_FRACTION = 0.25  # of a clip, shared by neighbouring windows of longer music unless given
 
 
 class Upsampler:
@@ -165,7 +165,7 @@ class Upsampler:
         window, n_frames = self.spectrogram.config.n_frames, conditioning.shape[-1]
         if n_frames == window and not circular:
             return lambda x_t, t: denoiser(x_t, t, conditioning)
-        overlap = window // OVERLAP_FRACTION if overlap is None else overlap
+        overlap = int(window * OVERLAP_FRACTION) if overlap is None else overlap
         return over_windows(
             denoiser, window, n_frames, overlap, circular=circular, conditioning=conditioning
         )  # fmt: skip

@@ -35,9 +35,6 @@ from Libraries.U_Net import UNetConfig
 from Libraries.Utils import pick_device, require, set_log_level
 from Libraries.VAE import VAEConfig
 
-ROOT = Path(os.environ.get("CONF_ROOT", REPOSITORY))
-MUSIC = Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None
-
 UNET = UNetConfig(
     channels=(48, 96, 192, 320),  # per level, finest first
     blocks_per_level=2,
@@ -130,8 +127,8 @@ BASE_SAMPLER = SamplerConfig(
 
 BASE = Settings(
     preset="BASE",
-    root=ROOT,
-    music_dir=MUSIC,
+    root=Path(os.environ.get("CONF_ROOT", REPOSITORY)),
+    music_dir=Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None,
     log_level="INFO",  # DEBUG | LIGHT_DEBUG | INFO | WARNING
     demo_music=DemoMusicConfig(
         clips=7_800,  # the size of the origin's own set
@@ -235,26 +232,23 @@ ORIGIN = changed(
     BASE,
     {
         "preset": "ORIGIN",
-        "spectrogram.representation": "magnitude",
-        "spectrogram.clip_seconds": 4.0,  # s
-        "spectrogram.n_fft": 480,  # samples = 15 ms
-        "spectrogram.win_length": 480,
-        "spectrogram.max_frequency": 16_000.0,  # Hz; size_multiple leaves 224 of 241 bins, 416 of 445 frames
+        "spectrogram": replace(
+            BASE_SPECTROGRAM, representation="magnitude", clip_seconds=4.0,  # s
+            n_fft=480, win_length=480,  # samples = 15 ms
+            max_frequency=16_000.0,  # Hz; size_multiple leaves 224 of 241 bins and 416 of 445 frames
+        ),
         "dataset.name": "origin",
         "network": replace(
             as_journal(UNET), block="double_conv", channels=(32, 64, 128, 256, 304), blocks_per_level=1,
             attention_levels=(), time_injection="add", patch_size=(1, 1), frequency_features=0, dropout=0.0,
         ),  # 17.1 M parameters at full resolution
-        "diffusion.schedule": "linear",
-        "diffusion.prediction_type": "epsilon",
-        "train.batch_size": 16,
-        "train.grad_accumulation": 2,
-        "train.learning_rate": 1e-4,
+        "diffusion.schedule": "linear", "diffusion.prediction_type": "epsilon",
+        "train": replace(BASE_TRAIN, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
         "vae.network": replace(
             BASE.vae.network, kind="conv_v2", channels=(32, 64, 128, 256), row_strides=(2, 2, 2, 2),
             frame_strides=(2, 2, 2, 2), latent_channels=128, blocks_per_level=1,
         ),
-        # the journal's loss, 10,000·reproduction + KL: sums over a clip there, both divided by its values here
+        # the journal's loss, 10,000·reproduction + KL: sums over a clip there, means over its values here
         "vae.loss": replace(
             BASE.vae.loss, reconstruction="l2", reconstruction_weight=10_000.0, spectral_weight=0.0,
             kl_weight=1.0, kl_warmup_steps=0,
@@ -274,39 +268,30 @@ CPU_TRAIN = replace(
     BASE_TRAIN, num_steps=1_000, batch_size=8, learning_rate=1e-3, warmup_steps=50, ema_decay=0.99,
     log_every=10, validate_every=100, num_validation_clips=16, save_every=100, preview_every=500,
     snapshot_every=100,
-)  # fmt: skip - small batches: at this length steps count more than clips
+)  # fmt: skip
 CPU = changed(
     BASE,
     {
         "preset": "CPU",
-        "demo_music.clips": 800,
-        "demo_music.clip_seconds": 2.0,  # s
-        "demo_music.ensembles": ("acoustic_guitar",),
-        "demo_music.sample_rate": 16_000,  # Hz
-        "spectrogram.sample_rate": 16_000,  # Hz
-        "spectrogram.clip_seconds": 2.048,  # s = 128 hops
-        "spectrogram.n_fft": 768,  # samples = 48 ms
-        "spectrogram.win_length": 768,
-        "spectrogram.hop_length": 256,  # samples = 16 ms
-        "spectrogram.n_bands": 96,
-        "spectrogram.narrow_frequency": 1_500.0,  # Hz
-        "spectrogram.max_frequency": 6_000.0,  # Hz
-        "spectrogram.phase": "pghi",  # there is no learned one for these magnitudes until Train Phase makes it
+        "demo_music": replace(
+            BASE.demo_music, clips=800, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
+        ),  # s, Hz
+        "spectrogram": replace(
+            BASE_SPECTROGRAM, sample_rate=16_000, narrow_frequency=1_500.0, max_frequency=6_000.0,  # Hz
+            clip_seconds=2.048,  # s = 128 hops
+            n_fft=768, win_length=768, hop_length=256,  # samples = 48, 48 and 16 ms
+            n_bands=96, phase="pghi",  # no learned one comes for these magnitudes; Train Phase makes it
+        ),
         "dataset.name": "cpu",
         "space": "latent",  # better at the same time than on spectrograms (Results/README.md)
         "network": CPU_LATENT_UNET,
         "train": CPU_TRAIN,
         # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
-        "sampler": replace(
-            BASE_SAMPLER, name="dpmpp_2m_sde", num_inference_steps=20, spacing="karras", eta=None
-        ),
-        "evaluation.num_samples": 48,
-        "evaluation.compared_clips": 24,
+        "sampler": SamplerConfig("dpmpp_2m_sde", num_inference_steps=20, spacing="karras", clip_x0=1.0),
+        "evaluation.num_samples": 48, "evaluation.compared_clips": 24,
         "vae.network": replace(BASE.vae.network, channels=(64, 128), blocks_per_level=1),
         "vae.loss.kl_warmup_steps": 200,
-        "vae.train": replace(
-            CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()
-        ),
+        "vae.train": replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
         "upsampler.network": CPU_UNET,
         "upsampler.train": replace(CPU_TRAIN, power_ema=()),
         "upsampler.low_resolution.kept_rows": 24,  # of 96
@@ -318,7 +303,8 @@ CPU = changed(
 )  # fmt: skip
 
 # The network of a diffusion in each space.
-SMOKE_UNET = {"channels": (16, 32), "head_dim": 16, "blocks_per_level": 1, "attention_levels": (1,)}
+SMOKE_UNET = {"channels": (16, 32), "head_dim": 16, "blocks_per_level": 1}
+SMOKE_SPECTROGRAM_UNET = replace(CPU_UNET, **SMOKE_UNET, attention_levels=(1,), patch_size=(4, 4))
 NETWORKS = {
     "BASE": {
         "spectrogram": UNET,
@@ -331,9 +317,9 @@ NETWORKS = {
         "small": replace(CPU_UNET, channels=(64, 128), blocks_per_level=2, attention_levels=(1,)),
     },
     "SMOKE": {
-        "spectrogram": replace(CPU_UNET, **SMOKE_UNET, patch_size=(4, 4)),
-        "latent": replace(CPU_LATENT_UNET, **{**SMOKE_UNET, "attention_levels": (0, 1)}),
-        "small": replace(CPU_UNET, **SMOKE_UNET, patch_size=(4, 4)),
+        "spectrogram": SMOKE_SPECTROGRAM_UNET,
+        "latent": replace(CPU_LATENT_UNET, **SMOKE_UNET),
+        "small": SMOKE_SPECTROGRAM_UNET,
     },
 }
 NETWORKS["ORIGIN"] = {**NETWORKS["BASE"], "spectrogram": ORIGIN.network}
@@ -355,7 +341,7 @@ SMOKE = changed(
             guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
         ),
         "vae.network.channels": (16, 32), "vae.train": replace(CPU.vae.train, **FEW_STEPS),
-        "upsampler.network": NETWORKS["SMOKE"]["spectrogram"],
+        "upsampler.network": SMOKE_SPECTROGRAM_UNET,
         "upsampler.train": replace(CPU.upsampler.train, **FEW_STEPS),
         "upsampler.sampler.num_inference_steps": 2,
         "phase.network.channels": (16, 32), "phase.network.crop_frames": 32,

@@ -1,6 +1,6 @@
 """The cascade against interpolation and against generation at full size, at the same total training time.
 
-    python benchmarks/upsampler.py [--minutes 10] [--root folder] [--views smaller lower_bands] [--clips 48]
+    python benchmarks/upsampler.py [--minutes 10] [--root folder] [--kinds smaller lower_bands] [--clips 48]
 
 On the CPU preset's dataset, which is made first if it is not there. Half of the minutes train the upsampler,
 half the first model, all of them a diffusion on spectrograms with its own network; the number of steps of
@@ -9,7 +9,7 @@ each is what a timed step says fits in, so that the schedule of the learning rat
 
 LSD: log-spectral distance of real test clips made from their small spectrograms, above the cut where there is
 one. FD: log-mel Frechet distance of generated clips to the test split, for three sets of seeds; the floor is
-real training music. Seconds: a generated clip, with all it takes but its sound. Of each view the same seeds
+real training music. Seconds: a generated clip, with all it takes but its sound. Of each kind the same seeds
 three ways, and a file of the test split that was stored with 8 kHz, go to the run's results.
 """
 
@@ -45,13 +45,13 @@ DIRECT = "directly at full size"
 
 
 def main() -> None:
-    """Parse the arguments, train what is not trained yet, print a table for each view."""
+    """Parse the arguments, train what is not trained yet, print a table for each kind."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training in all, each way")
     parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
-    parser.add_argument("--views", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
     args = parser.parse_args()
     changes = {"root": args.root, "evaluation.compared_clips": args.clips}
@@ -59,10 +59,10 @@ def main() -> None:
     make_dataset(settings)
     direct = DiffusionRun.load(train_directly(settings, args.minutes))
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
-    for view in args.views:
-        own = changed(in_space(settings, "small"), {"upsampler.low_resolution.kind": view})
+    for kind in args.kinds:
+        own = changed(in_space(settings, "small"), {"upsampler.low_resolution.kind": kind})
         model = load_cascade(train_cascade(own, args.minutes), own)
-        print(f"\n{view}, {own.spectrogram.shape} from {model.shape}\n")
+        print(f"\n{kind}, {own.spectrogram.shape} from {model.shape}\n")
         print_table(*table(model, own, direct))
         print(f"\n{save_examples(model, own)}")
 
@@ -81,7 +81,7 @@ def train_cascade(settings: Settings, minutes: float) -> Path:
 
 
 def load_cascade(first_dir: Path, settings: Settings) -> DiffusionRun:
-    """Return a first model with the upsampler trained with it, not the newest of its view."""
+    """Return a first model with the upsampler trained with it, not the newest of its kind."""
     _, _, preset = first_dir.name.partition("-")
     upsampler = load_upsampler(sorted((settings.models_dir / "upsampler").glob(f"*-{preset}"))[-1])
     return with_codec(DiffusionRun.load(first_dir), LowResolutionCodec(upsampler.low, upsampler))
