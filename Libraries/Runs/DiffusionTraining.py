@@ -4,12 +4,12 @@ import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import load_manifest
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
@@ -47,7 +47,7 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         build=lambda: make_diffusion_network(settings.network, settings.diffusion, codec.shape),
         loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
         loaders=functools.partial(diffusion_loaders, settings, codec),
-        dataset=functools.partial(music_record, settings),
+        dataset=functools.partial(diffusion_record, settings),
         requires=codec.requires,
         preview=functools.partial(save_preview, settings, codec),
     )
@@ -64,8 +64,14 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
             the run with other settings or another autoencoder.
         CheckpointError: `run_dir` is no run, or the autoencoder cannot be used.
     """
-    require_classes(settings.network.num_classes, load_manifest(settings.dataset_dir)["classes"])
     return train(diffusion_recipe(settings), run_dir)
+
+
+def diffusion_record(settings: Settings) -> dict[str, Any]:
+    """Return `music_record`; a ValueError says if the dataset has more classes than the network."""
+    record = music_record(settings)
+    require_classes(settings.network.num_classes, record["classes"])
+    return record
 
 
 class EncodedLoader:
