@@ -261,10 +261,10 @@ class _Comparison:
 
         return Row(name, unit, value, *interval, *floor_of(of_training, self.sets), **medians)
 
-    def interval(self, statistic: Statistic, bounds: tuple[float, float]) -> np.ndarray:
+    def interval(self, statistic: Statistic, bounds: tuple[float, float]) -> list[float]:
         """Return the bootstrap's interval, cut to what the statistic can be."""
         pieces = self.generated_pieces, self.reference_pieces
-        return np.clip(bootstrap_interval(statistic, *pieces, self.seed), *bounds)
+        return np.clip(bootstrap_interval(statistic, *pieces, self.seed), *bounds).tolist()
 
     def distances(self) -> list[Row]:
         """Return the rows of the tagger's embedding and of the log-mel statistics."""
