@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from Libraries.Measures import compare, describe, load_tagger, measure, plot_measures
-from Libraries.Measures.Measure import UNITS
+from Libraries.Measures.Description import UNITS
 
 RATE = 16_000
 CLIPS = 12

@@ -1,20 +1,18 @@
-"""Every measure of a set of generated clips against real ones, in one call: a table, JSON, and a picture.
+"""Every measure of a set of generated clips against real ones, in one call.
 
 Each row is a distance between the generated clips and the reference (a test or validation split), with a 95 %
 interval over pieces, and its floor: what as many clips of real training music reach against that reference.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from Libraries.Measures.Copies import (
-    level_pictures,
     nearer_than_most,
     nearest_embeddings,
     nearest_pictures,
@@ -22,121 +20,23 @@ from Libraries.Measures.Copies import (
     shifted_distances,
     smallest,
 )
+from Libraries.Measures.Description import UNITS, Described, describe, known_music
 from Libraries.Measures.Distances import (
     NEIGHBOURS,
     Statistic,
-    Values,
     coverage_statistic,
     frechet_statistic,
     kernel_statistic,
     wasserstein_statistic,
 )
-from Libraries.Measures.Notes import find_notes, note_measures, transcribe
-from Libraries.Measures.Rhythm import rhythm_measures
-from Libraries.Measures.Sound import sound_measures
-from Libraries.Measures.Tagger import Tagger, hear, load_tagger
+from Libraries.Measures.Outcome import Measures, Row
+from Libraries.Measures.Tagger import load_tagger
 from Libraries.Measures.Uncertainty import bootstrap_interval, floor_of, piece_numbers, random_sets
-from Libraries.Metrics import log_mel_statistics
 from Libraries.Utils import derive_seed, spread_indices
 
 PUBLISHED_CLIPS = 256  # a table with fewer says what it could not have seen
 POOL = 2  # sets of clips that are described for the floor; random sets out of fewer would be nearly the same
 FEWEST_CLIPS = 2
-
-UNITS = {  # of the quantities that are compared as distributions, in the order of the table
-    "note length": "s",
-    "note steadiness": "cents",
-    "distance to the grid": "cents",
-    "onsets": "a second",
-    "polyphony": "notes",
-    "notes in the best key": "%",
-    "pulse clarity": "",
-    "spread of intervals": "log",
-    "spectral tilt": "dB/octave",
-    "level above 5 kHz": "dB",
-    "loudness": "dB",
-    "clipping": "% of samples",
-    "silence": "% of frames",
-    "DC": "% of full scale",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Described:
-    """What the measures need to know of a set of clips, so that real sets are described once."""
-
-    embedding: np.ndarray  # (N, 200), the tagger's
-    log_mel: np.ndarray  # (N, R, 64), `Metrics.log_mel_statistics` of each clip
-    pictures: Tensor  # (N, 32, T), `Copies.level_pictures`
-    values: dict[str, Values]  # by the names of UNITS
-
-    def __len__(self) -> int:
-        return len(self.embedding)
-
-    def select(self, indices: np.ndarray) -> "Described":
-        """Return the description of some of the clips, each named once."""
-        return Described(
-            self.embedding[indices],
-            self.log_mel[indices],
-            self.pictures[torch.as_tensor(indices)],
-            {name: values.select(indices) for name, values in self.values.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    unit: str
-    value: float  # generated against reference
-    low: float  # 95 % interval of the value, over pieces
-    high: float
-    floor: float  # training against reference: mean of random sets of the same size
-    floor_deviation: float
-    generated: float | None = None  # medians, where there is something to take a median of
-    reference: float | None = None
-
-    @property
-    def unseen(self) -> float:
-        """The smallest difference between value and floor that these clips could have shown."""
-        return math.hypot((self.high - self.low) / 2, 1.96 * self.floor_deviation)
-
-
-@dataclass(frozen=True, eq=False)
-class Measures:
-    """The outcome of `measure`."""
-
-    clips: int
-    rows: list[Row]
-    remarks: list[str]  # sentences: what could not have been seen, copies
-    generated: dict[str, Values] = field(repr=False)  # the distributions, for the picture
-    reference: dict[str, Values] = field(repr=False)
-    nearest: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)  # to training: generated, reference
-
-    def __getitem__(self, name: str) -> Row:
-        """Return a row by its name; a KeyError lists the names."""
-        rows = {row.name: row for row in self.rows}
-        if name not in rows:
-            raise KeyError(f"no measure {name!r}; there are {', '.join(rows)}")
-        return rows[name]
-
-    def table(self) -> str:
-        """Return the rows as a Markdown table, and the remarks below it."""
-        head = ["measure", "value", "95 % interval", "floor", "median generated", "real", "not seen below"]
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in self.rows]
-        return "\n".join([*lines, "", *self.remarks])
-
-    def to_json(self) -> str:
-        """Return rows, remarks and the smallest distances to training as JSON, what is not known as null."""
-        smallest_of = {
-            name: {"generated": smallest(ours), "reference": smallest(theirs)}
-            for name, (ours, theirs) in self.nearest.items()
-        }
-        rows = [asdict(row) | {"unseen": row.unseen} for row in self.rows]
-        content = {"clips": self.clips, "rows": rows, "remarks": self.remarks, "nearest": smallest_of}
-        return json.dumps(_without_nan(content), indent=1)
 
 
 def measure(
@@ -173,25 +73,6 @@ def measure(
     if len(pool) < len(training):
         known = known_music(training, sample_rate, tagger)
     return compare(*described, known, reference_pieces, seed, generated_pieces)
-
-
-def describe(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
-    """Return what is to be known of clips (N, 1, L) float32."""
-    posteriors = transcribe(waveforms, sample_rate)
-    notes = find_notes(posteriors)
-    rows = log_mel_statistics(waveforms, sample_rate)
-    return Described(
-        hear(tagger, waveforms, sample_rate).embedding.double().numpy(),
-        rows.unflatten(0, (len(waveforms), -1)).double().numpy(),
-        level_pictures(waveforms, sample_rate),
-        note_measures(notes) | rhythm_measures(notes, posteriors) | sound_measures(waveforms, sample_rate),
-    )
-
-
-def known_music(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
-    """Return only what copies are looked for in, of clips (N, 1, L)."""
-    embedding = hear(tagger, waveforms, sample_rate).embedding.double().numpy()
-    return Described(embedding, np.zeros((len(waveforms), 0, 0)), level_pictures(waveforms, sample_rate), {})
 
 
 def compare(
@@ -347,6 +228,11 @@ def _remarks(
             f"{clips} clips: a kernel distance within {first.unseen:.3g} of the floor could not have been "
             f"told from it, nor another difference below the last column; publish {PUBLISHED_CLIPS} or more."
         )
+    if size < clips:
+        found.append(
+            f"The floor's sets have {size} clips, all of training, the generated set {clips}: Frechet "
+            f"distances of smaller sets are larger."
+        )
     if pool < POOL * size:
         found.append(
             f"The training set gives {pool} clips for random sets of {size}, which are then alike: the "
@@ -355,31 +241,6 @@ def _remarks(
     ours, theirs = (", ".join(f"{d:.2f}" for d in smallest(d)) for d in nearest["spectrogram"])
     found.append(f"Nearest to training in the spectrogram: generated {ours}; real {theirs}.")
     return found
-
-
-def _cells(row: Row) -> list[str]:
-    name = f"{row.name} ({row.unit})" if row.unit else row.name
-    interval, floor = (
-        f"{_number(row.low)} to {_number(row.high)}",
-        f"{_number(row.floor)} ± {_number(row.floor_deviation)}",
-    )
-    medians = (_number(row.generated), _number(row.reference))
-    return [name, _number(row.value), interval, floor, *medians, _number(row.unseen)]
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _without_nan(content):
-    """Return the content with NaN as None: JSON has none."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _check(

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from Libraries.Measures.Measure import UNITS, Measures, Row
+from Libraries.Measures.Description import UNITS
+from Libraries.Measures.Outcome import Measures, Row
 
 DRAWN = (
     "note length", "note steadiness", "distance to the grid", "onsets", "polyphony", "notes in the best key",

@@ -90,7 +90,7 @@ def find_notes(posteriors: Posteriors) -> Notes:
 
 
 def note_measures(notes: Notes) -> dict[str, Values]:
-    """Return what notes are like, by the measure's name: see `Measure.UNITS` for the units."""
+    """Return what notes are like, by the measure's name: see `Description.UNITS` for the units."""
     return {
         "note length": Values(notes.seconds, notes.clip, notes.clips),
         "note steadiness": _where_known(notes.spread, notes),
