@@ -35,6 +35,11 @@ def level_pictures(waveforms: Tensor, sample_rate: int) -> Tensor:
     hop = round(FRAME_SECONDS * sample_rate)
     n_fft = 1 << (3 * hop).bit_length()  # three to six frames
     waves = waveforms[:, 0].detach().cpu().float()
+    return torch.cat([_pictures(batch, n_fft, hop, sample_rate) for batch in waves.split(_AT_A_TIME)])
+
+
+def _pictures(waves: Tensor, n_fft: int, hop: int, sample_rate: int) -> Tensor:
+    """Return the pictures of waves (B, L)."""
     window = torch.hann_window(n_fft)
     spectrum = torch.stft(waves, n_fft, hop, window=window, return_complex=True, pad_mode="constant")
     power = _filters(n_fft, sample_rate) @ spectrum.abs().square()

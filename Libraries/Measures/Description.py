@@ -14,6 +14,8 @@ from Libraries.Measures.Sound import sound_measures
 from Libraries.Measures.Tagger import Tagger, hear
 from Libraries.Metrics import log_mel_statistics
 
+_AT_A_TIME = 32  # clips: what is held in memory grows with it
+
 UNITS = {  # of the quantities that are compared as distributions, in the order of the table
     "note length": "s",
     "note steadiness": "cents",
@@ -59,7 +61,7 @@ def describe(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
     waveforms = waveforms.detach().cpu().float()
     posteriors = transcribe(waveforms, sample_rate)
     notes = find_notes(posteriors)
-    rows = log_mel_statistics(waveforms, sample_rate)
+    rows = torch.cat([log_mel_statistics(batch, sample_rate) for batch in waveforms.split(_AT_A_TIME)])
     return Described(
         hear(tagger, waveforms, sample_rate).embedding.double().numpy(),
         rows.unflatten(0, (len(waveforms), -1)).double().numpy(),

@@ -14,6 +14,7 @@ FRAME_SECONDS = 0.02
 SILENT_DB = -60.0  # of full scale, RMS of a frame
 CLIPPED = 0.999  # of full scale
 _SMALLEST = 1e-12  # of power
+_AT_A_TIME = 32  # clips: what is held in memory grows with it
 
 
 def sound_measures(waveforms: Tensor, sample_rate: int) -> dict[str, Values]:
@@ -37,10 +38,13 @@ def sound_measures(waveforms: Tensor, sample_rate: int) -> dict[str, Values]:
 
 def mean_spectrum(waveforms: Tensor) -> Tensor:
     """Return the power of each FFT bin, averaged over the frames of each clip: (B, 1, L) -> (B, 1025)."""
-    waves = waveforms[:, 0].detach().cpu().float()
-    window = torch.hann_window(N_FFT)
-    spectrum = torch.stft(waves, N_FFT, N_FFT // 4, window=window, return_complex=True, pad_mode="constant")
-    return spectrum.abs().square().mean(2).double()
+    window, powers = torch.hann_window(N_FFT), []
+    for waves in waveforms[:, 0].detach().cpu().float().split(_AT_A_TIME):
+        spectrum = torch.stft(
+            waves, N_FFT, N_FFT // 4, window=window, return_complex=True, pad_mode="constant"
+        )
+        powers.append(spectrum.abs().square().mean(2).double())
+    return torch.cat(powers)
 
 
 def spectral_tilt(waveforms: Tensor, sample_rate: int) -> Tensor:

@@ -127,17 +127,19 @@ def hear(tagger: Tagger, waveforms: Tensor, sample_rate: int, batch_size: int = 
     Args:
         waveforms: (B, 1, L) float32 in [-1, 1], at least 0.1 s.
         sample_rate: Hz; resampled to 16 kHz where it differs.
-        batch_size: patches at a time.
+        batch_size: clips at a time.
 
     Raises:
         ValueError: the waveforms are not (B, 1, L) or too short.
     """
-    device = tagger.dense.weight.device
-    mel = log_mel(resample(waveforms, sample_rate, SAMPLE_RATE).to(device))
-    cut = patches(mel)  # (B, P, 1, 96, 187)
-    heard = [tagger(batch) for batch in cut.flatten(0, 1).split(batch_size)]
-    means = (torch.cat(parts).unflatten(0, cut.shape[:2]).mean(1).cpu() for parts in zip(*heard, strict=True))
-    return Heard(*means)
+    batches = resample(waveforms, sample_rate, SAMPLE_RATE).split(batch_size)
+    heard = [_hear_batch(tagger, batch.to(tagger.dense.weight.device)) for batch in batches]
+    return Heard(*(torch.cat(parts).cpu() for parts in zip(*heard, strict=True)))
+
+
+def _hear_batch(tagger: Tagger, waveforms: Tensor) -> Heard:
+    cut = patches(log_mel(waveforms))  # (B, P, 1, 96, 187)
+    return Heard(*(part.unflatten(0, cut.shape[:2]).mean(1) for part in tagger(cut.flatten(0, 1))))
 
 
 def resample(waveforms: Tensor, sample_rate: int, target_rate: int) -> Tensor:
