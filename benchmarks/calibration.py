@@ -10,8 +10,7 @@ A value is printed as !value! where it is further from the floor than these clip
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -200,8 +199,8 @@ def damages(held: list[Piece], other: list[Piece], training: Clips) -> dict[str,
     }
 
 
-def calibrate(clips: int, seed: int, cache_dir: Path) -> dict[str, Measures]:
-    """Return the measures of every damaged set by its name."""
+def calibrate(clips: int, seed: int, cache_dir: Path) -> Iterator[tuple[str, Measures]]:
+    """Yield the name and the measures of every damaged set, the undamaged one first."""
     share = max(1, clips // (CLIPS_A_PIECE * len(PLAYED)))
     pieces = draw_pieces({name: 4 * share for name in PLAYED} | {OTHER: 6 * share}, seed, cache_dir)
     of = {name: [piece for piece in pieces if piece.ensemble == name] for name in (*PLAYED, OTHER)}
@@ -214,31 +213,26 @@ def calibrate(clips: int, seed: int, cache_dir: Path) -> dict[str, Measures]:
         return describe(own.waveforms[..., : SPECTROGRAM.kept_samples], RATE, tagger)
 
     known, there = described(training), described(reference)
-    found = {}
     for name, make in damages(held, of[OTHER], training).items():
-        start, own = time.perf_counter(), make()
-        found[name] = compare(described(own), there, known, known, reference.pieces, seed, own.pieces)
-        seconds = time.perf_counter() - start
-        print(f"{name}: {len(own.pieces)} clips, {seconds:.0f} s", file=sys.stderr, flush=True)
-    return found
+        own = make()
+        yield name, compare(described(own), there, known, known, reference.pieces, seed, own.pieces)
 
 
-def table(found: dict[str, Measures]) -> str:
-    """Return a Markdown table: a row a damage, a column a measure; the first row is the floor."""
-    names = [row.name for row in found["real"].rows]
-    floors = [found["real"][name] for name in names]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines.append(
-        "| floor | " + " | ".join(f"{row.floor:.3g} ± {row.floor_deviation:.2g}" for row in floors) + " |"
+def print_head(measures: Measures) -> None:
+    """Print the names of the measures and their floors, as the head of a Markdown table."""
+    floors = [f"{row.floor:.3g} ± {row.floor_deviation:.2g}" for row in measures.rows]
+    print("| | " + " | ".join(row.name for row in measures.rows) + " |")
+    print("|---" * (len(floors) + 1) + "|")
+    print("| floor | " + " | ".join(floors) + " |", flush=True)
+
+
+def print_row(damage: str, measures: Measures) -> None:
+    seen = [abs(row.value - row.floor) > row.unseen for row in measures.rows]
+    cells = (
+        f"!{row.value:.3g}!" if beyond else f"{row.value:.3g}"
+        for row, beyond in zip(measures.rows, seen, strict=True)
     )
-    for damage, measures in found.items():
-        cells = []
-        for name in names:
-            row = measures[name]
-            seen = abs(row.value - row.floor) > row.unseen
-            cells.append(f"!{row.value:.3g}!" if seen else f"{row.value:.3g}")
-        lines.append(f"| {damage} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    print(f"| {damage} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -248,10 +242,13 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, default=ROOT / "Data" / "demo_scores", help="cache of scores")
     parser.add_argument("--json", type=Path, help="where all rows shall be written")
     args = parser.parse_args()
-    found = calibrate(args.clips, args.seed, args.scores)
-    print(table(found))
+    content = {}
+    for name, measures in calibrate(args.clips, args.seed, args.scores):
+        if not content:
+            print_head(measures)
+        print_row(name, measures)
+        content[name] = json.loads(measures.to_json())
     if args.json:
-        content = {name: json.loads(measures.to_json()) for name, measures in found.items()}
         args.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
