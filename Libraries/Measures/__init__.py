@@ -1,0 +1,19 @@
+"""How good generated music is: one call for all measures, and each of them by its name."""
+
+from Libraries.Measures.Copies import level_pictures, nearest_embeddings, nearest_pictures
+from Libraries.Measures.Description import Described, describe
+from Libraries.Measures.Distances import Values, kernel_distance, precision_recall, wasserstein_distance
+from Libraries.Measures.Measure import compare, measure
+from Libraries.Measures.MeasurePlot import plot_measures
+from Libraries.Measures.Notes import find_notes, note_measures, transcribe
+from Libraries.Measures.Outcome import Measures, Row
+from Libraries.Measures.Rhythm import rhythm_measures
+from Libraries.Measures.Sound import sound_measures
+from Libraries.Measures.Tagger import TAGS, Tagger, hear, load_tagger
+
+__all__ = [
+    "TAGS", "Described", "Measures", "Row", "Tagger", "Values", "compare", "describe", "find_notes", "hear",
+    "kernel_distance", "level_pictures", "load_tagger", "measure", "nearest_embeddings", "nearest_pictures",
+    "note_measures", "plot_measures", "precision_recall", "rhythm_measures", "sound_measures", "transcribe",
+    "wasserstein_distance",
+]  # fmt: skip
