@@ -1,8 +1,8 @@
-"""The whole way on demo music: corpus -> dataset -> trained models -> new music, figures and pictures.
+"""Run everything on demo music: corpus -> dataset -> trained models -> new music, figures and pictures.
 
     make demo            # or: python MainScripts/demo.py; CONF_PRESET chooses another preset than CPU
 
-A second call makes another run on the same dataset and autoencoder; `--resume` goes on with the newest one.
+A second call trains another run on the same dataset and autoencoder; `--resume` resumes the newest run.
 """
 
 import argparse
@@ -22,12 +22,12 @@ logger = get_logger("demo")
 
 
 def main() -> None:
-    """Do it all and say where the results are."""
+    """Run all steps and print where the results are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest run instead of a new one"
+        "--resume", action="store_true", help="resume the newest run instead of starting a new one"
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
@@ -35,7 +35,7 @@ def main() -> None:
     render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
     logger.info("2/5 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
-    logger.info("3/5 training the autoencoder of latents or the upsampler of a cascade, if asked for")
+    logger.info("3/5 training the autoencoder or upsampler, if the space needs one")
     prepare_space(conf)
     logger.info("4/5 training the diffusion")
     run_dir = train_diffusion(conf, find_diffusion(conf, "conf.json") if arguments.resume else None)
@@ -51,10 +51,12 @@ def main() -> None:
 Done in {minutes:.1f} minutes.
   generated beside real   {results / "samples.png"}
   sound                   {results / "audio"}
-  while it learned        {results.parent / "loss.png"}, samples-*.png beside it
-  figures                 {results / "metrics.json"}
+  during training         {results.parent / "loss.png"}, samples-*.png beside it
+  figures                 {results / "metrics.json"}, {results / "measures.png"}
   model and its graph     {run_dir}
-Frechet distance to the test split: samples {metrics["samples_to_test"]:.2f}, \
+
+{(results / "measures.md").read_text(encoding="utf-8")}
+Log-mel Frechet distance to the test split: samples {metrics["samples_to_test"]:.2f}, \
 real training music {metrics["train_to_test"]:.2f} (the floor), noise {metrics["noise_to_test"]:.2f}
 Seconds per clip: {metrics["seconds_per_clip"]:.2f}""")
 

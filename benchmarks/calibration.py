@@ -1,10 +1,10 @@
-"""Print what each measure makes of real music that is worse in a known way: which measure sees what.
+"""Print how each measure responds to real music damaged in known ways: which measure sees what.
 
-    python benchmarks/calibration.py                  # 128 clips a damage
+    python benchmarks/calibration.py                  # 128 clips per damage
     python benchmarks/calibration.py --clips 256
 
-Demo music of six ensembles, a piece in one set alone: training, reference, and the clips that are damaged.
-A value is printed as !value! where it is further from the floor than these clips could have shown by chance.
+The music is demo music of six ensembles. Each piece is in one set only: training, reference or the clips to
+damage. A value is printed as !value! if it is further from the floor than these clips could show by chance.
 """
 
 import argparse
@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
 from Conf import CPU  # noqa: E402
-from Libraries.DemoMusic import ENSEMBLES, find_soundfont, perform  # noqa: E402
+from Libraries.DemoMusic.Corpus import ENSEMBLES, find_soundfont, perform  # noqa: E402
+from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score  # noqa: E402
+from Libraries.DemoMusic.SoundFont import Note, SoundFont  # noqa: E402
 from Libraries.Measures import Described, Measures, compare, describe, load_tagger  # noqa: E402
-from Libraries.Scores import SOURCES, list_scores, load_score  # noqa: E402
-from Libraries.SoundFont import Note, SoundFont  # noqa: E402
-from Libraries.Spectrogram import Spectrogram  # noqa: E402
+from Libraries.Sound.Spectrogram import Spectrogram  # noqa: E402
 
 PLAYED = ("solo_piano", "string_quartet", "church_organ", "acoustic_guitar", "fiddle", "flute")
 OTHER = "accordion"
@@ -36,14 +36,14 @@ SPECTROGRAM = CPU.spectrogram
 RATE, CLIP_SAMPLES = SPECTROGRAM.sample_rate, SPECTROGRAM.clip_samples
 CLIPS_A_PIECE = 4
 SKIPPED_SECONDS = 2.0  # the beginning of a piece is thinner than the rest
-RMS, PEAK = 0.14, 0.9  # -17 dB of full scale, or less where the peak would go beyond
+RMS, PEAK = 0.14, 0.9  # -17 dB of full scale, or less if the peak would be higher
 VIBRATO_HZ = 5.5
-PIECE_SECONDS = 0.25  # of what is shuffled
+PIECE_SECONDS = 0.25  # of the shuffled pieces
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A score as somebody plays it."""
+    """A score as performed by an ensemble."""
 
     name: str
     ensemble: str
@@ -63,7 +63,7 @@ class Clips:
 
 
 def draw_pieces(counts: dict[str, int], seed: int, cache_dir: Path) -> list[Piece]:
-    """Deal scores to ensembles, each to one alone, and let them be played.
+    """Assign each score to one ensemble at most, and perform it.
 
     Raises:
         ValueError: an ensemble's sources have no scores left.
@@ -97,7 +97,7 @@ def _seconds(piece: Piece) -> float:
 
 
 def render(pieces: Sequence[Piece], held: float = 1.0) -> Clips:
-    """Play four clips of each piece; `held` is how much of its length a note is held."""
+    """Render four clips of each piece; `held` is the fraction of its length that a note sounds."""
     font, waves = SoundFont(find_soundfont()), []
     start = round(SKIPPED_SECONDS * RATE)
     for piece in pieces:
@@ -113,7 +113,7 @@ def render(pieces: Sequence[Piece], held: float = 1.0) -> Clips:
 
 
 def coded(waveforms: Tensor, error: float) -> Tensor:
-    """Return waveforms through the spectrogram of the preset CPU, with a Gaussian error on it."""
+    """Return waveforms encoded and decoded by the CPU preset's spectrogram, with a Gaussian error on x0."""
     spectrogram = Spectrogram(SPECTROGRAM)
     x0, gain = spectrogram.encode_with_gain(waveforms)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def coded(waveforms: Tensor, error: float) -> Tensor:
 
 
 def vibrato(waveforms: Tensor, cents: float, sample_rate: int) -> Tensor:
-    """Return waveforms whose pitch goes up and down by `cents`, 5.5 times a second, read at moving places."""
+    """Return waveforms whose pitch varies by ±`cents`, 5.5 times per second, read at moving positions."""
     seconds = np.arange(waveforms.shape[-1]) / sample_rate
     depth = np.log(2) * cents / 1200 / (2 * np.pi * VIBRATO_HZ)  # s
     places = (seconds + depth * np.sin(2 * np.pi * VIBRATO_HZ * seconds)) * sample_rate
@@ -129,7 +129,7 @@ def vibrato(waveforms: Tensor, cents: float, sample_rate: int) -> Tensor:
 
 
 def _read_at(wave: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return a wave (L,) between its samples: a windowed sinc of 32 points."""
+    """Interpolate a wave (L,) between its samples by a windowed sinc of 32 points."""
     first = np.floor(places).astype(int)
     offsets = np.arange(-15, 17)
     distance = places[:, None] - (first[:, None] + offsets)
@@ -139,13 +139,13 @@ def _read_at(wave: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def low_pass(waveforms: Tensor, frequency: float, sample_rate: int) -> Tensor:
-    """Return waveforms without what is above a frequency in Hz (Butterworth, 16th order in all)."""
+    """Return waveforms without their band above a frequency in Hz (Butterworth, 16th order in total)."""
     filtered = sosfiltfilt(butter(8, frequency, fs=sample_rate, output="sos"), waveforms.numpy())
     return torch.from_numpy(filtered.copy()).float()
 
 
 def shuffled(waveforms: Tensor, sample_rate: int, seed: int) -> Tensor:
-    """Return waveforms whose pieces of 0.25 s stand in a random order; what is left over goes to the end."""
+    """Return waveforms with pieces of 0.25 s in random order; a shorter last piece stays at the end."""
     size = round(PIECE_SECONDS * sample_rate)
     whole = waveforms.shape[-1] // size * size
     pieces = waveforms[..., :whole].unflatten(-1, (-1, size))
@@ -155,17 +155,17 @@ def shuffled(waveforms: Tensor, sample_rate: int, seed: int) -> Tensor:
 
 
 def duplicated(clips: Clips) -> Clips:
-    """Return the clips with every fourth one replaced by the one before it."""
+    """Return the clips with every fourth clip replaced by the clip before it."""
     indices = np.arange(len(clips.pieces))
     indices[3::4] = indices[2::4][: len(indices[3::4])]
     return clips.take(indices)
 
 
 def copied(clips: Clips, training: Tensor, samples: int) -> Clips:
-    """Return the clips with every fourth one replaced by music of training, from `samples` later on.
+    """Return the clips with every fourth clip replaced by training music, shifted by `samples`.
 
     Args:
-        training: (K, 1, L), the four clips of a piece one after the other.
+        training: (K, 1, L), the four clips of each piece in order.
     """
     waveforms, length = clips.waveforms.clone(), training.shape[-1]
     places = range(3, len(waveforms), 4)
@@ -178,7 +178,7 @@ def copied(clips: Clips, training: Tensor, samples: int) -> Clips:
 
 
 def damages(held: list[Piece], other: list[Piece], training: Clips) -> dict[str, Callable[[], Clips]]:
-    """Return the damaged sets by name, each made when it is called."""
+    """Return a function per damage, by name, that makes the damaged set."""
     real = render(held)
 
     def changed(change: Callable[[Tensor], Tensor]) -> Callable[[], Clips]:
@@ -201,12 +201,12 @@ def damages(held: list[Piece], other: list[Piece], training: Clips) -> dict[str,
 
 def calibrate(clips: int, seed: int, cache_dir: Path) -> Iterator[tuple[str, Measures]]:
     """Yield the name and the measures of every damaged set, the undamaged one first."""
-    share = max(1, clips // (CLIPS_A_PIECE * len(PLAYED)))
-    pieces = draw_pieces({name: 4 * share for name in PLAYED} | {OTHER: 6 * share}, seed, cache_dir)
+    count = max(1, clips // (CLIPS_A_PIECE * len(PLAYED)))  # pieces per ensemble
+    pieces = draw_pieces({name: 4 * count for name in PLAYED} | {OTHER: 6 * count}, seed, cache_dir)
     of = {name: [piece for piece in pieces if piece.ensemble == name] for name in (*PLAYED, OTHER)}
-    training = render([piece for name in PLAYED for piece in of[name][: 2 * share]])
-    reference = render([piece for name in PLAYED for piece in of[name][2 * share : 3 * share]])
-    held = [piece for name in PLAYED for piece in of[name][3 * share :]]
+    training = render([piece for name in PLAYED for piece in of[name][: 2 * count]])
+    reference = render([piece for name in PLAYED for piece in of[name][2 * count : 3 * count]])
+    held = [piece for name in PLAYED for piece in of[name][3 * count :]]
     tagger = load_tagger()
 
     def described(own: Clips) -> Described:
@@ -237,10 +237,10 @@ def print_row(damage: str, measures: Measures) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--clips", type=int, default=128, help="of each damaged set (default 128)")
+    parser.add_argument("--clips", type=int, default=128, help="per damaged set (default 128)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scores", type=Path, default=ROOT / "Data" / "demo_scores", help="cache of scores")
-    parser.add_argument("--json", type=Path, help="where all rows shall be written")
+    parser.add_argument("--json", type=Path, help="file to write all rows to")
     args = parser.parse_args()
     content = {}
     for name, measures in calibrate(args.clips, args.seed, args.scores):

@@ -1,10 +1,10 @@
-"""Write `Models/released/tagger/tagger.safetensors` from the wheel of musicnn, without TensorFlow.
+"""Write `Models/released/tagger/tagger.safetensors` from the musicnn wheel, without TensorFlow.
 
     pip download --no-deps musicnn==0.1.0
     python benchmarks/convert_tagger.py musicnn-0.1.0-py3-none-any.whl
 
-The wheel holds a checkpoint of TensorFlow 1 (a "tensor bundle"): an index, which is a sorted table in
-LevelDB's format (blocks of keys that share a prefix with the one before), and a file of raw float32.
+The wheel holds a TensorFlow 1 checkpoint (a "tensor bundle"): an index, which is a sorted table in LevelDB's
+format (blocks of keys that share a prefix with the key before), and a file of raw float32 values.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def read_checkpoint(index: bytes, data: bytes) -> dict[str, np.ndarray]:
         index, data: the content of `.index` and `.data-00000-of-00001`.
 
     Raises:
-        ValueError: the index is no LevelDB table, a block is compressed, or a tensor is not float32.
+        ValueError: the index is not a LevelDB table, a block is compressed, or a tensor is not float32.
     """
     footer = index[-_FOOTER_BYTES:]
     if footer[-len(_MAGIC) :] != _MAGIC:
-        raise ValueError("the index does not end as a LevelDB table does")
-    _, at = _read_handle(footer, 0)  # of the block of metadata, which is empty
+        raise ValueError("the index does not end like a LevelDB table")
+    _, at = _read_handle(footer, 0)  # of the metadata block, which is empty
     (start, size), _ = _read_handle(footer, at)
     tensors = {}
     for _, value in read_block(index, start, size):
@@ -56,11 +56,12 @@ def read_checkpoint(index: bytes, data: bytes) -> dict[str, np.ndarray]:
 def read_block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of one block of a LevelDB table.
 
-    An entry says how many bytes its key shares with the key before, how many are its own, and how many its
-    value has; the block ends with the places of the keys that share nothing, and the number of those.
+    An entry gives the number of bytes that its key shares with the key before, the number of its own key
+    bytes, and the length of its value. The block ends with the positions of the keys that share nothing, and
+    the number of these keys.
     """
     if table[start + size] != 0:
-        raise ValueError(f"the block at byte {start} is compressed; only plain ones are read")
+        raise ValueError(f"the block at byte {start} is compressed; only uncompressed blocks are read")
     n_restarts = int.from_bytes(table[start + size - 4 : start + size], "little")
     at, end, key = start, start + size - 4 * (n_restarts + 1), b""
     while at < end:
@@ -71,7 +72,7 @@ def read_block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, byt
 
 
 def read_message(message: bytes) -> dict[int, list]:
-    """Return the fields of a protocol buffer by number: integers, and bytes of what is nested."""
+    """Return the fields of a protocol buffer by number: integers, and the bytes of nested fields."""
     fields, at = {}, 0
     while at < len(message):
         (tag,), at = _read_varints(message, at, 1)
@@ -104,7 +105,7 @@ def _read_handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
 
 
 def _read_varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
-    """Return `count` numbers of seven bits a byte, lowest first, and the place behind them."""
+    """Return `count` numbers of seven bits per byte, lowest bits first, and the position after them."""
     values = []
     for _ in range(count):
         value = shift = 0
@@ -120,8 +121,8 @@ def _read_varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Return the state of a `Tagger` from the tensors of the checkpoint.
 
-    TensorFlow numbers layers in the order in which the model's code makes them: the input's normalisation,
-    five layers of the front end, three of the middle, the pooled features' normalisation, the dense layer.
+    TensorFlow numbers layers in the order in which the model's code creates them: input normalisation, five
+    layers of the front end, three of the middle, normalisation of the pooled features, the dense layer.
     """
     state = _norm(tensors, "norm", 0)
     for i in range(5):  # kernels are (time, mel band, 1, filter)
@@ -167,7 +168,7 @@ def main() -> None:
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
         (WEIGHTS.parent / "LICENCE").write_bytes(wheel.read(licence))
     state = convert(read_checkpoint(index, data))
-    Tagger().load_state_dict(state)  # says what is missing or of another shape
+    Tagger().load_state_dict(state)  # raises if a tensor is missing or has another shape
     save_file(state, WEIGHTS)
     count = sum(value.numel() for name, value in state.items() if name.endswith(("weight", "bias")))
     print(f"{WEIGHTS}: {count / 1e6:.2f} M parameters")

@@ -1,6 +1,7 @@
 """The street plan: a place of Libraries imports only from places above it, and none knows Conf."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ LIBRARIES = Path(__file__).parent.parent / "Libraries"
 # From the top down; each may import from those before it. README.md shows the same map.
 PLACES = (
     "Utils", "Layers", "Sound", "DemoMusic", "Dataset", "U_Net", "Networks", "VAE", "Phase", "Diffusion",
-    "Sampling", "Training", "Upsampler", "Plots", "Runs", "Evaluation", "Studies",
+    "Sampling", "Training", "Upsampler", "Plots", "Measures", "Runs", "Evaluation", "Studies",
 )  # fmt: skip
 FACE_LINES = 30
 
@@ -49,6 +50,13 @@ def test_a_face_holds_names_only(face):
     allowed = (ast.ImportFrom, ast.Expr)
     assert len(text.splitlines()) <= FACE_LINES
     assert all(isinstance(node, allowed) for node in ast.parse(text).body)
+
+
+def test_the_readme_shows_the_same_plan_in_the_same_order():
+    text = (LIBRARIES.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", text[text.index("| place |") :], re.MULTILINE)[: len(PLACES)]
+    named = [name.strip("`/").removesuffix(".py") for row in rows for name in row.split(", ")]
+    assert named[: len(PLACES)] == list(PLACES)
 
 
 def test_the_names_of_the_user_are_there():

@@ -18,6 +18,7 @@ from benchmarks.calibration import (
     shuffled,
     vibrato,
 )
+from Libraries.DemoMusic.SoundFont import Note
 from Libraries.Measures import (
     find_notes,
     hear,
@@ -32,7 +33,6 @@ from Libraries.Measures import (
     wasserstein_distance,
 )
 from Libraries.Measures.Copies import nearer_than_most, nearest_within
-from Libraries.SoundFont import Note
 
 PROGRAMS = {"organ": 19, "flute": 73}
 

@@ -18,7 +18,7 @@ from Libraries.Measures.Distances import (
     wasserstein_statistic,
 )
 from Libraries.Measures.Uncertainty import bootstrap_interval, floor_of, piece_numbers, random_sets
-from Libraries.Metrics import frechet_distance
+from Libraries.Sound.Metrics import frechet_distance
 
 WIDTH = 8
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.numpy import load_file
 
 from benchmarks.convert_tagger import read_checkpoint
-from Libraries.DemoMusic import find_soundfont
+from Libraries.DemoMusic.Corpus import find_soundfont
+from Libraries.DemoMusic.SoundFont import Note, SoundFont
 from Libraries.Measures.Tagger import TAGS, WEIGHTS, hear, load_tagger, log_mel, patches
-from Libraries.SoundFont import Note, SoundFont
 
 RATE = 16_000
 PIANO, FLUTE = 1, 73  # General MIDI programs

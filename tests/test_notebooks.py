@@ -85,7 +85,7 @@ def count_outputs(outputs, kind):
 
 def assert_pictures_and_sound_are_in_the_page(outputs):
     pictures = {name: count_outputs(cells, "image/png") for name, cells in outputs.items()}
-    diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Train Upsampler": 4, "Eval Diffusion": 10}
+    diffusion = {"Preprocessing": 4, "Train Diffusion": 4, "Train Upsampler": 4, "Eval Diffusion": 11}
     rest = {"Train VAE": 3, "Eval VAE": 5, "Train Phase": 2, "Experiments": 1, "CIFAR10": 3}
     assert pictures == {**diffusion, **rest, "Learn Diffusion": 6}
     players = {
@@ -107,6 +107,8 @@ def assert_run_is_complete(root):
         "00000-eval/trajectory.png",
         "00000-eval/samplers.png",
         "00000-eval/guidance.png",
+        "00000-eval/measures.json",
+        "00000-eval/measures.png",
         "00000-eval/audio/continued.wav",
         "00000-eval/metrics.json",
     ):

@@ -1,6 +1,6 @@
 """Dataset on disk -> batches; the batch of a step is a function of (seed, step), resumed or not.
 
-`build_dataset` makes the dataset, see DatasetBuild.py; all that a caller needs can be imported from here.
+`build_dataset` makes the dataset (see Build.py); all that a caller needs can be imported from here.
 """
 
 from functools import cached_property
@@ -46,7 +46,7 @@ class SpectrogramDataset(TorchDataset):
     """One split of a dataset, read row by row from disk, or from a device after `.to(device)`.
 
     `dataset[i]` is the clip as stored: x0 float32 (C, F, T) and its label, int64 (). An item may also be a
-    pair (i, seed), as `StepSampler` yields them: then the clip varies by `augment`, as the seed decides.
+    pair (i, seed), as `StepSampler` yields them; then `augment` varies the clip as the seed decides.
 
     Args:
         folder: of the dataset.
@@ -70,10 +70,11 @@ class SpectrogramDataset(TorchDataset):
         clips = [(row, clip) for row, clip in enumerate(self.manifest["clips"]) if clip["split"] == split]
         self._rows = np.array([row for row, _ in clips], dtype=np.int64)
         self.labels = torch.tensor([clip["label"] for _, clip in clips], dtype=torch.int64)
+        self.sources = [clip["source"] for _, clip in clips]  # the file of each clip
         gains = torch.tensor([clip["gain"] for _, clip in clips], dtype=torch.float32).reshape(-1, 2)
         self._gains = Gain(gains[:, 0].contiguous(), gains[:, 1].contiguous())
         stride = self.manifest["stride_frames"]
-        self._carries_on = _carries_on([clip for _, clip in clips], stride, self.spectrogram_config)
+        self._continued = _is_continued([clip for _, clip in clips], stride, self.spectrogram_config)
         self._augmentation = augment and Augmentation(augment, self.spectrogram_config, stride)
         self._resident: Tensor | None = None
 
@@ -85,7 +86,7 @@ class SpectrogramDataset(TorchDataset):
         return x0[0], labels[0]
 
     def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return x0 float32 (B, C, F, T) and labels int64 (B,), read in one go."""
+        """Return x0 float32 (B, C, F, T) and labels int64 (B,), read at once."""
         seeded = isinstance(items[0], tuple)
         positions = np.array([item[0] for item in items] if seeded else items, dtype=np.int64)
         x0 = self._read(positions)
@@ -95,12 +96,12 @@ class SpectrogramDataset(TorchDataset):
 
     @property
     def num_bytes(self) -> int:
-        """What the split takes on a device, in bytes."""
+        """Size of the split on a device, in bytes."""
         return len(self) * int(np.prod(self.spectrogram_config.shape)) * 2
 
     @property
     def typical_gain(self) -> Gain:
-        """The gain for tensors that come without one, (1,) each: the dataset's, or the median in training."""
+        """Gain for tensors without their own, (1,) each: the dataset's, or the training split's median."""
         offset, scale = self.manifest["gain"]
         return Gain(torch.tensor([offset]), torch.tensor([scale]))
 
@@ -113,7 +114,7 @@ class SpectrogramDataset(TorchDataset):
         resident = torch.empty(
             (len(self), *self.spectrogram_config.shape), dtype=torch.float16, device=device
         )
-        for start in range(0, len(self), 64):  # so that the host never holds it all
+        for start in range(0, len(self), 64):  # so that the host never holds all of it
             resident[start : start + 64] = torch.from_numpy(self._memmap[self._rows[start : start + 64]])
         self._resident = resident
         self.labels = self.labels.to(device)
@@ -125,7 +126,7 @@ class SpectrogramDataset(TorchDataset):
         return np.load(self.folder / SPECTROGRAMS, mmap_mode="r", allow_pickle=False)
 
     def __getstate__(self) -> dict:
-        """Leave the memory map out, which pickles as all of its data; a worker process opens its own."""
+        """Leave out the memory map, which would pickle all of its data; a worker process opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_memmap"}
 
     def _read(self, positions: np.ndarray) -> Tensor:
@@ -136,7 +137,7 @@ class SpectrogramDataset(TorchDataset):
     def _augmented(self, x0: Tensor, positions: np.ndarray, seeds: list[int]) -> Tensor:
         draw = self._augmentation.draw(seeds)
         gain = self._gains_at(positions)
-        moved = np.flatnonzero(self._carries_on[positions] & (draw.shift > 0))
+        moved = np.flatnonzero(self._continued[positions] & (draw.shift > 0))
         if self._augmentation.seam is not None and len(moved):
             shifted, common = self._shifted(x0[moved], positions[moved], draw.shift[moved])
             x0[moved] = shifted
@@ -145,7 +146,7 @@ class SpectrogramDataset(TorchDataset):
         return self._augmentation.vary(x0, gain, draw)
 
     def _shifted(self, x0: Tensor, positions: np.ndarray, shifts: np.ndarray) -> tuple[Tensor, Gain]:
-        """Return the clips begun `shifts` frames later, and the gain, that of the louder half."""
+        """Return the clips begun `shifts` frames later, and the gain of the louder half."""
         ours, theirs = self._gains_at(positions), self._gains_at(positions + 1)
         common = self._augmentation.louder(ours, theirs)
         first = self._augmentation.regain(x0, ours, common)
@@ -167,17 +168,17 @@ def make_loaders(
     augment: DatasetConfig | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[DataLoader, DataLoader]:
-    """Return the training loader, endless, and the validation loader, finite and in order.
+    """Return an endless training loader and a finite validation loader, in order.
 
-    Both give (x0 float32 (B, C, F, T), label int64 (B,)). Iterate the training loader once: a second
+    Both yield (x0 float32 (B, C, F, T), label int64 (B,)). Iterate the training loader once: a second
     iteration begins at `start_step` again. Every process gets the whole validation split. The loaders leave
     torch's global random state alone.
 
     Args:
-        batch_size: clips a process and step; `start_step`, `rank`, `world_size` as in `StepSampler`.
+        batch_size: clips per process and step; `start_step`, `rank`, `world_size` as in `StepSampler`.
         num_workers: processes that read training batches; unused where the data lie on a device.
         augment: as in `SpectrogramDataset`, for training alone.
-        device: keep the data there if at most half of its free memory is enough; None reads from disk.
+        device: keep the data there if they fit into half of its free memory; None reads from disk.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`.
@@ -188,10 +189,10 @@ def make_loaders(
 
 
 def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
-    """Return the sound of one of a manifest's `clips`, from the music: (1, clip_samples) float32.
+    """Return the audio of one of a manifest's `clips`, read from the music: (1, clip_samples) float32.
 
     Raises:
-        DatasetError: its file cannot be read any more, or has become shorter.
+        DatasetError: its file can no longer be read, or has become shorter.
     """
     path = Path(music_dir) / clip["source"]
     try:
@@ -205,11 +206,11 @@ def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
     return waveform
 
 
-def _carries_on(clips: list[dict], stride: int, config: SpectrogramConfig) -> np.ndarray:
-    """Whether the next clip of the split is the same file's, `stride` frames later; bool (N,)."""
-    carries_on = np.zeros(len(clips), dtype=bool)
+def _is_continued(clips: list[dict], stride: int, config: SpectrogramConfig) -> np.ndarray:
+    """Return whether the next clip of the split is the same file's, `stride` frames later; bool (N,)."""
+    continued = np.zeros(len(clips), dtype=bool)
     samples = stride * config.hop_length
     for i in range(len(clips) - 1):
         apart = round((clips[i + 1]["offset"] - clips[i]["offset"]) * config.sample_rate)
-        carries_on[i] = clips[i]["source"] == clips[i + 1]["source"] and apart == samples
-    return carries_on
+        continued[i] = clips[i]["source"] == clips[i + 1]["source"] and apart == samples
+    return continued

@@ -1,4 +1,4 @@
-"""The same seeds made in several ways, side by side: samplers, guidance, lengths of the average."""
+"""Compare samplers, guidance scales and EMA lengths on the same seeds."""
 
 import functools
 import time
@@ -17,21 +17,21 @@ from Libraries.Sampling.Loop import SamplerConfig, switch_sampler
 
 @dataclass(frozen=True)
 class Variant:
-    """Clips of the same seeds made in one of several ways, and what they cost and are worth."""
+    """Clips generated in one of the compared ways, with their cost and quality."""
 
     name: str
     x0: Tensor  # (N, C, F, T)
-    seconds: float  # a clip
+    seconds: float  # per clip
     distance: float  # log-mel Frechet distance to the test split
 
 
 def compare(model: DiffusionRun, makers: dict[str, Callable[[], Tensor]], test: Tensor) -> list[Variant]:
-    """Make clips in every named way and measure each.
+    """Generate clips in every named way and measure each.
 
     Args:
-        model: decodes them.
-        makers: each returns x0 (N, C, F, T), of the same seeds.
-        test: waveforms (N, 1, L) of the test split; at least as many as are made, or the floor differs.
+        model: decodes the clips.
+        makers: each returns x0 (N, C, F, T) for the same seeds.
+        test: waveforms (N, 1, L) of the test split; at least as many as are generated, or the floor differs.
     """
     variants, rate = [], model.spectrogram.config.sample_rate
     for name, make in tqdm(makers.items(), desc="comparing", unit="variant"):
@@ -46,13 +46,13 @@ def compare(model: DiffusionRun, makers: dict[str, Callable[[], Tensor]], test: 
 def compare_samplers(
     model: DiffusionRun, settings: Settings, test: Tensor
 ) -> list[tuple[SamplerConfig, Variant]]:
-    """Sample the same seeds with every sampler and number of steps of `settings.evaluation`.
+    """Sample the same seeds with every sampler and number of steps in `settings.evaluation`.
 
-    A number of steps above the schedule's is left out.
+    Numbers of steps above the schedule's are skipped.
     """
     seeds, batch_size = range(settings.evaluation.compared_clips), settings.evaluation.batch_size
     quick = switch_sampler(settings.sampler, "ddim", 1)
-    model.generate(seeds[:batch_size], quick, batch_size, progress=False)  # warm up: the first is slow
+    model.generate(seeds[:batch_size], quick, batch_size, progress=False)  # warm up: the first call is slow
     configs = {
         f"{name}, {steps} steps": switch_sampler(settings.sampler, name, steps)
         for name in settings.evaluation.samplers
@@ -67,10 +67,10 @@ def compare_samplers(
 
 
 def compare_guidance(model: DiffusionRun, settings: Settings, test: Tensor) -> list[Variant]:
-    """Sample the same seeds with every guidance scale of `settings.evaluation`.
+    """Sample the same seeds with every guidance scale in `settings.evaluation`.
 
-    The method is the settings', or where they choose none: by labels if the network knows any, else
-    autoguidance.
+    The method is that of the settings. If that is "none", it is classifier-free guidance for a network with
+    classes, else autoguidance.
     """
     seeds, guidance = range(settings.evaluation.compared_clips), settings.guidance
     labels = model.labels_in_turn(len(seeds))
@@ -88,7 +88,7 @@ def compare_guidance(model: DiffusionRun, settings: Settings, test: Tensor) -> l
 
 
 def compare_ema_lengths(run_dir: Path, settings: Settings, test: Tensor) -> list[Variant]:
-    """Sample the same seeds with averages of every length of `settings.evaluation`, and the one trained."""
+    """Sample the same seeds with every EMA length in `settings.evaluation` and with the trained EMA."""
     model = DiffusionRun.load(run_dir)
     seeds, batch_size = range(settings.evaluation.compared_clips), settings.evaluation.batch_size
 
@@ -101,7 +101,7 @@ def compare_ema_lengths(run_dir: Path, settings: Settings, test: Tensor) -> list
 
 
 def sampler_curves(found: list[tuple[SamplerConfig, Variant]]) -> dict[str, list[tuple[int, float, float]]]:
-    """Return (steps, seconds a clip, distance) by sampler, for `Plots.plot_sampler_curves`."""
+    """Return (steps, seconds per clip, distance) by sampler, for `Plots.plot_sampler_curves`."""
     curves = {}
     for config, variant in found:
         point = config.num_inference_steps, variant.seconds, variant.distance
@@ -110,7 +110,7 @@ def sampler_curves(found: list[tuple[SamplerConfig, Variant]]) -> dict[str, list
 
 
 def variant_table(variants: Iterable[Variant], heading: str) -> str:
-    """Return variants as lines of text: name, Frechet distance to the test split, seconds a clip."""
+    """Return variants as lines of text: name, Frechet distance to the test split, seconds per clip."""
     lines = [f"{heading:28s} {'distance':>9s} {'s/clip':>7s}"]
     lines += [f"{v.name!s:28s} {v.distance:9.2f} {v.seconds:7.2f}" for v in variants]
     return "\n".join(lines)

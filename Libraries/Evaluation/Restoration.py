@@ -1,4 +1,4 @@
-"""Music that was recorded or stored badly: its lost upper band made anew, its own band left as it is."""
+"""Restore the lost upper band of poorly recorded or stored music, and leave the rest as it is."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Upsampler import Upsampler
 
-PASSBAND = 0.9  # of a file's band; above, its resampler's filter has begun to cut
-CROSSOVER = 0.05  # of the cut frequency; what is kept fades out over so much below it
-HEARD = 20.0  # dB above the floor of the range: a row that hardly ever reaches this is lost
+PASSBAND = 0.9  # fraction of a file's band; above it, the resampling filter has begun to cut
+CROSSOVER = 0.05  # fraction of the cut frequency below which the original fades out
+HEARD = 20.0  # dB above the floor of the range: a row that rarely reaches this is lost
 RARELY = 0.01  # fraction of frames
-LEAKED = 5  # bins beyond the last one with sound that the window's side lobes reach so loud
+LEAKED = 5  # bins above the highest one with sound that the window's side lobes make audible
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,23 @@ class Restored:
     original: Tensor
     waveform: Tensor
     lost: Tensor  # x0 (1, C, F, T) of the file, silent above the cut
-    inpainted: Tensor  # x0 (1, C, F, T) with the rows above inpainted
-    rows: int  # kept
-    cut_frequency: float  # Hz; below it `waveform` is the file itself
+    inpainted: Tensor  # x0 (1, C, F, T) with the rows above the cut inpainted
+    rows: int  # number of rows kept
+    cut_frequency: float  # Hz; below it `waveform` equals `original`
 
 
 def restore_file(
     upsampler: Upsampler, path: Path, *, cut_frequency: float | None = None, seed: int = 0
 ) -> Restored:
-    """Restore the upper band of a file of any length, rate and number of channels (which are mixed to one).
+    """Restore the upper band of a file of any length, rate and number of channels (mixed to mono).
 
     Args:
-        cut_frequency: Hz up to which the file is whole; None: nine tenths of its own band, or where it falls
-            silent for good if that is lower.
+        cut_frequency: Hz up to which the file is complete; None: the result of `find_cut`, but at most nine
+            tenths of the band of a file with a lower rate.
 
     Raises:
         AudioError: the file cannot be read.
-        ValueError: nothing is missing, or more than can be made.
+        ValueError: nothing is missing, or more than the model can restore.
     """
     config = upsampler.spectrogram.config
     waveform = load_audio(path, config.sample_rate)
@@ -56,17 +56,17 @@ def restore_file(
 def restore(
     upsampler: Upsampler, waveform: Tensor, *, cut_frequency: float | None = None, seed: int = 0
 ) -> Restored:
-    """Make the band above `cut_frequency` of music of any length.
+    """Generate the band above `cut_frequency` of music of any length.
 
-    It is one spectrogram, of one level, whose windows are denoised together, so there are no seams. Below
-    the cut the result is the waveform itself, phases and all: only what is above is out of the spectrogram.
+    The music is one spectrogram with one gain, whose windows are denoised together, so there are no seams.
+    Below the cut the result is the waveform itself, phases included; only the rest is decoded.
 
     Args:
         waveform: float32 (1, L) at the model's rate.
-        cut_frequency: Hz up to which it is whole; None: where it falls silent for good (`find_cut`).
+        cut_frequency: Hz up to which the waveform is complete; None: the result of `find_cut`.
 
     Raises:
-        ValueError: the waveform has another shape, nothing is missing, or more than can be made.
+        ValueError: the waveform has another shape, nothing is missing, or more than the model can restore.
     """
     config = upsampler.spectrogram.config
     if waveform.ndim != 2 or len(waveform) != 1 or not waveform.shape[1]:
@@ -75,12 +75,12 @@ def restore(
     rows = rows_below(config, cut)
     if rows >= config.n_rows:
         raise ValueError(
-            f"nothing is missing: the music reaches {cut:.0f} Hz, and the model knows up to "
+            f"nothing is missing: the music reaches {cut:.0f} Hz, and the model covers up to "
             f"{config.kept_frequency:.0f} Hz"
         )
     lowest = float(config.row_frequencies[upsampler.low.fewest_rows])
     if rows < upsampler.low.fewest_rows:
-        raise ValueError(f"too much is missing: the music ends at {cut:.0f} Hz, and {lowest:.0f} are needed")
+        raise ValueError(f"too much is missing: the music ends at {cut:.0f} Hz, below {lowest:.0f} Hz")
     spectrogram, x0, gain = _whole(upsampler.spectrogram, waveform)
     inpainted = upsampler.complete(x0, rows, [seed])
     full = spectrogram.decode(inpainted, gain)[0, :, : waveform.shape[1]]
@@ -97,13 +97,13 @@ def restore(
 
 
 def find_cut(upsampler: Upsampler, waveform: Tensor) -> float:
-    """Return the Hz above which music (1, L) at the model's rate has nothing that could be heard.
+    """Return the frequency in Hz above which music (1, L) at the model's rate has nothing audible.
 
-    A row is lost if it comes 20 dB above the floor in less than a hundredth of the frames. Music that has
-    no highs looks the same as music that lost them: name the cut if you know it.
+    A row is lost if it rises 20 dB above the floor in less than 1 % of the frames. Music that has no highs
+    looks the same as music that lost them: pass the cut if you know it.
     """
     config = upsampler.spectrogram.config
-    reach = -(-config.win_length // (2 * config.hop_length))  # frames that see where the music begins or ends
+    reach = -(-config.win_length // (2 * config.hop_length))  # frames that reach beyond the music
     end = max(reach + 1, waveform.shape[1] // config.hop_length + 1 - reach)
     x0 = _whole(upsampler.spectrogram, waveform)[1][0, ..., reach:end]
     floor = x0.amin()
@@ -116,31 +116,31 @@ def find_cut(upsampler: Upsampler, waveform: Tensor) -> float:
 
 
 def rows_below(config: SpectrogramConfig, cut_frequency: float) -> int:
-    """Return how many of the lowest rows lie below a frequency in Hz; each ends at the next one's centre."""
+    """Return the number of rows below a frequency in Hz; a row ends at the centre of the next."""
     ends = torch.from_numpy(config.row_frequencies)[1:]
     below = int((ends <= cut_frequency).sum())
     return config.n_rows if cut_frequency >= config.kept_frequency else below
 
 
 def low_pass(waveform: Tensor, frequency: float, sample_rate: int) -> Tensor:
-    """Return a waveform (1, L) without what is above a frequency in Hz: a lost band to try `restore` on."""
+    """Return a waveform (1, L) without its band above a frequency in Hz, to try `restore` on."""
     return cross_over(waveform, torch.zeros_like(waveform), frequency, sample_rate)
 
 
 def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) -> Tensor:
-    """Return waveforms (1, L) joined: `low` up to a frequency in Hz, `high` above."""
+    """Join two waveforms (1, L): `low` below a frequency in Hz, `high` above it."""
     hertz = torch.fft.rfftfreq(low.shape[-1], 1 / sample_rate, dtype=torch.float64)
     begin = frequency * (1 - CROSSOVER)
-    fraction = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of what is above
+    fraction = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of `high`
     fraction = torch.sin(torch.pi / 2 * fraction).square()
     difference = torch.fft.rfft(high.double() - low.double()) * fraction
     return (low.double() + torch.fft.irfft(difference, n=low.shape[-1])).float()
 
 
 def _whole(spectrogram: Spectrogram, waveform: Tensor) -> tuple[Spectrogram, Tensor, Gain]:
-    """Return the spectrogram of all of a waveform (1, L) as one clip: its transform, x0 and gain.
+    """Encode a whole waveform (1, L) as one clip; return the transform, x0 and the gain.
 
-    Silence fills it up to a clip's length, or to where frames are a multiple of what they have to be.
+    Silence pads the waveform to at least a clip and to a multiple of `size_multiple` frames.
     """
     config = spectrogram.config
     frames = max(config.n_frames, -(-waveform.shape[1] // config.hop_length) + 1)

@@ -1,18 +1,21 @@
-"""How good generated clips are, measured against the dataset they should resemble.
+"""Measure generated clips against the dataset that they should resemble.
 
-Real and generated clips pass through the same decoder at the same level, so that the figures judge the
+Real and generated clips pass through the same decoder at the same level, so that the figures measure the
 model and neither the inverse transform nor the loudness.
 """
 
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Seams import SeamReport, measure_seams
+from Libraries.Measures import Measures, measure, plot_measures
 from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
@@ -21,11 +24,11 @@ from Libraries.Sampling.Likelihood import bits_per_dimension
 from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
 from Libraries.Sound.Metrics import frechet_distance, log_mel_statistics
-from Libraries.Utils import SampleNoise, spread_indices
+from Libraries.Utils import SampleNoise, spread_indices, write_then_rename
 
 
 def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
-    """Return `count` clips spread evenly over a split (all where there are fewer): x0 (N, C, F, T)."""
+    """Return `count` clips spread evenly over a split (all if there are fewer): x0 (N, C, F, T)."""
     return dataset.__getitems__(spread_indices(len(dataset), count))[0]
 
 
@@ -36,9 +39,10 @@ def evaluate(
     settings: Settings,
     folder: Path,
 ) -> dict:
-    """Sample clips, write their sound and pictures to `folder`, return the figures.
+    """Sample clips, write their audio and pictures to `folder`, and return the figures.
 
-    The keys are those of `distances` and `copying`, and `seconds_per_clip` of sampling and decoding.
+    The keys are those of `distances` and `copying`, and `seconds_per_clip` for sampling and decoding. All
+    measures are in measures.md, measures.json and measures.png (`measure_samples`).
     """
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
@@ -60,6 +64,7 @@ def evaluate(
         plot_trajectory(states, model.spectrogram.config, "From noise to music"),
         folder / "trajectory.png",
     )
+    save_measures(measure_samples(model, samples, train, test), folder)
     noise = model.to_audio(SampleNoise(seeds)(x0.shape[1:]).clamp(-1, 1))
     return {
         **distances({"samples": samples, "train": sound["train"], "noise": noise}, sound["test"], rate),
@@ -68,10 +73,38 @@ def evaluate(
     }
 
 
+def measure_samples(
+    model: DiffusionRun, samples: Tensor, train: SpectrogramDataset, test: SpectrogramDataset
+) -> Measures:
+    """Measure generated waveforms (N, 1, L) against N clips of the test split, and look for copies.
+
+    2·N training clips, spread evenly over their split, give the floors and are searched for copies. All real
+    clips pass through the model's own decoder.
+    """
+    count = len(samples)
+    chosen = spread_indices(len(test), count)
+    reference, training = (
+        model.to_audio(clips) for clips in (spread_clips(test, count), spread_clips(train, 2 * count))
+    )
+    pieces = [test.sources[index] for index in chosen]
+    rate = model.spectrogram.config.sample_rate
+    return measure(samples, reference, training, rate, pieces, seed=0)
+
+
+def save_measures(measures: Measures, folder: Path) -> Figure:
+    """Write measures.md, measures.json and measures.png to `folder`; return the picture."""
+    for suffix, text in (("md", measures.table()), ("json", measures.to_json())):
+        write = functools.partial(Path.write_text, data=text + "\n", encoding="utf-8")
+        write_then_rename(folder / f"measures.{suffix}", write)
+    figure = plot_measures(measures, "Generated clips against real ones")
+    save_figure(figure, folder / "measures.png")
+    return figure
+
+
 def distances(sets: dict[str, Tensor], test: Tensor, sample_rate: int) -> dict[str, float]:
     """Return the log-mel Frechet distance of each set of clips to the test split.
 
-    The distance between finite sets falls with their number, so all are cut to the size of the smallest.
+    The distance between finite sets falls with their size, so all are cut to the size of the smallest.
 
     Args:
         sets: waveforms (N, 1, L) by name, decoded as `test` was: "samples", "train" for the floor (two
@@ -80,7 +113,7 @@ def distances(sets: dict[str, Tensor], test: Tensor, sample_rate: int) -> dict[s
         sample_rate: Hz.
 
     Returns:
-        `<name>_to_test` of each set, and `clips`, how many of each were compared.
+        `<name>_to_test` for each set, and `clips`, the number of clips compared per set.
     """
     count = min(len(test), *(len(waveforms) for waveforms in sets.values()))
     reference = log_mel_statistics(test[:count], sample_rate)
@@ -92,9 +125,9 @@ def distances(sets: dict[str, Tensor], test: Tensor, sample_rate: int) -> dict[s
 
 
 def copying(samples: Tensor, test: Tensor, train: SpectrogramDataset) -> dict[str, float]:
-    """Return the median distance to the nearest training clip, of samples and of test clips (both x0).
+    """Return the median distance of samples and of test clips (both x0) to the nearest training clip.
 
-    Samples much nearer than test clips are copies.
+    Samples that are much nearer than test clips are copies.
     """
     nearest = {"samples": samples, "test": test}
     return {
@@ -108,8 +141,8 @@ def nearest_in_training(
 ) -> tuple[Tensor, Tensor]:
     """Return each x0's distance to its nearest training clip and that clip's index, both (N,).
 
-    The distance is the root mean square of the difference of the normalised tensors. A sample that is much
-    nearer to a training clip than a test clip is has been copied.
+    The distance is the root mean square of the difference between normalised tensors. A sample that is much
+    nearer to a training clip than test clips are is a copy.
     """
     best, index = torch.full((len(x0),), float("inf")), torch.zeros(len(x0), dtype=torch.int64)
     flat = x0.flatten(1)
@@ -125,7 +158,7 @@ def nearest_in_training(
 def bits_of_clips(model: DiffusionRun, test: Tensor, seeds: Iterable[int]) -> float:
     """Return the mean variational bound in bits per dimension of test clips x0 (N, C, F, T) or their latents.
 
-    The variance is the learned one where there is one, else β, which is the better of the two fixed ones.
+    The variance is the learned one if there is one, else β, the better of the two fixed variances.
     """
     learned = model.schedule.config.learned_variance
     bits = bits_per_dimension(
@@ -141,7 +174,7 @@ def continue_clip(
     """Continue a clip x0 (1, C, F, T) to `edit.continue_seconds`, with seed 0.
 
     Returns:
-        Its waveform (1, L), and the steps at the clip's end and where windows hand over to one another.
+        The waveform (1, L), and the steps at the clip's end and at the seams between windows.
     """
     spectrogram = model.spectrogram.config
     n_frames, overlap = map(spectrogram.frames_in, (edit.continue_seconds, edit.overlap_seconds))
@@ -153,10 +186,10 @@ def continue_clip(
 
 
 def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig) -> Tensor:
-    """Make a loop of `edit.loop_seconds`, or a clip's length, that begins with x0 (1, C, F, T), with seed 0.
+    """Make a loop that begins with x0 (1, C, F, T), of `edit.loop_seconds` or one clip, with seed 0.
 
     Returns:
-        The waveform (1, L), played twice, so that the place where it closes is heard.
+        The waveform (1, L) of the loop played twice, so that its seam can be heard.
     """
     spectrogram = model.spectrogram.config
     n_frames = max(spectrogram.frames_in(edit.loop_seconds), spectrogram.n_frames)
@@ -168,7 +201,7 @@ def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig)
 def record_trajectory(
     model: DiffusionRun, config: SamplerConfig, seed: int, count: int = 6
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """Sample one seed; return (t, x_t, predicted x0) at `count` steps of the way, latents decoded."""
+    """Sample one seed; return (t, x_t, predicted x0) at `count` evenly spread steps, latents decoded."""
     kept = set(spread_indices(config.num_inference_steps, count))
     states = []
 
@@ -181,7 +214,7 @@ def record_trajectory(
 
 
 def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rate: int) -> list[Path]:
-    """Write waveforms (N, 1, L) as `folder/<name>.wav`; returns the paths."""
+    """Write waveforms (N, 1, L) as `folder/<name>.wav`; return the paths."""
     paths = [folder / f"{name}.wav" for name in names]
     for waveform, path in zip(waveforms, paths, strict=True):
         save_audio(path, waveform, sample_rate)
@@ -189,5 +222,5 @@ def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rat
 
 
 def example_input(model: DiffusionRun) -> tuple[Tensor, Tensor]:
-    """Return a batch of one to trace the network with: x_t and t."""
+    """Return a batch of one, x_t and t, to trace the network with."""
     return torch.zeros(1, *model.shape), torch.tensor([0])

@@ -1,7 +1,7 @@
-"""Can seams in continued music be heard? The steps of level and spectrum there, and everywhere else.
+"""Measure whether seams in continued music are audible, by the steps of level and spectrum there.
 
-Music steps all the time, at every onset. So a seam is judged by comparison: if a place drawn from the seams
-steps more than one drawn from anywhere in half of all cases, nothing tells them from the rest.
+Music has a step at every onset, so a seam is judged by comparison: if a random seam has a larger step than
+a random other place in half of all pairs, nothing tells seams apart.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from Libraries.Sound.FilterBanks import mel_matrix
 
 N_FFT = 1024  # samples
 BANDS = 32
-FLOOR_DB = -60.0  # of a band, below the loudest of the whole
-SIDE_SECONDS = 0.1  # heard on either side of a place
+FLOOR_DB = -60.0  # of a band, relative to the loudest value of the music
+SIDE_SECONDS = 0.1  # averaged on either side of a place
 
 
 @dataclass(frozen=True)
 class SeamReport:
-    """Steps at the seams and elsewhere: medians in dB, and how often a seam's is the larger of two."""
+    """Median steps in dB at the seams and elsewhere, and how often a seam has the larger of two."""
 
     seams: int
     level_step: float  # dB
@@ -33,12 +33,12 @@ class SeamReport:
 def measure_seams(waveform: Tensor, seams: list[float], sample_rate: int) -> SeamReport:
     """Compare the steps at `seams` with those at all other places, 16 ms apart.
 
-    A step is the difference between the mean of 0.1 s before and of 0.1 s after a place: of the level in dB,
-    and of 32 mel bands in dB with the level taken out.
+    A step is the difference between the means over 0.1 s before and 0.1 s after a place: of the level in dB,
+    and of 32 mel bands in dB with the level removed.
 
     Args:
-        waveform: (L,) or (1, L) float, music with the seams in it.
-        seams: s, where windows were joined.
+        waveform: (L,) or (1, L) float, music with seams.
+        seams: positions in seconds where windows were joined.
         sample_rate: Hz.
 
     Raises:
@@ -79,6 +79,6 @@ def _steps(bands: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _told_apart(there: Tensor, others: Tensor) -> float:
-    """The fraction of pairs in which the first is larger (Mann and Whitney 1947)."""
+    """Return the fraction of pairs in which the first is larger (Mann and Whitney 1947)."""
     larger = (there[:, None] > others[None]).double() + 0.5 * (there[:, None] == others[None]).double()
     return larger.mean().item()

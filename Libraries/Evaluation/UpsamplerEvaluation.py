@@ -1,4 +1,4 @@
-"""How good an upsampler and its cascade are, beside interpolation and generation at full size."""
+"""Measure an upsampler and its cascade against interpolation and generation at full size."""
 
 import copy
 import functools
@@ -24,30 +24,30 @@ from Libraries.Upsampler import Upsampler
 
 @dataclass(frozen=True)
 class CascadeRow:
-    """One way to a full spectrogram, and what it is worth; a row of the table."""
+    """One way to a full spectrogram with its figures; a row of the table."""
 
     name: str
-    spectral_distance: float | None  # dB, of upsampled real clips, above the cut; None: it does not upsample
+    spectral_distance: float | None  # dB, of upsampled real clips, above the cut; None: no upsampling
     distance: float  # log-mel Frechet distance of generated clips to the test split
-    seconds: float  # a generated clip, the first model's sampling included
+    seconds: float  # per generated clip, the first model's sampling included
 
 
 def with_steps(upsampler: Upsampler, num_inference_steps: int) -> Upsampler:
-    """Return the upsampler with another number of steps; the network is the same."""
+    """Return the upsampler with another number of steps and the same network."""
     other = copy.copy(upsampler)
     other.sampler = replace(upsampler.sampler, num_inference_steps=num_inference_steps)
     return other
 
 
 def with_codec(model: DiffusionRun, codec: LowResolutionCodec) -> DiffusionRun:
-    """Return the model of a cascade with another way from its small spectrograms to full ones."""
+    """Return the first model of a cascade with another codec for its small spectrograms."""
     other = copy.copy(model)
     other.codec = codec
     return other
 
 
 def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, LowResolutionCodec]:
-    """Return the ways from small spectrograms to full ones that are compared, by name."""
+    """Return the compared ways from small to full spectrograms, by name."""
     if upsampler is None:
         raise ValueError(
             "this cascade has no upsampler of its low resolution yet: train one (Train Upsampler)"
@@ -67,13 +67,13 @@ def compare_cascade(
     *,
     first_seed: int = 0,
 ) -> list[CascadeRow]:
-    """Measure every way of `settings.evaluation` on the same seeds and the same test clips.
+    """Measure every way in `settings.evaluation` on the same seeds and the same test clips.
 
     Args:
-        model: of a cascade, with its upsampler.
+        model: the first model of a cascade, with its upsampler.
         test: real x0 (N, C, F, T) of the test split, at least `settings.evaluation.compared_clips`.
-        beside: models that make full spectrograms in another way, by name, for a row each.
-        first_seed: of as many as `settings.evaluation.compared_clips`.
+        beside: other models of full spectrograms by name, each for a row of its own.
+        first_seed: the first of `settings.evaluation.compared_clips` seeds.
 
     Raises:
         ValueError: the cascade has no upsampler.
@@ -102,7 +102,7 @@ def upsampled_real(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
 
 
 def spectral_distance(low: LowResolution, real: Tensor, made: Tensor) -> float:
-    """Return the mean log-spectral distance in dB, above the cut, of waveforms (N, 1, L) of equal clips."""
+    """Return the mean log-spectral distance in dB, above the cut, between waveforms (N, 1, L)."""
     config = low.spectrogram
     compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
     return log_spectral_distance(real, made, *compared, low.compared_from).mean().item()
@@ -114,10 +114,10 @@ def low_resolution_error(low: LowResolution, y: Tensor, x0: Tensor) -> float:
 
 
 def errors_by_augmentation(upsampler: Upsampler, x0: Tensor, levels: Iterable[float]) -> dict[float, float]:
-    """Return the mean error of the low resolution of upsampled clips x0, by the augmentation level.
+    """Return the mean error of the low resolution of upsampled clips x0, by augmentation level.
 
-    Without data consistency: at level 0 the network has to copy its conditioning, at level 1 it cannot see
-    it, and the error is that between any two clips.
+    Data consistency is off: at level 0 the network has to copy its conditioning; at level 1 it cannot see
+    the conditioning, and the error is that between unrelated clips.
     """
     free = copy.copy(upsampler)
     free.config = replace(upsampler.config, data_consistency=False)
@@ -127,11 +127,11 @@ def errors_by_augmentation(upsampler: Upsampler, x0: Tensor, levels: Iterable[fl
 
 
 def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) -> dict[str, Tensor]:
-    """Return what a cascade makes of each seed, x0 by name: small (drawn large), interpolated, upsampled."""
+    """Return a cascade's x0 for each seed, by name: small (enlarged), interpolated, upsampled."""
     seeds, low = list(seeds), model.codec.low
     plain = with_codec(model, LowResolutionCodec(low, None))
     interpolated = plain.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
-    y = low.downsample(interpolated)  # exactly what was generated
+    y = low.downsample(interpolated)  # exactly as generated
     return {
         "small": low.enlarge(y),
         "interpolated": interpolated,
@@ -142,14 +142,14 @@ def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) ->
 def save_three_ways(
     model: DiffusionRun, settings: Settings, seeds: Iterable[int], folder: Path
 ) -> tuple[Figure, dict[str, Tensor]]:
-    """Write `folder/cascade.png` and the sound of `same_seeds`; return picture and waveforms (N, 1, L)."""
+    """Write `folder/cascade.png` and the audio of `same_seeds`; return picture and waveforms (N, 1, L)."""
     seeds = list(seeds)
-    made = same_seeds(model, settings, seeds)
-    titles = [f"{name}, seed {seed}" for name in made for seed in seeds]
-    clips, title = torch.cat(list(made.values())), "The same seeds, three ways"
+    versions = same_seeds(model, settings, seeds)
+    titles = [f"{name}, seed {seed}" for name in versions for seed in seeds]
+    clips, title = torch.cat(list(versions.values())), "The same seeds, three ways"
     figure = plot_tensors(clips, titles, settings.spectrogram, title, columns=len(seeds))
     save_figure(figure, folder / "cascade.png")
-    sound = {name: model.to_audio(x0) for name, x0 in made.items()}
+    sound = {name: model.to_audio(x0) for name, x0 in versions.items()}
     for name, waveforms in sound.items():
         names = [f"{name}-{seed:04d}" for seed in seeds]
         save_clips(waveforms, names, folder / "audio", settings.spectrogram.sample_rate)
@@ -159,21 +159,21 @@ def save_three_ways(
 def save_restored(
     restored: Restored, original: Tensor, sample_rate: int, folder: Path
 ) -> tuple[Figure, dict[str, Tensor]]:
-    """Write `folder/restored.png` and the sound before, after and as it was; return picture and waveforms.
+    """Write `folder/restored.png` and the lost, restored and original audio; return picture and waveforms.
 
     Args:
-        original: float32 (1, L), what the file was before its upper band was lost.
+        original: float32 (1, L), the file before its upper band was lost.
     """
     sound = {"lost": restored.original, "restored": restored.waveform, "original": original}
     save_clips(sound.values(), sound, folder / "audio", sample_rate)
-    title = f"All above {restored.cut_frequency / 1000:.1f} kHz made anew"
+    title = f"Inpainted above {restored.cut_frequency / 1000:.1f} kHz"
     figure = plot_waveform_spectrograms(sound.values(), sound, sample_rate, title, columns=3)
     save_figure(figure, folder / "restored.png")
     return figure, sound
 
 
 def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:
-    """Return rows as lines of text, the same columns as `CascadeRow`."""
+    """Return rows as lines of text, with the columns of `CascadeRow`."""
     lines = [f"{heading:28s} {'LSD dB':>7s} {'distance':>9s} {'s/clip':>7s}"]
     for row in rows:
         lsd = "-" if row.spectral_distance is None else f"{row.spectral_distance:.2f}"
@@ -186,6 +186,6 @@ def _row(
 ) -> CascadeRow:
     if codec is None:
         return CascadeRow(variant.name, None, variant.distance, variant.seconds)
-    made = model.to_audio(upsampled_real(codec, test))
-    lsd = spectral_distance(codec.low, sound, made)
+    upsampled = model.to_audio(upsampled_real(codec, test))
+    lsd = spectral_distance(codec.low, sound, upsampled)
     return CascadeRow(variant.name, lsd, variant.distance, variant.seconds)

@@ -1,6 +1,6 @@
-"""How good an autoencoder is: what its reconstructions lose, what its latent holds, what it costs.
+"""Measure an autoencoder: what its reconstructions lose, what its latent holds and what it costs.
 
-Originals and reconstructions pass through the same decoder to audio, so that the figures judge the
+Originals and reconstructions pass through the same decoder to audio, so that the figures measure the
 autoencoder and not the inverse transform.
 """
 
@@ -41,18 +41,18 @@ def reconstruct(codec: LatentCodec, x0: Tensor) -> Tensor:
 
 
 def walk(codec: LatentCodec, first: Tensor, last: Tensor, count: int = WALK_STEPS) -> Tensor:
-    """Return `count` spectrograms on the way from one clip to another, each (C, F, T), through the latent."""
+    """Return `count` spectrograms, each (C, F, T), interpolated in the latent from one clip to another."""
     a, b = codec.encode(torch.stack([first, last]))
     return codec.decode(torch.stack([slerp(a, b, weight) for weight in torch.linspace(0, 1, count).tolist()]))
 
 
 def from_prior(codec: LatentCodec, seeds=PRIOR_SEEDS) -> Tensor:
-    """Decode standard normal latents, one a seed: what the codec makes without a model of its latents."""
+    """Decode standard normal latents, one per seed: what the codec generates without a latent model."""
     return codec.decode(SampleNoise(seeds)(codec.shape))
 
 
 def run_checks(codec: LatentCodec, x0: Tensor) -> list[Check]:
-    """Return every check of VAEChecks on clips x0 (N, C, F, T), two or more."""
+    """Run every check of VAEChecks on two or more clips x0 (N, C, F, T)."""
     z = codec.encode(x0)
     return [
         check_collapse(codec.posterior(x0)),
@@ -65,7 +65,7 @@ def run_checks(codec: LatentCodec, x0: Tensor) -> list[Check]:
 def reconstruction_metrics(
     codec: LatentCodec, sound: dict[str, Tensor], x0: Tensor, reconstruction: Tensor
 ) -> dict[str, float]:
-    """Return what the reconstructions of the test split have lost, and what that bought.
+    """Return what the reconstructions of the test split lose, and the compression that this buys.
 
     Args:
         sound: waveforms (N, 1, L) named "reconstructions", "train" (real clips, for the floor) and "test".
@@ -91,7 +91,7 @@ def reconstruction_metrics(
 
 
 def codec_seconds(codec: LatentCodec, x0: Tensor, repeats: int = 5) -> dict[str, float]:
-    """Return the median seconds of encoding and of decoding one clip of x0 (N, C, F, T), after a warm-up."""
+    """Return the median seconds to encode and to decode one clip of x0 (N, C, F, T), after a warm-up."""
     clip = x0[:1]
     z = codec.encode(clip)
     return {
@@ -103,9 +103,9 @@ def codec_seconds(codec: LatentCodec, x0: Tensor, repeats: int = 5) -> dict[str,
 def evaluate_vae(
     codec: LatentCodec, train: SpectrogramDataset, test: SpectrogramDataset, count: int, folder: Path
 ) -> dict:
-    """Reconstruct `count` test clips, write sound and pictures to `folder`, return the figures.
+    """Reconstruct `count` test clips, write audio and pictures to `folder`, and return the figures.
 
-    The keys are those of `reconstruction_metrics` and `codec_seconds`, and `checks`, a sentence each.
+    The keys are those of `reconstruction_metrics` and `codec_seconds`, and `checks`, one sentence per check.
     """
     x0 = spread_clips(test, count)
     reconstruction = reconstruct(codec, x0)
@@ -123,10 +123,10 @@ def evaluate_vae(
 
 
 def save_pictures(codec: LatentCodec, x0: Tensor, reconstruction: Tensor, folder: Path) -> None:
-    """Write reconstructions, latents, errors by frequency, a walk and random latents to `folder`."""
+    """Draw reconstructions, latents, errors by frequency, a walk and random latents to `folder`."""
     config, kl = codec.spectrogram.config, kl_per_channel(codec.posterior(x0))
     steps = walk(codec, x0[0], x0[-1])
-    names = [f"{share:.0%} of the way" for share in torch.linspace(0, 1, len(steps)).tolist()]
+    names = [f"{fraction:.0%} of the way" for fraction in torch.linspace(0, 1, len(steps)).tolist()]
     figures = {
         "reconstructions": plot_reconstructions(x0, reconstruction, config, "Originals and reconstructions"),
         "latents": plot_latents(codec.encode(x0), kl, "Latents of the test split"),

@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from Libraries.FilterBanks import mel_matrix
+from Libraries.Sound.FilterBanks import mel_matrix
 
 SHIFT = 64  # frames either way, half a clip at most
 FRAME_SECONDS = 0.016

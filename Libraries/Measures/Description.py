@@ -12,7 +12,7 @@ from Libraries.Measures.Notes import find_notes, note_measures, transcribe
 from Libraries.Measures.Rhythm import rhythm_measures
 from Libraries.Measures.Sound import sound_measures
 from Libraries.Measures.Tagger import Tagger, hear
-from Libraries.Metrics import log_mel_statistics
+from Libraries.Sound.Metrics import log_mel_statistics
 
 _AT_A_TIME = 32  # clips: what is held in memory grows with it
 

@@ -201,8 +201,10 @@ def wasserstein_statistic(generated: Values, reference: Values) -> Statistic:
 
 
 def _mean_of_pairs(kernel: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean of the kernel over pairs of different clips."""
+    """Return the mean of the kernel over pairs of different clips; NaN where all weight is on one clip."""
     squares = weights @ weights
+    if squares == weights.sum() ** 2:
+        return float("nan")
     return (weights @ kernel @ weights - squares) / (weights.sum() ** 2 - squares)  # k(x, x) = 1
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.FilterBanks import mel_matrix
+from Libraries.Sound.FilterBanks import mel_matrix
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "Models" / "released" / "tagger" / "tagger.safetensors"
 

@@ -10,10 +10,3 @@ from Libraries.Measures.Outcome import Measures, Row
 from Libraries.Measures.Rhythm import rhythm_measures
 from Libraries.Measures.Sound import sound_measures
 from Libraries.Measures.Tagger import TAGS, Tagger, hear, load_tagger
-
-__all__ = [
-    "TAGS", "Described", "Measures", "Row", "Tagger", "Values", "compare", "describe", "find_notes", "hear",
-    "kernel_distance", "level_pictures", "load_tagger", "measure", "nearest_embeddings", "nearest_pictures",
-    "note_measures", "plot_measures", "precision_recall", "rhythm_measures", "sound_measures", "transcribe",
-    "wasserstein_distance",
-]  # fmt: skip
