@@ -1,4 +1,4 @@
-"""A network that predicts from magnitudes the differences of the phase between neighbouring bins.
+"""A network that predicts phase differences between neighbouring bins from magnitudes.
 
 Absolute phase is not local: shifting a sound by a millisecond changes the phase of every bin. Phase
 differences along time and along frequency are local, so a convolutional network can learn them, and a heap
@@ -250,7 +250,7 @@ class LearnedPhase:
     The phase of a clip depends neither on the clip's level nor on its batch.
 
     Args:
-        network: on the device where it is to run.
+        network: on the device that runs it.
         precision: no | bf16 | fp16, of the network.
     """
 

@@ -1,4 +1,4 @@
-"""Logging, seeds, the device and run folders: what every script needs before it starts."""
+"""Logging, seeds, noise, device, precision and atomic writes: what every script needs."""
 
 import contextlib
 import logging
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-LIGHT_DEBUG = 15  # between DEBUG (10) and INFO (20): our details without the libraries' flood
+LIGHT_DEBUG = 15  # between DEBUG (10) and INFO (20): our details without the libraries' noise
 logging.addLevelName(LIGHT_DEBUG, "LIGHT_DEBUG")
 
 ROOT_LOGGER = "MA_DDPM"
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return the logger of one module; all of them hang below `MA_DDPM`, so one level rules them."""
+    """Return a module's logger; all are children of `MA_DDPM`, so one level controls them."""
     return logging.getLogger(f"{ROOT_LOGGER}.{name}")
 
 
 def set_log_level(level: int | str) -> None:
-    """Show this repository's messages from `level` upwards on stdout; other libraries stay as they are.
+    """Show this repository's messages from `level` upwards on stdout; leave other libraries alone.
 
     `level` is a number or one of DEBUG, LIGHT_DEBUG, INFO, WARNING, ERROR.
 
@@ -47,7 +47,7 @@ def set_log_level(level: int | str) -> None:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Write to today's stdout (a notebook's may change), above a progress bar instead of into it."""
+    """Write to the current stdout (a notebook may replace it), above a progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -61,15 +61,15 @@ def seed_everything(seed: int) -> None:
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix integers into one seed below 2**32, so that neighbours (seed, 7) and (seed, 8) share nothing."""
+    """Mix integers into one seed below 2**32, so that (seed, 7) and (seed, 8) give unrelated streams."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class SampleNoise:
-    """Standard normal noise with a generator of its own for every sample of a batch.
+    """Standard normal noise with one generator per sample of a batch.
 
-    A sample's noise depends on its seed alone, hence not on the batch it stands in. It is drawn on
-    the CPU unless told otherwise, so that a seed means the same sample on every device.
+    A sample's noise depends on its seed alone, not on its batch. Noise is drawn on the CPU by default
+    (`draw_on`), so that a seed gives the same sample on every device.
     """
 
     def __init__(self, seeds: Iterable[int], device="cpu", draw_on="cpu", dtype: torch.dtype = torch.float32):
@@ -85,11 +85,11 @@ class SampleNoise:
 
 
 def require(allowed: Iterable | str, **settings) -> None:
-    """Raise a ValueError that names the setting, its value and what is allowed, unless all are allowed.
+    """Raise a ValueError that names a setting, its value and what is allowed, unless all values are allowed.
 
     Args:
-        allowed: names to choose from, or an interval as in "[0, 1)", where "inf" is no bound.
-        settings: values by their names.
+        allowed: names to choose from, or an interval such as "[0, 1)", where "inf" is no bound.
+        settings: values by name.
     """
     fits, rule = _interval(allowed) if isinstance(allowed, str) else (set(allowed).__contains__, None)
     for name, value in settings.items():
@@ -100,7 +100,7 @@ def require(allowed: Iterable | str, **settings) -> None:
 
 
 def _interval(text: str) -> tuple[Callable[[float], bool], str]:
-    """Return whether a number is within an interval such as "[0, 1)", and the same in words."""
+    """Return the test for being within an interval such as "[0, 1)", and the interval in words."""
     low, high = (float(bound) for bound in text[1:-1].split(","))
     above = operator.ge if text[0] == "[" else operator.gt
     below = operator.le if text[-1] == "]" or math.isinf(high) else operator.lt
@@ -124,7 +124,7 @@ def pick_device() -> torch.device:
 
 
 def resolve_precision(mixed_precision: str) -> str:
-    """Turn `auto` into what is fast here: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    """Resolve `auto` to what is fast here: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     if mixed_precision != "auto":
         return mixed_precision
     if torch.cuda.is_available():
@@ -141,7 +141,7 @@ def autocast(device: torch.device, precision: str):
 
 
 def write_then_rename(path: Path, write) -> None:
-    """Call `write(temporary_path)` beside `path`, then rename, so that `path` is whole or absent."""
+    """Call `write(temporary_path)` beside `path`, then rename, so that `path` is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
     try:

@@ -30,7 +30,7 @@ LOGVAR_RANGE = (-14.0, 6.0)  # standard deviations of 0.001 to 20; beyond, exp o
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """What the autoencoder is made of; the values live in `Conf.py`.
+    """The architecture of the autoencoder; the values live in `Conf.py`.
 
     Raises:
         ValueError: a setting is unknown or two do not fit together.
@@ -109,7 +109,7 @@ class VAE(nn.Module):
     Args:
         config: the settings.
         shape: (C, F, T) of a spectrogram. Where the strides do not divide F and T, the encoder repeats the
-            last row and frame, and the decoder cuts them off.
+            last row and frame, and the decoder crops the padding.
     """
 
     def __init__(self, config: VAEConfig, shape: tuple[int, int, int]):

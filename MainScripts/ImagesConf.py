@@ -1,4 +1,4 @@
-"""The settings of `CIFAR10.ipynb`, apart from the music's; `conf` is that of the preset chosen in Conf.py."""
+"""The settings of `CIFAR10.ipynb`, apart from those for music; `conf` follows the preset in Conf.py."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ from Conf import conf as music_conf
 from Libraries.Studies.ImagesConfig import ImagesConfig
 
 BASE_IMAGES = ImagesConfig(
-    source="auto",  # auto (CIFAR-10, or the digits where it cannot be downloaded) | cifar10 | digits
+    source="auto",  # auto (CIFAR-10, or the digits if it cannot be downloaded) | cifar10 | digits
     validation_share=0.1,  # of the training images
     test_share=0.2,  # of the digits
     split_seed=0,
-    networks=("unet", "unet_v0"),  # the second as wide as it takes to have the parameters of the first
+    networks=("unet", "unet_v0"),  # the second scaled to the parameter count of the first
     unet=replace(
         UNET,
         channels=(128, 256, 256),
@@ -40,9 +40,9 @@ BASE_IMAGES = ImagesConfig(
     ),
     sampler=replace(BASE.sampler, name="dpmpp_2m_sde", spacing="karras", eta=None),
     guidance=replace(BASE.guidance, scale=1.5),  # method: none | classifier_free
-    num_samples=10_000,  # images of every network, classes in turn
+    num_samples=10_000,  # images per network, classes in turn
     sample_batch_size=256,
-    inception_file=None,  # path of inception-2015-12-05.pt, TorchScript: an Inception FID as well
+    inception_file=None,  # path of inception-2015-12-05.pt (TorchScript) to measure an Inception FID as well
 )
 CPU_TRAIN = replace(CPU.train, num_validation_clips=128, power_ema=())
 CPU_IMAGES = replace(
@@ -59,7 +59,7 @@ CPU_IMAGES = replace(
 SMOKE_TRAIN = replace(SMOKE.train, num_validation_clips=16, power_ema=())
 SMOKE_IMAGES = replace(
     CPU_IMAGES,
-    source="digits",  # the tests need no network
+    source="digits",  # the tests download nothing
     unet=replace(CPU_IMAGES.unet, channels=(16, 32), attention_levels=(1,), head_dim=16),
     train=SMOKE_TRAIN,
     classifier_train=replace(SMOKE_TRAIN, learning_rate=2e-3),

@@ -1,9 +1,9 @@
-"""The journal this repository grew from, as experiments: what it tried, and the setting that tries it here.
+"""The journal that this repository grew from, as experiments: what it tried, and the settings to repeat it.
 
     for experiment in journal_experiments(conf).values(): ...
 
-The first variant of each is the preset itself; the others name what they change, as in `Conf.py`. The preset
-TRIAL and the journal's autoencoders, which nothing else needs, are here too.
+The first variant of each is the preset itself; the others name the settings they change, as in `Conf.py`. The
+preset TRIAL and the journal's autoencoders are also here, because nothing else needs them.
 """
 
 import math
@@ -13,7 +13,6 @@ from Conf import CPU, ORIGIN, PRESETS, in_space
 from Libraries.Networks import as_journal, journal_network
 from Libraries.Runs.Settings import Settings
 from Libraries.Studies.Experiments import Change, Experiment, Trials
-from Libraries.U_Net import UNetConfig
 from Libraries.Utils import require
 
 PRESET = Change({})
@@ -37,7 +36,10 @@ TRIAL = replace(
     dataset=replace(CPU.dataset, name="trial"),
     space="spectrogram",
     network=replace(
-        in_space(CPU, "spectrogram").network, channels=(16, 32, 64), head_dim=16, embedding_dim=128
+        as_journal(in_space(CPU, "spectrogram").network),  # with every option that the journal varied
+        channels=(16, 32, 64),
+        head_dim=16,
+        embedding_dim=128,
     ),
     train=replace(
         CPU.train, num_steps=600, validate_every=200, num_validation_clips=32, save_every=300, power_ema=()
@@ -46,8 +48,8 @@ TRIAL = replace(
 )
 
 TRIALS = Trials(
-    seeds=(0, 1, 2),  # trainings of every variant
-    clips=256,  # that every training is measured by
+    seeds=(0, 1, 2),  # one training per seed and variant
+    clips=256,  # generated per training to measure it
     names=(),  # which run in the notebook's last cell; (): all
 )
 TRIALS_OF = {
@@ -76,15 +78,16 @@ VAES = {
 
 
 def choose_experiments(preset: str) -> tuple[Settings, Trials]:
-    """Return the settings of a preset, TRIAL among them, on spectrograms, and how its experiments run.
+    """Return the settings of a preset (TRIAL included) in the space of spectrograms, and its `Trials`.
 
     Raises:
-        ValueError: there is no such preset; the known are listed.
+        ValueError: there is no such preset; the message lists the known ones.
     """
     known = {**PRESETS, "TRIAL": TRIAL}
     require(known, preset=preset)
-    settings = TRIAL if preset == "TRIAL" else in_space(known[preset], "spectrogram")
-    if isinstance(settings.network, UNetConfig):  # the same network, with all that the journal varied
+    settings = TRIAL
+    if preset != "TRIAL":
+        settings = in_space(known[preset], "spectrogram")
         settings = replace(settings, network=as_journal(settings.network))
     return settings, TRIALS_OF.get(preset, TRIALS)
 
@@ -232,13 +235,13 @@ def _training(conf: Settings) -> tuple[Experiment, ...]:
 
 
 def _representations(conf: Settings) -> tuple[Experiment, ...]:
-    n_fft = 2 * round(conf.spectrogram.hop_length * 5 / 6)  # the origin's window of 5/3 hops, as 480/288
+    n_fft = 2 * round(conf.spectrogram.hop_length * 5 / 6)  # the origin's window of 5/3 hops, such as 480/288
     short = {
         "spectrogram.n_fft": n_fft,
         "spectrogram.win_length": n_fft,
         "spectrogram.max_frequency": conf.spectrogram.sample_rate / 2,
     }
-    # a learned phase is for the preset's magnitudes alone
+    # a learned phase fits only the preset's magnitudes
     plain = {"spectrogram.phase": "pghi"} if conf.spectrogram.phase == "learned" else {}
     short |= plain
     mdct = plain | {

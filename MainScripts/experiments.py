@@ -4,8 +4,8 @@
     python MainScripts/experiments.py --only 06-norm 07-activation
     python MainScripts/experiments.py --preset BASE           # at full scale, on a GPU
 
-Interrupt it at will: what is trained is kept, and the next call goes on. Of two calls at once each needs its
-own experiments, after one of them has trained the preset, which all have in common.
+Interrupt it at any time: finished trainings are kept, and the next call resumes. Two calls at the same time
+need different experiments, and one call must first have trained the preset, which all experiments share.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Train from a terminal, on one process or many.
+"""Train from a terminal, in one process or several.
 
     python MainScripts/train.py --preset BASE
     accelerate launch --multi_gpu MainScripts/train.py --preset BASE
     accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
 
-The dataset is built first if it is not there, and so is the autoencoder where diffusion is in latents, or the
-upsampler of a cascade. N processes with batches of B compute what one process computes with batches of N * B.
-Ctrl-C and SIGTERM save before they stop.
+If missing, the dataset is built first, and the autoencoder or upsampler is trained first if the space needs
+one. N processes with batches of B compute what one process computes with batches of N * B. Ctrl-C and SIGTERM
+save before the training stops.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from Libraries.Training import process_state
 
 
 def main() -> None:
-    """Read the arguments, build the dataset where it is missing, and train."""
+    """Read the arguments, build the dataset if it is missing, and train."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="BASE")
-    parser.add_argument("--space", choices=NETWORKS["BASE"], help="what diffuses (default: the preset's)")
+    parser.add_argument("--space", choices=NETWORKS["BASE"], help="of the diffusion (default: the preset's)")
     parser.add_argument("--resume", type=Path, help="the folder of an interrupted run")
     arguments = parser.parse_args()
     settings = choose(arguments.preset)

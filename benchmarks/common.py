@@ -1,6 +1,7 @@
-"""What the benchmarks of the networks share: the peer, precision, time and memory, machine and table.
+"""What the benchmarks share: the peer network, precision, time and memory, machine and table.
 
-Importing this puts the repository and MainScripts on the path, so it comes before `Conf` and `Libraries`.
+Importing this module puts the repository and MainScripts on the path, so import it before `Conf` and
+`Libraries`.
 """
 
 import argparse
@@ -35,19 +36,19 @@ from Libraries.Utils import (  # noqa: E402
 
 SHAPE = (1, 224, 416)  # channels, rows, frames of every input: what BASE, ORIGIN and the peer all take
 PEER = "UNet2DModel"
-TIMED_STEPS = 5  # of a training, after one to warm up, that say how many fit into its minutes
-PRECISION_NAMES = {"no": "fp32"}  # what Accelerate's word means in a table
+TIMED_STEPS = 5  # after one to warm up, to find how many steps of a training fit into its minutes
+PRECISION_NAMES = {"no": "fp32"}  # Accelerate's name -> the name in tables
 
 
 class Peer(nn.Module):
-    """The U-Net that diffusers' own training tutorial would give us at this size, called `(x, t)` like ours.
+    """The U-Net of diffusers' own training tutorial at this size, called `(x, t)` like ours.
 
     It convolves at full resolution, (B, 1, 224, 416) -> the same, with attention at the fifth of six levels.
     """
 
     def __init__(self):
         super().__init__()
-        from diffusers import UNet2DModel  # seconds to import, and only the benchmarks need it
+        from diffusers import UNet2DModel  # takes seconds to import, and only the benchmarks need it
 
         self.unet = UNet2DModel(
             sample_size=SHAPE[1:],
@@ -64,7 +65,7 @@ class Peer(nn.Module):
 
 
 def make_dataset(settings: Settings) -> None:
-    """Render the demo corpus of a preset and build its dataset where that is missing."""
+    """Render the demo corpus of a preset and build its dataset if that is missing."""
     if (settings.dataset_dir / "manifest.json").exists():
         return
     render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
@@ -76,18 +77,18 @@ def make_dataset(settings: Settings) -> None:
 def train_or_find(
     make_recipe: Callable[[Settings], Recipe], settings: Settings, part: str, minutes: float
 ) -> Path:
-    """Return this preset's run of a recipe: one that is there, one that is gone on with, or a new one.
+    """Return this preset's run of a recipe: a finished run, a resumed run or a new one.
 
-    A new one gets as many steps as the minutes hold, so that the learning rate's schedule ends with them.
+    A new run gets as many steps as fit into the minutes, so that the learning-rate schedule ends with them.
 
     Args:
-        part: the settings of this training, as "vae.train".
+        part: the settings of this training, such as "vae.train".
     """
     recipe = make_recipe(settings)
     known = find_run(
         [recipe.parent], "conf.json", lambda run: run.conf and run.name.partition("-")[2] == recipe.name
     )
-    if known:  # its steps were counted when it began; with all of them done this trains none
+    if known:  # its number of steps was set when it began; a finished run trains no more
         return train(make_recipe(changed(settings, {part: known.config(part)})), known.folder)
     config, (loader, _) = recipe.train, recipe.loaders(batch_size=1, seed=0)
     step = training_step(recipe.network(), recipe.loss, config, next(iter(loader))[0].shape[1:])
@@ -100,14 +101,14 @@ def train_or_find(
 
 
 def size_of(build: Callable[[], nn.Module]) -> tuple[float, float]:
-    """Return millions of parameters and GFLOP of a pass over one clip, without computing anything."""
+    """Return millions of parameters and GFLOP per pass over one clip, without computing anything."""
     with torch.device("meta"):
         network, x, t = build().eval(), torch.empty(1, *SHAPE), torch.zeros(1, dtype=torch.int64)
         return count_parameters(network) / 1e6, count_flops(network, x, t) / 1e9
 
 
 def place(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move to the device, on CUDA with its faster memory layout."""
+    """Move a network to the device, on CUDA in the faster memory layout."""
     network = network.to(device)
     return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
@@ -149,7 +150,7 @@ def peak_memory(network: nn.Module, args: argparse.Namespace) -> float:
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """Return the most memory this process has taken so far: on a GPU of its tensors, else of all of it."""
+    """Return the peak memory of this process in GB: of its tensors on a GPU, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
@@ -157,7 +158,7 @@ def peak_gigabytes(device: torch.device) -> float:
 
 
 def machine_line(device: torch.device) -> str:
-    """Say what the figures were measured on."""
+    """Return the machine that the figures are measured on, as text."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -175,14 +176,14 @@ def _cpu_name() -> str:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a Markdown table, its columns aligned for reading as it is."""
+    """Print a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, ["-" * width for width in widths], *rows):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
 
 
 def parse_with_device(parser: argparse.ArgumentParser, batch_sizes: tuple[int, int]) -> argparse.Namespace:
-    """Add and parse what all of these benchmarks take; `batch_sizes` are the CPU's and the others'."""
+    """Add and parse the common options; `batch_sizes` are the defaults on a CPU and on other devices."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", type=torch.device, default=pick_device(), help="cpu, cuda, ...")
     parser.add_argument("--batch-size", type=int, help=f"clips (default {batch_sizes[0]} on a CPU)")

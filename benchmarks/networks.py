@@ -2,9 +2,9 @@
 
     python benchmarks/networks.py [--only unet_v0 se_unet] [--timed-passes 3] [--device cuda]
 
-Seconds are the median of a forward pass without gradients, the networks in turns. Peak memory is that of
-a process of its own which takes two training steps: the device's allocations on CUDA, else all resident
-memory of the process, Python and torch included. `BASE` and `ORIGIN` are the presets' own networks.
+Seconds are the median of a forward pass without gradients, the networks in turn. Peak memory is that of a
+separate process that takes two training steps: the device's allocations on CUDA, else all resident memory
+of the process, Python and torch included. `BASE` and `ORIGIN` are the networks of these presets.
 """
 
 import argparse
@@ -37,7 +37,7 @@ BUILDERS = PRESETS | {name: partial(make_network, journal_network(name, 0), SHAP
 
 
 def main() -> None:
-    """Parse the arguments, measure, print the table; or as a child measure one network's memory."""
+    """Parse the arguments, measure, print the table; or as a child process measure one network's memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=tuple(BUILDERS), default=tuple(BUILDERS))
     parser.add_argument("--timed-passes", type=int, default=3, help="of each network, after one to warm up")
@@ -68,7 +68,7 @@ def forward_pass(network: nn.Module, args: argparse.Namespace) -> Callable[[], N
 
 
 def print_rows(seconds: dict[str, float], memory: dict[str, float]) -> None:
-    """Print a line a network, ending with the journal's entry that it belongs to."""
+    """Print one row per network, ending with its entry in the journal."""
     lines = []
     for name in seconds:
         parameters, gflop = size_of(BUILDERS[name])

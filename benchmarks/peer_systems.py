@@ -1,4 +1,4 @@
-"""The peers of benchmarks/peers.py: the real packages' networks, trained and sampled as their authors do.
+"""The peers of benchmarks/peers.py: the networks of the real packages, trained and sampled by their recipes.
 
 UNetV0 of `a-unet`, put together as audio-diffusion-pytorch does (audio_diffusion_pytorch/unets.py), with its
 VDiffusion and VSampler (diffusion.py) and the optimiser and average of its trainer
@@ -10,8 +10,7 @@ with the linear schedule of 1000, epsilon, AdamW 1e-4, betas (0.95, 0.999), weig
 warm-up of 500 steps, gradients clipped at 1, fp32, EMA with power 3/4 up to 0.9999; sampled with DDIM.
 
 Both have their authors' shape and about the size of our network; the widths of UNet2DModel are multiples of
-8, of which the nearest may be smaller. The warm-up is at most a tenth of the training, which helps where that
-is short.
+8, so it may be smaller. The warm-up is at most a tenth of the training, which helps if the training is short.
 """
 
 import copy
@@ -32,7 +31,7 @@ from Libraries.Networks.UNetV0 import UNetV0Config
 
 WARMUP_STEPS = 500  # of the learning rate of UNet2DModel
 EMA_AFTER, EMA_EVERY = 100, 10  # optimiser steps, the defaults of ema-pytorch
-NORM_GROUPS = 8  # of UNet2DModel; its 32 want widths of 32 and more, and on a CPU 20 costs twice what 16 does
+NORM_GROUPS = 8  # of UNet2DModel; its 32 need widths from 32 up, and on a CPU width 20 costs twice width 16
 
 
 def a_unet_v0(config: UNetV0Config, in_channels: int) -> nn.Module:
@@ -79,10 +78,10 @@ class UNetV0Peer:
 
     Args:
         shape: (C, F, T) of the data.
-        parameters: as many as it shall have, nearly.
-        steps: optimiser steps of the training; its recipe has no use for them.
+        parameters: approximate number of parameters.
+        steps: optimiser steps of the training; this recipe does not use them.
         learning_rate: the recipe's 1e-4, or another.
-        device: where it shall run.
+        device: where the network runs.
     """
 
     max_grad_norm = None
@@ -107,7 +106,7 @@ class UNetV0Peer:
 
     @torch.no_grad()
     def average(self, step: int) -> None:
-        """Follow ema-pytorch: every tenth step, at first the weights, then 1 - n^-0.7 of what there was."""
+        """Follow ema-pytorch: every tenth step, a copy at first, then an EMA with decay 1 - n^-0.7."""
         if step % EMA_EVERY:
             return
         decay = 0.0 if step <= EMA_AFTER else min(0.995, 1 - (1 + step - EMA_AFTER) ** -0.7)
@@ -116,7 +115,7 @@ class UNetV0Peer:
 
     @torch.no_grad()
     def sample(self, noise: Tensor, steps: int) -> Tensor:
-        """Return x0 of noise x_1 (B, C, F, T): VSampler, evenly in σ from 1 to 0."""
+        """Return x0 from noise x_1 (B, C, F, T) by VSampler, with evenly spaced σ from 1 to 0."""
         x, sigmas = noise, torch.linspace(1, 0, steps + 1, device=noise.device)
         for now, after in pairwise(sigmas):
             (cos, sin), (cos_after, sin_after) = _circle(now), _circle(after)
@@ -126,7 +125,7 @@ class UNetV0Peer:
 
 
 class UNet2DPeer:
-    """UNet2DModel with DDPM, epsilon; arguments as of `UNetV0Peer`."""
+    """UNet2DModel with DDPM, epsilon; arguments as in `UNetV0Peer`."""
 
     max_grad_norm = 1.0
 
@@ -159,7 +158,7 @@ class UNet2DPeer:
 
     @torch.no_grad()
     def sample(self, noise: Tensor, steps: int) -> Tensor:
-        """Return x0 of noise x_T (B, C, F, T): DDIM of diffusers at its own timesteps."""
+        """Return x0 from noise x_T (B, C, F, T) by diffusers' DDIM at its own timesteps."""
         network = copy.deepcopy(self.network).eval()
         self.averages.copy_to(network.parameters())
         scheduler, x = DDIMScheduler.from_config(self.noising.config), noise
@@ -170,7 +169,7 @@ class UNet2DPeer:
 
 
 def unet2d_of_size(shape: tuple[int, int, int], parameters: int) -> UNet2DModel:
-    """Return the network of widths in the ratio 1, 1, 2, 2, 4, 4 that is nearest to so many parameters."""
+    """Return the network with widths in the ratio 1, 1, 2, 2, 4, 4 nearest to this number of parameters."""
 
     def make(width: int) -> UNet2DModel:
         return UNet2DModel(

@@ -1,13 +1,13 @@
-"""What learned phase brings, on music like that it was trained on and on music that it was not.
+"""Measure what learned phase gains, on music like its training music and on other music.
 
     python benchmarks/phase.py [recordings] [--root folder] [--only magnitude bands] [--release]
 
 For `magnitude` and for `bands` a network is trained on demo music of twelve ensembles; music, datasets and
-runs lie below --root, and a second call goes on with a run that was interrupted and trains none again. Then
-the round trip, with no model in between, by each inverse and on up to three sets of clips: scores that were
-held out, played by the same ensembles; three ensembles that were left out, whose instruments are others; and
-somebody's recordings, if a folder of them is given. Seconds a clip are those of decoding on one core. The
-weights in `Models/released` are what `--release` wrote after it.
+runs are below --root, and a second call resumes an interrupted run and keeps finished ones. Then the round
+trip, without a generative model, is measured for each inverse on up to three sets of clips: held-out scores
+played by the same ensembles; three left-out ensembles with other instruments; and recordings, if a folder of
+them is given. Seconds per clip are for decoding on one core. `--release` wrote the weights in
+`Models/released`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ BASES = {"magnitude": ORIGIN, "bands": BASE}
 
 
 def settings_of(kind: str, root: Path, steps: int) -> Settings:
-    """Return the settings of one training; the preset's name names its runs."""
+    """Return the settings of one training, whose preset names its runs."""
     base = BASES[kind]
     train = replace(CPU.phase.train, num_steps=steps, num_validation_clips=128)
     return replace(
@@ -68,7 +68,7 @@ def settings_of(kind: str, root: Path, steps: int) -> Settings:
 
 
 def train_or_find(settings: Settings, music_dir: Path) -> Path:
-    """Return a trained run: one that is there, one that is gone on with, or a new one."""
+    """Return a trained run: a finished run, a resumed run or a new one."""
     build_dataset(music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
     runs = sorted((settings.models_dir / "phase").glob(f"*-{settings.preset}"))
     if not runs:
@@ -107,15 +107,15 @@ def rows_of(sets: dict, trained: dict[str, tuple[Settings, Path]]):
 
 
 def main() -> None:
-    """Parse the arguments, make and train what is not there yet, print the tables."""
+    """Parse the arguments, render and train what is missing, print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recordings", type=Path, nargs="?", help="a folder of music to try it on")
-    parser.add_argument("--root", type=Path, default=BASE.root, help="where Data and Models lie")
+    parser.add_argument("--root", type=Path, default=BASE.root, help="parent of Data and Models")
     parser.add_argument("--only", nargs="+", choices=BASES, default=tuple(BASES))
     parser.add_argument("--steps", type=int, help=f"of each training (default: {STEPS})")
-    parser.add_argument("--clips", type=int, default=40, help="of each set, at most (default 40)")
+    parser.add_argument("--clips", type=int, default=40, help="per set, at most (default 40)")
     parser.add_argument("--release", action="store_true", help="write the weights to Models/released")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""How fast audio becomes a dataset, and what memory that takes.
+"""Measure how fast audio becomes a dataset, and how much memory that takes.
 
     python benchmarks/preprocessing.py [--audio FOLDER] [--minutes 60] [--clips 100 500 2000]
 
-First table: seconds of audio encoded a second, by a plain librosa loop (load, stft, dB, all clips kept in a
+First table: seconds of audio encoded per second, by a plain librosa loop (load, stft, dB, all clips kept in a
 list), and by `build_dataset` in one process and in several. Second table: time and peak memory against the
-number of clips. Every figure is that of a fresh process; its imports are not counted, its workers' start is.
+number of clips. Every figure is from a fresh process, without its imports but with the start of its workers.
 """
 
 import argparse
@@ -26,14 +26,14 @@ MINUTES_A_FILE = 1.0
 
 
 def main() -> None:
-    """Parse the arguments; print both tables, or as a child measure one way of encoding."""
+    """Parse the arguments; print both tables, or as a child process measure one way of encoding."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--audio", type=Path, help="folder of music; by default some is made up")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of made-up music in the first table")
+    parser.add_argument("--audio", type=Path, help="folder of music; by default music is synthesised")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of synthesised music in the first table")
     parser.add_argument("--clips", type=int, nargs="+", default=[100, 500, 2000], help="of the second table")
-    parser.add_argument("--workers", type=int, default=2, help="processes, against one")
+    parser.add_argument("--workers", type=int, default=2, help="processes to compare with one")
     parser.add_argument(
         "--measure", nargs=4, metavar=("HOW", "AUDIO", "OUT", "SETTINGS"), help=argparse.SUPPRESS
     )
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def print_speed(folder: Path, arguments: argparse.Namespace) -> None:
-    """Print seconds of audio a second for each way."""
+    """Print seconds of audio per second for each way."""
     audio = arguments.audio or make_audio(folder / "speed", arguments.minutes)
     print(f"{'way':<36}{'audio s':>10}{'time s':>10}{'audio s/s':>11}{'peak MB':>10}")
     ways = {
@@ -76,7 +76,7 @@ def print_growth(folder: Path, sizes: list[int]) -> None:
 
 
 def make_audio(folder: Path, minutes: float, suffix: str = "wav") -> Path:
-    """Write `minutes` of 44.1 kHz stereo in files of a minute: notes that decay, over noise."""
+    """Write `minutes` of 44.1 kHz stereo in files of a minute: decaying notes over noise."""
     folder.mkdir(parents=True)
     rate, generator = 44100, np.random.default_rng(0)
     for number in range(max(3, round(minutes / MINUTES_A_FILE))):
@@ -90,13 +90,13 @@ def make_audio(folder: Path, minutes: float, suffix: str = "wav") -> Path:
 
 def conf_values() -> dict:
     """Return the BASE settings of the spectrogram and the dataset as JSON values."""
-    import Conf  # here, because a measured process does not need what it imports
+    import Conf  # here, because a measured process does not need these imports
 
     return {name: dataclasses.asdict(getattr(Conf.BASE, name)) for name in ("spectrogram", "dataset")}
 
 
 def run_fresh(how: str, audio: Path, out: Path, workers: int) -> dict:
-    """Return what `measure` says in a process of its own."""
+    """Return the result of `measure` in a process of its own."""
     settings = conf_values()
     settings["dataset"]["num_workers"] = workers
     command = [sys.executable, __file__, "--measure", how, str(audio), str(out), json.dumps(settings)]
@@ -107,7 +107,7 @@ def run_fresh(how: str, audio: Path, out: Path, workers: int) -> dict:
 
 
 def measure(how: str, audio: Path, out: Path, settings: dict) -> dict:
-    """Encode `audio` one way; return seconds, seconds of audio, clips and the peak of memory."""
+    """Encode `audio` one way; return seconds, seconds of audio, clips and peak memory."""
     encode = encode_with_librosa if how == "librosa" else encode_with_build_dataset
     start = time.perf_counter()
     seconds, clips, counted_from = encode(audio, out, settings)
@@ -132,7 +132,7 @@ def encode_with_build_dataset(audio: Path, out: Path, settings: dict) -> tuple[f
 
 
 def encode_with_librosa(audio: Path, out: Path, settings: dict) -> tuple[float, int, float]:
-    """Do what a first script would: load each file whole, transform each clip, keep all, save at the end."""
+    """Do what a first script would: load each file whole, transform its clips, keep all, save at the end."""
     import librosa
 
     spectrogram = settings["spectrogram"]
@@ -154,7 +154,7 @@ def encode_with_librosa(audio: Path, out: Path, settings: dict) -> tuple[float, 
 
 
 def peak_mb() -> float:
-    """Return the peak resident memory of this process, without its workers', in MB."""
+    """Return the peak resident memory of this process in MB, without its workers."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")

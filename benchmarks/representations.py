@@ -3,7 +3,7 @@
     python benchmarks/representations.py Data/music          # your own music
     python benchmarks/representations.py                     # demo music, rendered first
 
-With noise 0 the table shows the inverse alone; with more it shows how a model's error would sound.
+With noise 0 the table shows the inverse alone; with more noise it shows how a model's error would sound.
 """
 
 import argparse
@@ -62,7 +62,7 @@ NOISES = (0.01, 0.03, 0.1)
 
 
 def demo_folder(clips: int) -> Path:
-    """Render the demo music, if it is not there, and return its folder."""
+    """Render the demo music if it is missing, and return its folder."""
     folder = ROOT / "Data" / f"demo_music-benchmark-{clips}"
     config = DemoMusicConfig(
         clips=clips,

@@ -2,10 +2,10 @@
 
     python benchmarks/sampling.py [--device cuda] [--batch-size 16] [--precision bf16] [--full]
 
-All sample a 1x224x416 tensor with DDIM, with untrained weights: the weights change nothing about the time.
-A step is timed a few times, the models in turns, and its median multiplied by the number of steps, unless
---full asks for the real thing. Decoding to audio is timed on the example in Data. Where others compute on
-the same cores, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
+All models sample a 1x224x416 tensor with DDIM. The weights are untrained, which does not affect the time. A
+step is timed a few times, the models in turn, and its median multiplied by the number of steps, unless --full
+asks for whole trajectories. Decoding to audio is timed on the example in Data. If other processes use the
+same cores, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
 """
 
 import argparse
@@ -54,8 +54,8 @@ class Row:
     name: str
     precision: str
     sample: Sample
-    size: tuple[float, float]  # millions of parameters, GFLOP of a pass
-    decode_seconds: float | None  # a clip; None: makes no audio
+    size: tuple[float, float]  # millions of parameters, GFLOP per pass
+    decode_seconds: float | None  # per clip; None: no audio
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def make_rows(args: argparse.Namespace) -> list[Row]:
-    """Return ours and the peer in the precision asked for, then ours in the one `auto` means here."""
+    """Return ours and the peer in the requested precision, then ours in the one that `auto` picks."""
     presets = (BASE, ORIGIN)
     sizes = {s.preset: size_of(diffusion_recipe(s).network) for s in presets}
     decoding = {s.preset: time_decoding(s) for s in presets}
@@ -125,7 +125,7 @@ def peer_sampler(device: torch.device, precision: str, batch_size: int) -> Sampl
 
 
 def time_decoding(settings: Settings) -> float:
-    """Return the seconds from x0 to waveform of the example, after a first call that compiles."""
+    """Return the seconds to decode the example from x0, after a first call that compiles."""
     config, cpu = settings.spectrogram, torch.device("cpu")
     waveform = load_audio(REPOSITORY / "Data" / "music_file.wav", config.sample_rate)
     spectrogram = open_spectrogram(config, settings.models_dir / "phase", settings.phase.run, device=cpu)
@@ -135,14 +135,14 @@ def time_decoding(settings: Settings) -> float:
 
 
 def time_steps(rows: list[Row], args: argparse.Namespace) -> list[dict[int, float]]:
-    """Return seconds of a batch by number of steps, from single steps in turns."""
+    """Return seconds per batch by number of steps, from single steps with the models in turn."""
     calls = {str(i): partial(row.sample, STEPS[-1], 1) for i, row in enumerate(rows)}
     step = median_in_turns(calls, args.timed_steps, args.device)
     return [{count: step[str(i)] * count for count in STEPS} for i in range(len(rows))]
 
 
 def time_full(rows: list[Row], args: argparse.Namespace) -> list[dict[int, float]]:
-    """Return seconds of a batch by number of steps, from whole trajectories."""
+    """Return seconds per batch by number of steps, from whole trajectories."""
     for row in rows:
         row.sample(STEPS[-1], 1)  # warm up
     return [
@@ -151,7 +151,7 @@ def time_full(rows: list[Row], args: argparse.Namespace) -> list[dict[int, float
 
 
 def print_rows(rows: list[Row], seconds: list[dict[int, float]], batch_size: int) -> None:
-    """Print a line a model: seconds a clip, seconds of audio a second, how often the peer's rate."""
+    """Print one row per model: seconds per clip, seconds of audio per second, speed relative to the peer."""
     peer = next(s for row, s in zip(rows, seconds, strict=True) if row.name == PEER)
     header = ["model", "precision", "M param.", "GFLOP"]
     for count in STEPS:
@@ -166,10 +166,8 @@ def print_rows(rows: list[Row], seconds: list[dict[int, float]], batch_size: int
             line += [f"{clip:.3g}", f"{rate:.3g}", f"{peer[count] / batch[count]:.2f}"]
         lines.append([*line, "-" if row.decode_seconds is None else f"{row.decode_seconds:.3f}"])
     print_table([*header, "decode, s/clip"], lines)
-    print(
-        f"\nA clip is {CLIP_SECONDS} s. s/clip and x peer are of sampling alone; audio s/s includes decoding,"
-    )
-    print(f"which the peer does not do. x peer is against {PEER} in the precision of its row.")
+    print(f"\nA clip is {CLIP_SECONDS} s. s/clip and x peer are for sampling; audio s/s includes decoding,")
+    print(f"which the peer does not do. x peer is relative to {PEER} in the precision of its row.")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/training.py [--device cuda] [--batch-size 32] [--precision bf16]
 
-A step is forward, mean squared error, backward and AdamW on random data. The models take their steps in
-turns; the table shows medians. Peak memory is that of a process which takes two steps of one model: the
-device's allocations on CUDA, else all resident memory of the process, Python and torch included. Where
-others compute on the same cores, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
+A step is forward, mean squared error, backward and AdamW on random data. The models take steps in turn; the
+table shows medians. Peak memory is that of a process that takes two steps of one model: the device's
+allocations on CUDA, else all resident memory of the process, Python and torch included. If other processes
+use the same cores, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def print_rows(seconds: dict[str, float], memory: dict[str, float], batch_size: int) -> None:
-    """Print a line a model: rate, how often the peer's, and memory."""
+    """Print one row per model: rate, rate relative to the peer's, and memory."""
     lines = []
     for name, build in BUILDERS.items():
         parameters, gflop = size_of(build)

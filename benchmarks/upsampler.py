@@ -1,16 +1,16 @@
-"""The cascade against interpolation and against generation at full size, at the same total training time.
+"""Compare the cascade with interpolation and with generation at full size, for the same total training time.
 
     python benchmarks/upsampler.py [--minutes 10] [--root folder] [--kinds smaller lower_bands] [--clips 48]
 
-On the CPU preset's dataset, which is made first if it is not there. Half of the minutes train the upsampler,
-half the first model, all of them a diffusion on spectrograms with its own network; the number of steps of
-each is what a timed step says fits in, so that the schedule of the learning rate ends with them. Runs lie in
-`Models`: a second call goes on with those that were interrupted and trains none again.
+The dataset is that of the CPU preset, which is built first if it is missing. Half of the minutes train the
+upsampler and half the first model; a diffusion on spectrograms with its own network gets all of them. A timed
+step finds how many steps fit, so that the learning-rate schedules end with the minutes. Runs are in `Models`:
+a second call resumes interrupted runs and keeps finished ones.
 
-LSD: log-spectral distance of real test clips made from their small spectrograms, above the cut where there is
-one. FD: log-mel Frechet distance of generated clips to the test split, for three sets of seeds; the floor is
-real training music. Seconds: a generated clip, with all it takes but its sound. Of each kind the same seeds
-three ways, and a file of the test split that was stored with 8 kHz, go to the run's results.
+LSD: log-spectral distance of real test clips upsampled from their small spectrograms, above the cut if there
+is one. FD: log-mel Frechet distance of generated clips to the test split, for three sets of seeds; the floor
+is real training music. Seconds are per generated clip, without decoding to audio. For each kind, the same
+seeds three ways and a restored test file stored at 8 kHz go to the run's results.
 """
 
 import argparse
@@ -49,10 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training in all, each way")
-    parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training in total, per way")
+    parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data and Models")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--clips", type=int, default=48, help="of each way and set of seeds")
+    parser.add_argument("--clips", type=int, default=48, help="per way and set of seeds")
     args = parser.parse_args()
     changes = {"root": args.root, "evaluation.compared_clips": args.clips}
     settings = changed(in_space(CPU, "spectrogram"), changes)
@@ -68,13 +68,13 @@ def main() -> None:
 
 
 def train_directly(settings: Settings, minutes: float) -> Path:
-    """Return the run of a diffusion on spectrograms that was trained for the minutes."""
+    """Return the run of a diffusion on spectrograms, trained for the minutes."""
     settings = changed(settings, {"preset": f"direct-{minutes:g}min"})
     return train_or_find(diffusion_recipe, settings, "train", minutes)
 
 
 def train_cascade(settings: Settings, minutes: float) -> Path:
-    """Return the run of a first model whose upsampler is trained too, for half of the minutes each."""
+    """Train an upsampler and a first model for half of the minutes each; return the first model's run."""
     settings = changed(settings, {"preset": f"{settings.upsampler.low_resolution.kind}-{minutes:g}min"})
     train_or_find(upsampler_recipe, settings, "upsampler.train", minutes / 2)
     return train_or_find(diffusion_recipe, settings, "train", minutes / 2)
@@ -88,7 +88,7 @@ def load_cascade(first_dir: Path, settings: Settings) -> DiffusionRun:
 
 
 def table(model: DiffusionRun, settings: Settings, direct: DiffusionRun) -> tuple[list[str], list[list[str]]]:
-    """Return header and lines: every way, over three sets of seeds."""
+    """Return header and rows: every way, over three sets of seeds."""
     count = settings.evaluation.compared_clips
     splits = {name: SpectrogramDataset(settings.dataset_dir, name) for name in ("train", "test")}
     clips = {name: spread_clips(split, count) for name, split in splits.items()}
@@ -104,7 +104,7 @@ def table(model: DiffusionRun, settings: Settings, direct: DiffusionRun) -> tupl
 
 
 def save_examples(model: DiffusionRun, settings: Settings) -> str:
-    """Write the same seeds three ways and a restored file of 8 kHz to the first model's results; say what."""
+    """Write the same seeds three ways and a restored 8 kHz file to the first model's results; return text."""
     folder, rate = model.run.results_dir / "benchmark", settings.spectrogram.sample_rate
     save_three_ways(model, settings, range(4), folder)
     upsampler, manifest = model.codec.upsampler, load_manifest(settings.dataset_dir)

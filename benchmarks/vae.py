@@ -1,13 +1,13 @@
-"""What each autoencoder makes of the same minutes on the demo corpus: the origin's three and ours.
+"""Compare autoencoders trained for the same minutes on the demo corpus: the origin's three and ours.
 
     python benchmarks/vae.py [--minutes 5] [--root folder] [--only residual_16 conv]
 
-Every variant of `Journal.VAES` is trained for the same time on the CPU preset's dataset, which is made first
-if it is not there: the origin's with the journal's loss, batch and learning rate, ours with the preset's. The
-number of steps is what a timed step says fits into the minutes, so that the learning rate's schedule ends
-with them. Runs lie in `Models/vae`: a second call goes on with those that were interrupted and trains none
-again. Pictures and sound are in `Results/vae`. Quality is that of the test split, through the same decoder to
-audio; the floor is real training music.
+Every variant of `Journal.VAES` is trained for the same time on the CPU preset's dataset, which is built first
+if it is missing: the origin's with the journal's loss, batch and learning rate, ours with the preset's. A
+timed step finds how many steps fit into the minutes, so that the learning-rate schedule ends with them. Runs
+are in `Models/vae`: a second call resumes interrupted runs and keeps finished ones. Pictures and audio are in
+`Results/vae`. Quality is measured on the test split, through the same decoder to audio; the floor is real
+training music.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, each variant")
-    parser.add_argument("--root", type=Path, default=CPU.root, help="where Data and Models lie")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training per variant")
+    parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data and Models")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
     args = parser.parse_args()
     settings = replace(CPU, root=args.root)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def variant(name: str, settings: Settings, minutes: float) -> Settings:
-    """Return the settings of a variant; its preset names its runs."""
+    """Return the settings of a variant, whose preset names its runs."""
     settings = changed(settings, {"preset": f"{name}-{minutes:g}min", "vae.network": VAES[name]})
     if settings.vae.network.kind == "residual":
         return settings
@@ -65,7 +65,7 @@ def trained(name: str, settings: Settings, minutes: float) -> Path:
 
 
 def measure(name: str, run_dir: Path, settings: Settings) -> list[str]:
-    """Return a line of the table; pictures and sound go to the run's results."""
+    """Return a row of the table; pictures and audio go to the run's results."""
     codec, run = LatentCodec.load(run_dir), Run(run_dir)
     splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
     found = evaluate_vae(codec, *splits, settings.evaluation.num_samples, run.results_dir / "benchmark")

@@ -122,7 +122,7 @@ def test_a_link_to_a_folder_is_followed_and_a_loop_ends(tmp_path):
 
 
 def test_a_missing_or_empty_folder_says_where_it_looked(tmp_path):
-    with pytest.raises(AudioError, match=r"nowhere is no folder"):
+    with pytest.raises(AudioError, match=r"nowhere is not a folder"):
         find_audio_files(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no music")
     with pytest.raises(AudioError, match=f"{tmp_path} holds no audio file"):

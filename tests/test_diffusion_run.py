@@ -107,7 +107,7 @@ def test_guidance_that_cannot_be_says_so(settings, model, conditional):
 def test_a_run_with_one_set_of_weights_has_no_weaker_one(model, run_dir, tmp_path):
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
-    with pytest.raises(CheckpointError, match="no weights from before its last"):
+    with pytest.raises(CheckpointError, match="no weights before its last"):
         DiffusionRun.load(tmp_path).load_guide(0.3)
 
 

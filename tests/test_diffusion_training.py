@@ -105,9 +105,9 @@ def test_a_network_of_the_journal_trains_loads_and_goes_on_by_its_name(settings)
     )
     run_dir = train_diffusion(replace(settings, network=journal))
     assert DiffusionRun.load(run_dir).network.config == journal
-    with pytest.raises(ValueError, match="block is double_conv there and residual here"):
+    with pytest.raises(ValueError, match="type is JournalUNetConfig there and UNetConfig here"):
         train_diffusion(settings, run_dir)
-    with pytest.raises(ValueError, match="type is UNetConfig there and UNetV0Config here"):
+    with pytest.raises(ValueError, match="type is JournalUNetConfig there and UNetV0Config here"):
         train_diffusion(replace(settings, network=unet_v0), run_dir)
     assert train_diffusion(replace(settings, network=journal), run_dir) == run_dir
 
@@ -124,7 +124,7 @@ def test_conditional_training_uses_the_labels(settings):
 def test_fewer_classes_than_the_dataset_has_are_refused():
     for enough in (0, 2, 3):
         require_classes(enough, ["bach", "haydn"])
-    with pytest.raises(ValueError, match="num_classes=1, and the dataset has 2 classes: bach, haydn"):
+    with pytest.raises(ValueError, match="num_classes=1, but the dataset has 2 classes: bach, haydn"):
         require_classes(1, ["bach", "haydn"])
 
 

@@ -71,7 +71,7 @@ def test_variants_differ_and_the_first_changes_nothing_or_what_all_change():
 
 def test_all_networks_of_equal_parameters_have_about_as_many(tmp_path, monkeypatch):
     settings = replace(TRIAL, root=tmp_path)
-    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: dict.fromkeys(variants, 1.0))
+    monkeypatch.setattr(Experiments, "_seconds_per_step", lambda variants: dict.fromkeys(variants, 1.0))
     for name in ("05-blocks", "14-unet-v0"):
         experiment = journal_experiments(settings)[name]
         sizes = [
@@ -84,21 +84,21 @@ def test_equal_time_gives_the_slower_variant_fewer_steps_once_and_for_all(tmp_pa
     settings = replace(TRIAL, root=tmp_path)
     variants = {"a": Change({}), "b": Change({"network.dropout": 0.5}, ("time",))}
     experiment = Experiment("x", "X", "x.", variants)
-    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 3.0})
+    monkeypatch.setattr(Experiments, "_seconds_per_step", lambda variants: {"a": 1.0, "b": 3.0})
     assert plan(experiment, settings)["b"].changes["train.num_steps"] == TRIAL.train.num_steps // 3
-    monkeypatch.setattr(Experiments, "_seconds_a_step", lambda variants: {"a": 1.0, "b": 1.0})
+    monkeypatch.setattr(Experiments, "_seconds_per_step", lambda variants: {"a": 1.0, "b": 1.0})
     assert plan(experiment, settings)["b"].changes["train.num_steps"] == TRIAL.train.num_steps // 3
 
 
 def test_measured_steps_are_slower_for_a_network_with_more_to_do():
     settings = in_space(SMOKE, "spectrogram")
     wide = replace(settings, network=scale_widths(settings.network, 6.0))
-    seconds = Experiments._seconds_a_step({"narrow": settings, "wide": wide})
+    seconds = Experiments._seconds_per_step({"narrow": settings, "wide": wide})
     assert seconds["wide"] > seconds["narrow"] > 0
 
 
 def test_what_can_not_be_made_equal_is_refused():
-    with pytest.raises(ValueError, match="choose of parameters, time"):
+    with pytest.raises(ValueError, match="choose from parameters, time"):
         Change({}, ("memory",))
 
 

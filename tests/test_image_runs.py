@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(trained):
 def test_a_run_of_other_images_or_another_network_is_refused(trained):
     models_dir, _, runs = trained
     other = load_digits(replace(SMOKE_IMAGES, split_seed=1))
-    with pytest.raises(ValueError, match="00000-unet was trained on another dataset than digits"):
+    with pytest.raises(ValueError, match="00000-unet was trained on another dataset than the present digits"):
         train_image_network(SMOKE_IMAGES, other, "unet", models_dir, runs["unet"])
     with pytest.raises(ValueError, match=r"unet_v0 has other settings .*type is UNetV0Config there"):
         train_image_network(SMOKE_IMAGES, DIGITS, "unet", models_dir, runs["unet_v0"])

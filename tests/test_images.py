@@ -189,7 +189,7 @@ def test_the_archive_is_downloaded_once_and_then_read_from_disk(server, tmp_path
 
 def test_what_arrives_damaged_is_refused_and_not_kept(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "CIFAR10_MD5", "0" * 32)
-    with pytest.raises(DatasetError, match="has not the MD5 0000"):
+    with pytest.raises(DatasetError, match="does not have the MD5 0000"):
         load_images(replace(SMOKE_IMAGES, source="auto"), tmp_path / "Data")
     assert not list((tmp_path / "Data").iterdir())
 
@@ -220,7 +220,7 @@ def test_without_a_network_auto_takes_the_digits_and_says_so(no_network, tmp_pat
         logger.removeHandler(caplog.handler)
     assert splits.name == "digits, not CIFAR-10"
     warning = next(record for record in caplog.records if record.levelno == logging.WARNING).message
-    assert "nothing that follows is of CIFAR-10" in warning and str(tmp_path) in warning
+    assert "nothing that follows is about CIFAR-10" in warning and str(tmp_path) in warning
 
 
 def test_the_published_checksum_and_address_are_set():

@@ -78,7 +78,7 @@ def test_run_records_its_autoencoder_and_refuses_another(settings, run_dir, tmp_
     DiffusionRun.load(copy / "diffusion" / run_dir.name)
     ema = latest_checkpoint(copy / "vae" / record["run"], "ema")
     ema.write_bytes(ema.read_bytes() + b"other")
-    with pytest.raises(CheckpointError, match="trained in the latents of 00000-SMOKE, and the weights in"):
+    with pytest.raises(CheckpointError, match="trained in the latents of 00000-SMOKE, but the weights in"):
         DiffusionRun.load(copy / "diffusion" / run_dir.name)
     shutil.rmtree(copy / "vae")
     with pytest.raises(CheckpointError, match="has no ema"):
@@ -122,7 +122,7 @@ def test_the_newest_run_of_a_space_is_found(settings, run_dir):
 
 def test_autoencoder_of_another_spectrogram_or_none_is_refused(settings):
     other = changed(settings, {"spectrogram.db_range": 60.0})
-    with pytest.raises(ValueError, match="another spectrogram than these settings'"):
+    with pytest.raises(ValueError, match="another spectrogram than that of these settings"):
         open_codec(other)
     with pytest.raises(CheckpointError, match="name a run's own folder"):
         open_codec(changed(settings, {"vae.run": "00007-none"}))
@@ -175,5 +175,5 @@ def test_a_single_latent_cannot_be_kept_in_part(settings, model, clips):
     vae = VAE(replace(settings.vae.network, kind="linear", latent_channels=8), settings.spectrogram.shape)
     codec = LatentCodec(vae, torch.zeros(8), torch.ones(8), model.spectrogram, torch.device("cpu"))
     editor = LatentEditor(model.editor(settings.sampler, resamplings=0).editor, codec)
-    with pytest.raises(ValueError, match="a single latent stands for all of the clip"):
+    with pytest.raises(ValueError, match="a single latent represents the whole clip"):
         editor.inpaint(clips, mask_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])

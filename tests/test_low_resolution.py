@@ -168,9 +168,9 @@ def test_what_has_no_small_spectrogram_is_refused():
     for kind in KINDS:
         with pytest.raises(ValueError, match="representation='complex' has signs or phases"):
             low(kind, representation="complex")
-    with pytest.raises(ValueError, match="a low resolution of 48x128 is more than a quarter of 96x128"):
+    with pytest.raises(ValueError, match="48x128 has more than a quarter of the values of 96x128"):
         low(rows=2, frames=1)
-    with pytest.raises(ValueError, match="no boxes of row_factor=5 by frame_factor=4"):
+    with pytest.raises(ValueError, match="does not divide into boxes of row_factor=5 by frame_factor=4"):
         low(rows=5, frames=4)
     with pytest.raises(ValueError, match=r"kind='half' is unknown; choose one of lower_bands, smaller"):
         LowResolutionConfig("half", 1, 1, 1)

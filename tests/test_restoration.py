@@ -90,7 +90,7 @@ def test_shares_of_the_crossover_add_up_to_one(music):
 def test_what_cannot_be_restored_is_refused_in_a_sentence(upsampler, music, tmp_path):
     with pytest.raises(ValueError, match="nothing is missing: the music reaches 6000 Hz"):
         restore(upsampler, music)
-    with pytest.raises(ValueError, match="too much is missing: the music ends at 300 Hz, and 500 are needed"):
+    with pytest.raises(ValueError, match="too much is missing: the music ends at 300 Hz, below 500 Hz"):
         restore(upsampler, music, cut_frequency=300)
     with pytest.raises(ValueError, match=r"shape \(2, 80000\); expected \(1, L\)"):
         restore(upsampler, music.expand(2, -1))

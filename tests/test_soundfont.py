@@ -173,8 +173,8 @@ def test_broken_files_say_what_is_wrong(tmp_path):
     for content, message in [
         (b"RIFFxxxxWAVE", "is not a SoundFont"),
         (whole[:1500], "cut short"),
-        (whole.replace(b"shdr", b"xxxx"), "without shdr"),
-        (whole.replace(b"smpl", b"xxxx"), "without smpl"),
+        (whole.replace(b"shdr", b"xxxx"), "it lacks shdr"),
+        (whole.replace(b"smpl", b"xxxx"), "it lacks smpl"),
     ]:
         path.write_bytes(content)
         with pytest.raises(SoundFontError, match=message):

@@ -419,7 +419,7 @@ def test_nonnegative_inverse_is_nearer_than_the_clamped_pseudo_inverse():
         ),
         ({"n_bands": 65}, "n_bands=65 must be a multiple of size_multiple=32"),
         ({"n_bands": 32}, "n_bands=32 is impossible .* allowed are 34 to 241 bands"),
-        ({"n_bands": 224}, "take fewer bands, or let the narrow ones end higher"),
+        ({"n_bands": 224}, "take fewer bands or raise narrow_frequency"),
         ({"clip_seconds": 0.2}, "clip_seconds=0.2 must be at least 0.248 s"),
         (
             {"size_multiple": 1, "clip_seconds": 0.01, "hop_length": 64},
@@ -454,7 +454,7 @@ def test_fewest_frames_decode_and_fewer_are_refused(config):
     gain, x0 = Gain(torch.zeros(1), torch.ones(1)), torch.zeros(1, *config.shape)
     decoded = Spectrogram(config).decode(x0[..., :fewest], gain, any_length=True)
     assert decoded.shape == (1, 1, (fewest - 1) * 128)
-    with pytest.raises(ValueError, match=f"{fewest - 1} frames; to be decoded it needs {fewest} or more"):
+    with pytest.raises(ValueError, match=f"{fewest - 1} frames; decoding needs {fewest} or more"):
         Spectrogram(config).decode(x0[..., : fewest - 1], gain, any_length=True)
 
 

@@ -141,7 +141,7 @@ def test_shapes_that_do_not_fit_say_what_was_expected():
     [
         ({"kind": "vq"}, "choose one of linear, conv, conv_v2, residual"),
         ({"activation": "relu"}, "choose one of silu, gelu"),
-        ({"row_strides": (2,)}, "need one value a level"),
+        ({"row_strides": (2,)}, "need one value per level"),
         ({"latent_channels": 0}, "must be 1 or more"),
         ({"blocks_per_level": 0}, "blocks_per_level=0 must be 1 or more"),
         ({"channels": (6, 16)}, "multiples of norm_groups=4"),

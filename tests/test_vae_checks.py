@@ -23,7 +23,7 @@ X0 = torch.rand(6, *CONFIG.shape, generator=torch.Generator().manual_seed(0)) * 
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
-    network = VAE(replace(SMOKE.vae, latent_channels=8), CONFIG.shape).eval()
+    network = VAE(replace(SMOKE.vae.network, latent_channels=8), CONFIG.shape).eval()
     with torch.no_grad():
         head = network.encoder.layers[-1]
         head.weight.mul_(10)

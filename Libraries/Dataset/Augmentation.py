@@ -1,4 +1,4 @@
-"""What varies each time a clip is read: its start, level and polarity; a function of one seed a clip."""
+"""What varies each time a clip is read: start, level and polarity, a function of one seed per clip."""
 
 from typing import NamedTuple
 
@@ -23,10 +23,10 @@ class Draw(NamedTuple):
 
 
 class Augmentation:
-    """Vary clips by the rules of a `DatasetConfig`, as far as they mean anything for this representation.
+    """Vary clips as a `DatasetConfig` says, as far as the representation allows.
 
-    - `time_shift` joins a clip with its successor and begins at any frame of it. The frames at a clip's ends
-      saw mirrored audio, so the seam needs some overlap: about 4 frames, `overlap=0.01`.
+    - `time_shift` joins a clip to the next and begins at any frame of the clip. The frames at a clip's ends
+      contain mirrored audio, so the seam needs some overlap: about 4 frames, `overlap=0.01`.
     - `random_gain_db` needs normalisation='dataset'; 'per_sample' would undo it.
     - `random_polarity` needs a representation that carries the sign (complex, mdct).
 
@@ -49,7 +49,7 @@ class Augmentation:
             )
 
     def draw(self, seeds: list[int]) -> Draw:
-        """Return the random numbers that belong to these seeds, one a clip."""
+        """Return the random numbers of these seeds, one seed per clip."""
         uniform = np.stack([np.random.default_rng(seed).random(3) for seed in seeds])
         level = torch.from_numpy((2 * uniform[:, 1] - 1) * self.level_db).float()
         return Draw(
@@ -57,10 +57,10 @@ class Augmentation:
         )
 
     def join(self, first: Tensor, second: Tensor, shifts: np.ndarray) -> Tensor:
-        """Return frames `shifts` to `shifts + T` of the music that `second` carries on.
+        """Return frames `shifts` to `shifts + T` of `first` continued by `second`.
 
         Args:
-            first, second: (B, C, F, T) of the same gain, `second` `stride` frames later.
+            first, second: (B, C, F, T) at the same gain; `second` begins `stride` frames later.
             shifts: int (B,), 0 to `stride`.
         """
         T = first.shape[-1]
@@ -68,30 +68,30 @@ class Augmentation:
         return torch.stack([clip[..., shift : shift + T] for clip, shift in zip(both, shifts, strict=True)])
 
     def louder(self, gain: Gain, other: Gain) -> Gain:
-        """Return the gain that reaches higher, clip by clip: it cuts neither of two clips off at the top."""
+        """Return per clip the gain whose range reaches higher, so that neither clip is cut at the top."""
         higher = other.offset + other.scale > gain.offset + gain.scale
         return Gain(*(torch.where(higher, theirs, ours) for ours, theirs in zip(gain, other, strict=True)))
 
     def regain(self, x0: Tensor, gain: Gain, target: Gain) -> Tensor:
-        """Return `x0` (B, C, F, T) of one gain as it reads in another, (B,) each."""
+        """Return `x0` (B, C, F, T) converted from one gain to another, (B,) each."""
         ratio, shift = gain.scale / target.scale, (gain.offset - target.offset) / target.scale
-        return self._in_range(x0 * _over_clip(ratio) + _over_clip(shift))
+        return self._in_range(x0 * _per_clip(ratio) + _per_clip(shift))
 
     def vary(self, x0: Tensor, gain: Gain, draw: Draw) -> Tensor:
         """Return `x0` (B, C, F, T) with the drawn level and polarity."""
         if not self.flips and not self.level_db:
             return x0
-        offset, scale = map(_over_clip, gain)
+        offset, scale = map(_per_clip, gain)
         features = x0 * scale + offset
         if self.flips:
-            features = torch.where(_over_clip(draw.flip.to(x0.device)), -features, features)
+            features = torch.where(_per_clip(draw.flip.to(x0.device)), -features, features)
         if self.level_db:
             top = RANGES[self.spectrogram.value_range][1] * scale + offset
-            features = self._change_level(features, _over_clip(draw.level.to(x0.device)), top)
+            features = self._change_level(features, _per_clip(draw.level.to(x0.device)), top)
         return self._in_range((features - offset) / scale)
 
     def _change_level(self, features: Tensor, level: Tensor, top: Tensor) -> Tensor:
-        """Add `level` dB, less where the clip would leave its range at the top; the floor stays the floor."""
+        """Add `level` dB, or less where a clip would exceed its range's top; the floor stays in place."""
         config = self.spectrogram
         peak = features.abs() if config.representation in SIGNED else features
         peak = peak.amax((1, 2, 3), keepdim=True)
@@ -108,10 +108,10 @@ class Augmentation:
 
 
 def seam_frame(config: SpectrogramConfig, stride: int) -> int | None:
-    """Return a frame from which the next clip, `stride` frames on, can take over; None if there is none.
+    """Return a frame from which the next clip, `stride` frames later, can take over, or None.
 
-    Frames whose window reaches beyond the clip saw audio that was mirrored there: 14 dB off (measured at
-    1024/288), a line through the picture. The seam passes where both clips saw the music itself.
+    Frames whose window reaches beyond the clip contain mirrored audio: 14 dB off (measured at 1024/288), a
+    visible line in the spectrogram. The seam lies where both clips contain the music itself.
     """
     reach = config.hop_length if config.representation == "mdct" else config.win_length // 2
     first_clean = -(-reach // config.hop_length)
@@ -120,6 +120,6 @@ def seam_frame(config: SpectrogramConfig, stride: int) -> int | None:
     return seam if seam <= end_clean else None
 
 
-def _over_clip(values: Tensor) -> Tensor:
+def _per_clip(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)"""
     return values.reshape(-1, 1, 1, 1)

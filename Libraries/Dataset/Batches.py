@@ -1,4 +1,4 @@
-"""Batches of any dataset: endless ones to train on, each a function of (seed, step), and finite ones."""
+"""Batches of any dataset: endless for training, each a function of (seed, step), or finite."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,15 +18,15 @@ log = get_logger("Batches")
 class StepSampler(Sampler):
     """An endless batch sampler whose batches are a function of (seed, step) alone.
 
-    All epochs make one stream, each epoch a fresh permutation by (seed, epoch), and step s takes the next
-    `batch_size * world_size` places of it, whether or not an epoch ends there. Process `rank` takes its
-    slice, so P processes with batches of B see together what one sees with batches of P * B.
+    The epochs form one stream, each a fresh permutation by (seed, epoch). Step s takes the next
+    `batch_size * world_size` positions, whether or not an epoch ends there. Process `rank` takes its slice,
+    so P processes with batches of B together see what one process sees with batches of P * B.
 
-    Yields lists of (index, seed): the seed, of this place in the stream, decides the augmentation.
+    Yields lists of (index, seed); the seed, of this position in the stream, decides the augmentation.
 
     Args:
         size: clips in the dataset; it may be smaller than a batch.
-        batch_size: clips a process takes a step.
+        batch_size: clips per process and step.
         start_step: the first step to yield, counted in batches.
 
     Raises:
@@ -52,12 +52,12 @@ class StepSampler(Sampler):
     def batch(self, step: int) -> list[tuple[int, int]]:
         """Return the (index, seed) pairs of one step."""
         first = (step * self.world_size + self.rank) * self.batch_size
-        return [self._item(place) for place in range(first, first + self.batch_size)]
+        return [self._item(position) for position in range(first, first + self.batch_size)]
 
-    def _item(self, place: int) -> tuple[int, int]:
-        epoch, within = divmod(place, self.size)
+    def _item(self, position: int) -> tuple[int, int]:
+        epoch, within = divmod(position, self.size)
         index = _epoch_order(self.size, self.seed, epoch)[within]
-        return int(index), int(np.random.SeedSequence((self.seed, place)).generate_state(1, np.uint64)[0])
+        return int(index), int(np.random.SeedSequence((self.seed, position)).generate_state(1, np.uint64)[0])
 
 
 def loaders_of(
@@ -71,16 +71,16 @@ def loaders_of(
     num_workers: int = 0,
     device: torch.device | str | None = None,
 ) -> tuple[DataLoader, DataLoader]:
-    """Return the two loaders of `make_loaders` for any two datasets that `SpectrogramDataset` is like.
+    """Return the loaders of `make_loaders` for any two datasets with `SpectrogramDataset`'s interface.
 
-    They have `num_bytes`, `to(device)`, and `__getitems__` of (index, seed) pairs or indices.
+    That is `num_bytes`, `to(device)`, and `__getitems__` of (index, seed) pairs or indices.
     """
     sampler = StepSampler(len(train), batch_size, seed, start_step, rank, world_size)
     resident = device is not None and _fits(train.num_bytes + validation.num_bytes, torch.device(device))
     if resident:
         train, validation = train.to(device), validation.to(device)
     common = {
-        "collate_fn": _as_it_is,
+        "collate_fn": _unchanged,
         "generator": torch.Generator().manual_seed(seed),  # else each epoch draws from the global one
         "pin_memory": torch.cuda.is_available() and not resident,
     }
@@ -89,7 +89,7 @@ def loaders_of(
     return train_loader, DataLoader(validation, batch_size=batch_size, **common)
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch  # `__getitems__` has collated it
 
 

@@ -1,8 +1,8 @@
-"""Audio folder -> dataset on disk; a killed build goes on where it was.
+"""Audio folder -> dataset on disk; a killed build resumes where it stopped.
 
 Every source file becomes a shard below `.building/`, named by a hash of everything that decides its content,
-so that no build ever picks up a stale one. When all are there they are joined into one file, and that is
-moved into place.
+so that no build ever picks up a stale shard. Once all exist, they are joined into one file, which is moved
+into place.
 """
 
 import hashlib
@@ -82,13 +82,13 @@ def build_dataset(
 ) -> BuildReport:
     """Make a dataset in `out_dir` from every audio file below `audio_dir`; call again to resume.
 
-    Writes `spectrograms.npy`, float16 (N, C, F, T), one row a clip, and `manifest.json` (`load_manifest`
-    lists its keys). What cannot be read is skipped and reported. A finished dataset with the same settings
-    and files is left as it is. The result does not depend on `num_workers` nor on interruptions.
+    Writes `spectrograms.npy`, float16 (N, C, F, T), one row per clip, and `manifest.json` (`load_manifest`
+    lists its keys). Unreadable files are skipped and reported. A finished dataset with the same settings
+    and files is left as it is. The result does not depend on `num_workers` or on interruptions.
 
     Args:
         out_dir: the dataset's own folder, such as `Data/<config.name>`; other files in it are left alone.
-        overwrite: replace a dataset with other settings or files, once the new one is whole.
+        overwrite: replace a dataset with other settings or files, once the new one is complete.
 
     Raises:
         AudioError: `audio_dir` holds no audio, or none that can be used.
@@ -116,7 +116,7 @@ def build_dataset(
 
 
 def _existing(folder: Path, settings: dict, sources: list[dict], overwrite: bool) -> dict | None:
-    """Return the manifest of a finished dataset that is the wanted one; None where one is to be built."""
+    """Return the manifest of a finished dataset if it is the wanted one; None if one must be built."""
     if not (folder / MANIFEST).exists():
         return None
     try:
@@ -141,9 +141,9 @@ def _warn_of_empty_splits(report: BuildReport, config: DatasetConfig) -> None:
 
 
 def _finish_commit(folder: Path) -> None:
-    """Move a whole dataset from `.building` into place; safe to repeat after a kill at any line.
+    """Move a complete dataset from `.building` into place; safe to repeat after a kill at any line.
 
-    The manifest goes first and comes last: in between there is no dataset, never one of mixed halves.
+    The old manifest goes first and the new one comes last: in between there is no dataset, never a mixed one.
     """
     building = folder / BUILDING
     if not (building / MANIFEST).exists():
@@ -156,7 +156,7 @@ def _finish_commit(folder: Path) -> None:
 
 
 def _fingerprint(path: Path) -> str:
-    """Return a hash of a file's size and of its head, middle and tail: quick on any size, blind to dates."""
+    """Return a hash of a file's size and of its head, middle and tail: fast at any size, blind to dates."""
     digest = hashlib.sha256()
     try:
         size = path.stat().st_size
@@ -165,7 +165,7 @@ def _fingerprint(path: Path) -> str:
             for place in (0, size // 2, max(0, size - PROBE_BYTES)):
                 file.seek(place)
                 digest.update(file.read(PROBE_BYTES))
-    except OSError as error:  # reading will say so again and skip the file
+    except OSError as error:  # reading will fail again and skip the file
         return f"unreadable: {error.strerror}"
     return digest.hexdigest()
 
@@ -282,7 +282,7 @@ def _final_rows(
 
 
 def _write_npy(path: Path, shape: tuple[int, ...], batches: Iterator[np.ndarray]) -> str:
-    """Write float16 batches as one .npy file without holding it; return the sha256 of its data."""
+    """Write float16 batches as one .npy file without holding them all; return the sha256 of its data."""
     digest = hashlib.sha256()
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
     with open(path, "wb") as file, tqdm(total=shape[0], unit=" clips", desc="Joining") as bar:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its binary version, read in memory: images and labels."""
+"""Images and labels of CIFAR-10, read in memory from its binary version."""
 
 import tarfile
 import zlib
@@ -17,7 +17,7 @@ CIFAR10_MEMBERS = {
     "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
     "test": ("test_batch.bin",),
 }
-CIFAR10_NAMES = "batches.meta.txt"  # a class a line
+CIFAR10_NAMES = "batches.meta.txt"  # one class per line
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class LabelledImages:
 def read_cifar10_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
     """Return the images uint8 (N, 3, 32, 32) and labels int64 (N,) of one file of the binary version.
 
-    A record is a byte of label and 3072 of pixels: the red plane row by row from the top, green, blue
+    A record is one byte of label and 3072 of pixels: the red plane row by row from the top, green, blue
     (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 
     Args:
         content: of the file; name: for messages.
 
     Raises:
-        DatasetError: it is no whole number of records, or a label is none of 0 to 9.
+        DatasetError: it is not a whole number of records, or a label is not 0 to 9.
     """
     if not content or len(content) % CIFAR10_RECORD:
         raise DatasetError(
-            f"{name} has {len(content)} bytes, which is no whole number of records of {CIFAR10_RECORD}: "
+            f"{name} has {len(content)} bytes, which is not a whole number of records of {CIFAR10_RECORD}: "
             "it is cut short or not CIFAR-10's binary version"
         )
     records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, CIFAR10_RECORD).copy())
@@ -57,10 +57,10 @@ def read_cifar10_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
 def read_cifar10(path: Path) -> dict[str, LabelledImages]:
     """Return the training and the test images ("train", "test") of cifar-10-binary.tar.gz.
 
-    Its files are read in memory, by name and wherever they lie in the archive; nothing is unpacked to disk.
+    Its files are found by name anywhere in the archive and read in memory; nothing is unpacked to disk.
 
     Raises:
-        DatasetError: the archive is missing, broken, incomplete, or holds what is no CIFAR-10.
+        DatasetError: the archive is missing, broken, incomplete, or not CIFAR-10.
     """
     wanted, found = {CIFAR10_NAMES, *sum(CIFAR10_MEMBERS.values(), ())}, {}
     try:

@@ -1,4 +1,4 @@
-"""What a dataset on disk says of itself: settings, sources, clips; and which piece goes into which split."""
+"""The manifest of a dataset: settings, sources, clips; and which piece goes into which split."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 SPECTROGRAMS = "spectrograms.npy"
 SPLITS = ("train", "validation", "test")
 FORMAT = 1  # raise it when rows of the same settings would come out different
-INVERSE_ONLY = ("phase", "band_inverse", "griffin_lim_iterations")  # these never touch what is on disk
+INVERSE_ONLY = ("phase", "band_inverse", "griffin_lim_iterations")  # these do not affect what is on disk
 
 
 class DatasetError(ValueError):
@@ -34,11 +34,11 @@ class DatasetConfig:
     overlap: float  # of neighbouring clips, as a fraction of the frames kept; 0 leaves no gap and no overlap
     split: tuple[float, float, float]  # fractions of the pieces for train, validation, test
     seed: int  # decides which piece goes into which split
-    num_workers: int  # processes that encode; 0 or 1 stays in this one
+    num_workers: int  # processes that encode; 0 or 1: this one
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
-    time_shift: bool  # begin at any frame at read time, where the next clip carries on
+    time_shift: bool  # begin at any frame at read time, where the next clip continues this one
 
     def __post_init__(self):
         rules = {
@@ -55,7 +55,7 @@ class DatasetConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
 
     def stride_frames(self, spectrogram: SpectrogramConfig) -> int:
-        """Frames from the start of one clip to the next: whole ones, so that neighbours can be joined."""
+        """Return the whole frames from one clip's start to the next, so that clips can be joined."""
         return max(1, round(spectrogram.n_frames * (1 - self.overlap)))
 
 
@@ -65,7 +65,7 @@ def load_manifest(folder: Path) -> dict:
     Keys: `settings` (all that decided the content), `stride_frames`, `shape` (N, C, F, T), `sha256` of the
     rows, `classes`, `gain` ([offset, scale], of the dataset or typical of its training split), `sources`
     (file, fingerprint, seconds, silent_clips, skipped: why or None) and `clips` (source, offset in seconds,
-    split, label, gain), one for each row of `spectrograms.npy`.
+    split, label, gain), one per row of `spectrograms.npy`.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`, or it is of another version.
@@ -74,7 +74,7 @@ def load_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file() or not (folder / SPECTROGRAMS).is_file():
         raise DatasetError(
-            f"{folder} holds no finished dataset: run Preprocessing, which also ends a broken-off one"
+            f"{folder} holds no finished dataset: run Preprocessing, which also resumes an interrupted build"
         )
     manifest = json.loads(path.read_text("utf-8", "surrogateescape"))  # names need not be valid UTF-8
     if manifest.get("format") != FORMAT:
@@ -86,7 +86,7 @@ def load_manifest(folder: Path) -> dict:
 
 
 def manifest_hash(folder: Path) -> str:
-    """Return the sha256 of the manifest, which holds that of the rows: it names the data a run was made with.
+    """Return the sha256 of the manifest, which includes that of the rows: it identifies a run's data.
 
     Raises:
         DatasetError: as `load_manifest`.
@@ -96,7 +96,7 @@ def manifest_hash(folder: Path) -> str:
 
 
 def manifest_bytes(manifest: dict) -> bytes:
-    """Return the manifest as JSON with one line a clip, so that a person can read and compare it."""
+    """Return the manifest as JSON with one line per clip, so that people can read and compare it."""
     parts = []
     for key, value in manifest.items():
         text = _to_json(value)
@@ -113,7 +113,7 @@ def content_settings(spectrogram: SpectrogramConfig, config: DatasetConfig) -> d
 
 
 def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str]:
-    """Return what keeps a dataset on disk from being the one wanted, one phrase a difference."""
+    """Return how a dataset on disk differs from the one wanted, one phrase per difference."""
     found = []
     for part, wanted in settings.items():
         there = manifest["settings"][part]
@@ -147,9 +147,9 @@ def class_of(file: str, has_folders: bool) -> str:
 def split_pieces(pieces: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
     """Assign each piece to a split.
 
-    The order is that of a hash of seed and name, so that it depends neither on the disk's order nor, but for
-    the pieces at a border, on what else is in the folder. From three pieces on no split with a fraction
-    above 0 stays empty; with fewer the training split comes first, then validation.
+    Pieces are ordered by a hash of seed and name, so that the split depends neither on the disk's order nor,
+    except for pieces at a border, on what else is in the folder. With three pieces or more, no split with a
+    fraction above 0 is empty; with fewer, the training split comes first, then validation.
     """
 
     def rank(piece: str) -> bytes:

@@ -1,6 +1,6 @@
-"""One audio file -> its share of a dataset: cut into clips, encoded, written whole or not at all.
+"""One audio file -> one shard of a dataset: cut into clips, encoded, written whole or not at all.
 
-A shard is a file of rows and a JSON entry, whose presence says that the shard is whole; so a killed build
+A shard is a file of rows and a JSON entry, whose presence marks the shard as complete; so a killed build
 keeps what it has made. Shards are made in this process or in several.
 """
 
@@ -28,7 +28,7 @@ from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Utils import write_then_rename
 
 BATCH = 16  # clips encoded at a time: fixed, so that rows do not depend on the machine
-WORTH_A_WORKER = 1200.0  # s of music; less is encoded sooner than another process has started (about 4 s)
+WORTH_A_WORKER = 1200.0  # s of music; less is encoded before another process has started (about 4 s)
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class ShardTask:
     path: Path
     file: str  # the same, relative to the audio folder
     shard: Path  # without suffix
-    seconds: float  # as the header says, for the bar alone
+    seconds: float  # from the header, for the progress bar alone
     spectrogram: SpectrogramConfig
     stride: int  # samples
     silence_db: float
 
     @property
     def entry_path(self) -> Path:
-        """What says that the shard is whole: `skipped`, `seconds`, `silent_clips`, `clips`."""
+        """JSON that marks the shard as complete: `skipped`, `seconds`, `silent_clips`, `clips`."""
         return self.shard.with_suffix(".json")
 
     @property
@@ -55,7 +55,7 @@ class ShardTask:
 
 
 def make_shards(tasks: list[ShardTask], num_workers: int) -> None:
-    """Make every shard that is not there yet, under a bar that counts seconds of music.
+    """Make every missing shard, with a progress bar in seconds of music.
 
     Raises:
         DatasetError: a worker process died.
@@ -71,7 +71,7 @@ def make_shards(tasks: list[ShardTask], num_workers: int) -> None:
 
 def _run_here(tasks: list[ShardTask]) -> Iterator[ShardTask]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: the rows must not depend on how a sum was shared out
+    torch.set_num_threads(1)  # as in a worker: the rows must not depend on how threads split a sum
     try:
         for task in tasks:
             _make_shard(task)
@@ -81,7 +81,7 @@ def _run_here(tasks: list[ShardTask]) -> Iterator[ShardTask]:
 
 
 def _run_in_workers(tasks: list[ShardTask], num_workers: int) -> Iterator[ShardTask]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process that holds threads or a GPU may hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads or a GPU may hang
     pool = ProcessPoolExecutor(num_workers, context, _start_worker)
     try:
         longest_first = sorted(tasks, key=lambda task: -task.seconds)  # or one long file is left to the end
@@ -91,8 +91,8 @@ def _run_in_workers(tasks: list[ShardTask], num_workers: int) -> Iterator[ShardT
             yield futures[future]
     except BrokenProcessPool as error:
         raise DatasetError(
-            "a worker process died, most likely for want of memory: lower num_workers and run this again, it "
-            "goes on where it was (in a script the call must stand under `if __name__ == '__main__':`)"
+            "a worker process died, most likely for lack of memory: lower num_workers and run this again to "
+            "resume (in a script, the call must stand under `if __name__ == '__main__':`)"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -104,7 +104,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when a kill -9 took its parent, which could not tell it to."""
+    """End this worker when kill -9 has ended its parent, which could not stop it."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -119,7 +119,7 @@ def _make_shard(task: ShardTask) -> None:
 
 
 def _write_rows(task: ShardTask) -> dict:
-    """Encode one source clip by clip; the rows are un-normalised float32 where the dataset sets the gain."""
+    """Encode one source clip by clip; rows are float32, not normalised, where the dataset sets the gain."""
     config = task.spectrogram
     clips = _Clips(task)
     entries = []
@@ -182,7 +182,7 @@ def _spectrogram(config: SpectrogramConfig) -> Spectrogram:
 
 
 def row_dtype(config: SpectrogramConfig) -> type:
-    """Return what a shard's rows are stored as: x0, or features that wait for the dataset's gain."""
+    """Return the type of a shard's rows: of features that await the dataset's gain, or of x0."""
     return np.float32 if config.normalisation == "dataset" else np.float16
 
 

@@ -1,9 +1,9 @@
-"""A demo corpus without a download: the scores of `Scores.py`, played by a SoundFont into folders of audio.
+"""A demo corpus without a download: the scores of `Scores.py`, rendered with a SoundFont into audio folders.
 
-The SoundFont is the TimGM6mb.sf2 that `pretty_midi` carries; it is not copied into this repository. Neither
+The SoundFont is the TimGM6mb.sf2 of `pretty_midi`; it is not copied into this repository. Neither
 the file nor `pretty_midi` states a licence for it. Debian's package timgm6mb-soundfont does, for a revision
-of the same font: copyright 2004 Tim Brechbill, 2010 David Bolton; GNU General Public License, version 2;
-its samples made by Brechbill himself, in the public domain, or under the GPL, as he wrote in 2009.
+of the same font: copyright 2004 Tim Brechbill, 2010 David Bolton; GNU General Public License, version 2.
+Its samples are Brechbill's own, in the public domain, or under the GPL, as he wrote in 2009.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from Libraries.DemoMusic.SoundFont import Note, SoundFont
 from Libraries.Utils import write_then_rename
 
 MANIFEST = "manifest.json"
-PIECES_AT_LEAST = 8  # in an ensemble with that many clips, so that a split by file has something to split
+PIECES_AT_LEAST = 8  # per ensemble with that many clips, so that a split by file has something to split
 
 _LOUDNESS = (-19.0, -15.0)  # dB of full scale, RMS of a piece
-_PEAK = 0.9  # of full scale, where the loudness would go beyond
-_RING = 0.8  # s that a piece sounds on after its last note
+_PEAK = 0.9  # of full scale, where that loudness would exceed it
+_TAIL = 0.8  # s of sound after a piece's last note
 _FADE = 0.05  # s at the end of a piece, which may be the middle of a phrase
 _LONGEST_REST = 1.0  # s
 
@@ -43,8 +43,8 @@ _LONGEST_REST = 1.0  # s
 class Ensemble:
     """Who plays what."""
 
-    sources: tuple[str, ...]  # names from SOURCES, the next when one has run out of scores
-    instruments: tuple[str, ...]  # names from INSTRUMENTS, shared out over the voices, first to last
+    sources: tuple[str, ...]  # names from SOURCES, the next when one runs out of scores
+    instruments: tuple[str, ...]  # names from INSTRUMENTS, divided among the voices, first to last
 
 
 INSTRUMENTS = {  # General MIDI program from 0, lowest and highest key
@@ -94,14 +94,14 @@ ENSEMBLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DemoMusicConfig:
-    """How much demo music, and for whom.
+    """How much demo music to make, and for which ensembles.
 
     Raises:
         ValueError: a setting is impossible; the sentence names it, its value and what is allowed.
     """
 
-    clips: int | None  # of clip_seconds each, over all ensembles; None if minutes says how much
-    minutes: float | None = None  # over all ensembles, rounded up to whole clips; None if clips says how much
+    clips: int | None  # of clip_seconds each, over all ensembles; None if minutes is set
+    minutes: float | None = None  # over all ensembles, rounded up to whole clips; None if clips is set
     clip_seconds: float
     ensembles: tuple[str, ...]  # names from ENSEMBLES
     sample_rate: int  # Hz
@@ -130,7 +130,7 @@ class DemoMusicConfig:
 
 @dataclass(frozen=True)
 class DemoPiece:
-    """One audio file. A score that several ensembles play has one `score_id` in each of their folders."""
+    """One audio file. A score that several ensembles play has the same `score_id` in all their folders."""
 
     path: Path
     ensemble: str  # the class label
@@ -143,14 +143,14 @@ class DemoPiece:
 def render_demo_music(folder: Path, config: DemoMusicConfig, cache_dir: Path) -> list[DemoPiece]:
     """Write the demo corpus: `folder/<ensemble>/<score id>.flac` (16-bit mono) and `folder/manifest.json`.
 
-    Clips are spread evenly over the ensembles, and a file holds a whole number of them. A score goes to one
-    ensemble alone as long as there are scores that nobody plays; after that its files share their stem, so
-    group by stem to keep splits apart. The same settings give the same bytes, and a file that is there and
-    whole is not written again, so an interrupted call resumes.
+    Clips are divided evenly among the ensembles, and each file holds a whole number of clips. A score goes to
+    one ensemble alone while unplayed scores are left; after that, the files of one score share their stem, so
+    group by stem to keep splits apart. The same settings give the same bytes, and a complete file is not
+    written again, so an interrupted call resumes.
 
     Args:
-        folder: for this corpus and no other.
-        config: how much, for whom, from which seed.
+        folder: for this corpus alone.
+        config: how much, for which ensembles, from which seed.
         cache_dir: where parsed scores are kept; one folder serves all settings.
 
     Returns:
@@ -160,8 +160,8 @@ def render_demo_music(folder: Path, config: DemoMusicConfig, cache_dir: Path) ->
         ValueError: the scores do not hold that much music, or `folder` was made with other settings.
         ImportError: `music21` or `pretty_midi` is not installed.
     """
-    settings = json.loads(json.dumps(asdict(config)))  # as a file gives them back: lists for tuples
-    _claim(folder / MANIFEST, settings)
+    settings = json.loads(json.dumps(asdict(config)))  # as JSON gives them back: lists for tuples
+    _record_settings(folder / MANIFEST, settings)
     font = SoundFont(find_soundfont())
     plans = _plan(config, cache_dir)
     pieces = []
@@ -187,7 +187,7 @@ def write_example(path: Path) -> None:
 
 
 def find_soundfont() -> Path:
-    """Return the General MIDI SoundFont that `pretty_midi` carries; an ImportError says if it is missing."""
+    """Return the General MIDI SoundFont of `pretty_midi`; raise an ImportError if that is not installed."""
     return package_folder("pretty_midi") / "TimGM6mb.sf2"
 
 
@@ -196,9 +196,9 @@ def perform(
 ) -> list[Note]:
     """Turn a score into notes to play, a little differently with every state of `rng`.
 
-    Drawn are tempo, transposition (up to a tritone, unless given), articulation, each voice's loudness, a
-    slow swell and a few milliseconds and velocity steps a note. The first note starts at 0; rests are cut to
-    a second; a voice that leaves its instrument's range moves by octaves.
+    `rng` draws tempo, transposition (up to a tritone, unless given), articulation, each voice's loudness, a
+    slow swell, and a few milliseconds and velocity steps per note. The first note starts at 0; rests are cut
+    to a second; a voice that leaves its instrument's range moves by octaves.
     """
     onset, length, key, voice = score.notes.T
     voice = voice.astype(int)
@@ -221,7 +221,7 @@ def perform(
 
 
 def _tempo(score: Score, rng: np.random.Generator) -> float:
-    """Return quarter notes a minute: about the score's own, else what makes its busiest voice lively."""
+    """Return quarter notes per minute: about the score's own, else what makes its busiest voice lively."""
     own, rate = score.bpm * rng.uniform(0.92, 1.08), rng.uniform(*score.notes_per_second)
     onset, _, _, voice = score.notes.T
     busiest = max(len(np.unique(onset[voice == v])) for v in np.unique(voice))
@@ -230,7 +230,7 @@ def _tempo(score: Score, rng: np.random.Generator) -> float:
 
 
 def _close_gaps(start: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Return onsets, in s, with every silence that is longer than `_LONGEST_REST` cut to it."""
+    """Return onsets in s, with silences longer than `_LONGEST_REST` cut to that."""
     order = np.argsort(start, kind="stable")
     silent_from = np.maximum.accumulate((start + seconds)[order])[:-1]
     excess = np.maximum(0, start[order][1:] - silent_from - _LONGEST_REST)
@@ -240,7 +240,7 @@ def _close_gaps(start: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _into_range(keys: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Move a voice by the octaves that suit most of its keys, and those still outside by their own."""
+    """Move a voice by the octaves that suit most of its keys, then each key still outside by its own."""
     octaves = sorted(range(-36, 37, 12), key=abs)
     keys = keys + min(octaves, key=lambda shift: np.sum((keys + shift < low) | (keys + shift > high)))
     keys = keys + 12 * np.ceil(np.maximum(0, low - keys) / 12).astype(int)
@@ -248,10 +248,10 @@ def _into_range(keys: np.ndarray, low: int, high: int) -> np.ndarray:
 
 
 def _plan(config: DemoMusicConfig, cache_dir: Path) -> list[tuple[str, Score, int]]:
-    """Deal scores, one to each ensemble in turn, until all have their clips: (ensemble, score, clips)."""
-    share, rest = divmod(config.total_clips, len(config.ensembles))
-    missing = {name: share + (i < rest) for i, name in enumerate(config.ensembles)}
-    longest = ceil(share / PIECES_AT_LEAST) or 1
+    """Deal scores to the ensembles in turn until all have their clips; return (ensemble, score, clips)."""
+    per_ensemble, rest = divmod(config.total_clips, len(config.ensembles))
+    missing = {name: per_ensemble + (i < rest) for i, name in enumerate(config.ensembles)}
+    longest = ceil(per_ensemble / PIECES_AT_LEAST) or 1
     plans = {name: [] for name in config.ensembles}
     draw = _ScoreDraw(config, cache_dir)
     with tqdm(total=config.total_clips, desc="reading scores", unit="clip") as bar:
@@ -266,7 +266,7 @@ def _plan(config: DemoMusicConfig, cache_dir: Path) -> list[tuple[str, Score, in
 
 
 class _ScoreDraw:
-    """Deals scores in an order drawn from the seed; reads a score only when it is dealt."""
+    """Deal scores in an order drawn from the seed; read a score only when it is dealt."""
 
     def __init__(self, config: DemoMusicConfig, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
@@ -277,7 +277,7 @@ class _ScoreDraw:
             self.queues[name] = {key: source for source in ENSEMBLES[name].sources for key in orders[source]}
 
     def next(self, ensemble: str, missing: int) -> Score:
-        """Return the next score that nobody has played, else the next that this ensemble has not."""
+        """Return the next score that no ensemble has played, else the next that this one has not."""
         queue = self.queues[ensemble]
         while queue:
             score_id = next((key for key in queue if key not in self.played), next(iter(queue)))
@@ -293,14 +293,14 @@ def _shuffled(source: str, seed: int) -> list[str]:
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
-    """Return a generator that depends on nothing but these names, so that no piece depends on the others."""
+    """Return a generator that depends on seed and names alone, so that no piece depends on another."""
     digest = hashlib.sha256("/".join((str(seed), *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 def _clips_in(score: Score, ensemble: str, config: DemoMusicConfig) -> int:
     notes = perform(score, ENSEMBLES[ensemble].instruments, _generator(config.seed, ensemble, score.score_id))
-    seconds = max(note.start + note.seconds for note in notes) + _RING
+    seconds = max(note.start + note.seconds for note in notes) + _TAIL
     return int(seconds * config.sample_rate) // config.clip_samples
 
 
@@ -319,7 +319,7 @@ def _render(
 
 
 def _finish(wave: np.ndarray, loudness: float, sample_rate: int) -> np.ndarray:
-    """Fade the end, bring to a loudness (dB, RMS) as far as the peak allows, and round to int16."""
+    """Fade out, scale to a loudness (dB, RMS) as far as the peak allows, and round to int16."""
     fade = min(len(wave), round(_FADE * sample_rate))
     wave[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     rms, peak = np.sqrt(np.mean(wave**2)), np.abs(wave).max()
@@ -334,13 +334,13 @@ def _write_audio(path: Path, wave: np.ndarray, sample_rate: int) -> None:
 def _is_whole(path: Path, n_samples: int, sample_rate: int) -> bool:
     try:
         info = soundfile.info(path)
-    except soundfile.LibsndfileError:  # not there, or not audio
+    except soundfile.LibsndfileError:  # missing, or not audio
         return False
     return (info.frames, info.samplerate) == (n_samples, sample_rate)
 
 
-def _claim(manifest: Path, settings: dict) -> None:
-    """Note the settings in the folder before the first file, so that no other settings mix theirs in."""
+def _record_settings(manifest: Path, settings: dict) -> None:
+    """Record the settings before the first file, so that files of other settings cannot mix in."""
     if not manifest.exists():
         _write_json(manifest, {"settings": settings, "pieces": []})
     elif (made := json.loads(manifest.read_text(encoding="utf-8"))["settings"]) != settings:

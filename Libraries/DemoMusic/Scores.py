@@ -1,16 +1,16 @@
-"""Public-domain scores: those that `music21` carries, as far as their files keep no right, read into notes.
+"""Public-domain scores from `music21`, those whose files reserve no rights, read into notes.
 
-What is in:
+Included:
 
 - chorales: four-part chorales by J. S. Bach (died 1750).
 - quartets: string quartets by Haydn, Mozart, Beethoven and Robert Schumann (the last died in 1856).
 - airs: James Aird's Selection of Scotch, English, Irish and Foreign Airs (Glasgow 1778-1801).
 - fiddle_tunes: Ryan's Mammoth Collection (Boston 1883).
 
-What is out: Palestrina (rights reserved), the Essen folk songs (not for commercial use), Monteverdi (some
-files name the modern edition they were scanned from), and every file that states a right which it does not
-plainly give away, see `rights_statement`. That costs most of the chorales, whose pages read "PDF (c) 2004":
-nobody owns the notes, but a corpus that is passed on should not need that argument.
+Left out: Palestrina (rights reserved), the Essen folk songs (not for commercial use), Monteverdi (some files
+name the modern edition they were scanned from), and every file that states a right without plainly giving it
+away (see `rights_statement`). That excludes most of the chorales, whose pages read "PDF (c) 2004": nobody
+owns the notes, but a corpus that is passed on should not need that argument.
 """
 
 import html
@@ -28,7 +28,7 @@ from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
 
 logger = get_logger("Scores")
 
-_CACHE_FORMAT = "scores-1"  # a folder of the cache; another number when parsing changes
+_CACHE_FORMAT = "scores-1"  # folder of the cache; change the number when parsing changes
 
 _RIGHTS_TAG = re.compile(r"<rights[^>]*>([^<]*)</rights>")
 _STATEMENT = re.compile(
@@ -44,9 +44,9 @@ _FREE = re.compile(
 class Source:
     """Scores of one kind."""
 
-    files: dict[str, str]  # pattern below music21's corpus -> composer, or the book
+    files: dict[str, str]  # pattern below music21's corpus -> composer or book
     notes_per_second: tuple[float, float]  # of the busiest voice, where a score has no tempo of its own
-    books: bool = False  # a file is a book of tunes, each of them a score
+    books: bool = False  # each file is a book of tunes, each tune a score
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Score:
     score_id: str
     title: str
     composer: str
-    bpm: float  # quarter notes a minute, NaN where the score does not say
+    bpm: float  # quarter notes per minute; NaN where the score does not say
     notes_per_second: tuple[float, float]  # as in Source
     notes: np.ndarray  # float64 (N, 4): onset and length in quarter notes, MIDI key, voice from 0
 
@@ -81,10 +81,10 @@ SOURCES = {
 
 
 def rights_statement(text: str) -> str | None:
-    """Return the first statement of a score file that keeps a right, or None if there is none.
+    """Return the first statement of a score file that reserves a right, or None if there is none.
 
-    A statement is MusicXML's `<rights>`, or any line or XML text that speaks of copyright or a licence. It
-    passes if it says public domain, CC0 or CC-BY (and not NC, ND or SA) itself.
+    A statement is MusicXML's `<rights>`, or any line or XML text that mentions copyright or a licence. It
+    passes if it also says public domain, CC0 or CC-BY (and not NC, ND or SA).
     """
     text = html.unescape(text)
     statements = _RIGHTS_TAG.findall(text)
@@ -95,7 +95,7 @@ def rights_statement(text: str) -> str | None:
 
 @lru_cache
 def list_scores(source: str) -> dict[str, tuple[Path, int, str]]:
-    """Return a source's scores by id, unread: file, number of the tune in a book (else 0), composer."""
+    """Return a source's unread scores by id: file, number of the tune in a book (else 0), composer."""
     found = {}
     for pattern, composer in SOURCES[source].files.items():
         for path in sorted(corpus_folder().glob(pattern)):
@@ -110,7 +110,7 @@ def list_scores(source: str) -> dict[str, tuple[Path, int, str]]:
 
 
 def load_score(score_id: str, source: str, cache_dir: Path) -> Score | None:
-    """Return a score, from the cache or parsed into it; None if its file states rights or has no notes."""
+    """Return a score, parsed or from the cache; None if its file reserves rights or has no notes."""
     path, tune, composer = list_scores(source)[score_id]
     cached = cache_dir / _CACHE_FORMAT / f"{score_id}.npz"
     if not cached.exists():
@@ -127,7 +127,7 @@ def load_score(score_id: str, source: str, cache_dir: Path) -> Score | None:
 
 
 def read_score(path: Path, tune: int) -> str:
-    """Return the MusicXML or ABC text of a file, or of one tune of a book (from 1; 0: it is no book)."""
+    """Return the MusicXML or ABC text of a file, or of one tune of a book (from 1; 0: not a book)."""
     if path.suffix == ".mxl":  # a zip file, whose table of contents names the score
         with zipfile.ZipFile(path) as archive:
             contents = archive.read("META-INF/container.xml").decode("utf-8")
@@ -139,11 +139,11 @@ def read_score(path: Path, tune: int) -> str:
 
 
 def parse_score(text: str, suffix: str) -> tuple[str, float, np.ndarray]:
-    """Return title, quarter notes a minute (or NaN) and notes (N, 4), as in Score, of MusicXML or ABC text.
+    """Return title, quarter notes per minute (or NaN) and notes (N, 4), as in Score, of MusicXML or ABC text.
 
     Repeats are played once; grace notes, chord symbols and drums are left out; tied notes become one.
     """
-    from music21 import converter, tempo  # seconds to import, and a full cache does without
+    from music21 import converter, tempo  # takes seconds to import; a full cache needs none of it
     from music21.musicxml.xmlObjects import MusicXMLWarning
 
     with warnings.catch_warnings():
@@ -159,7 +159,7 @@ def parse_score(text: str, suffix: str) -> tuple[str, float, np.ndarray]:
 
 def _part_notes(part, voice: int) -> list[list[float]]:
     """Return onset, length, key and voice of a music21 part's notes."""
-    rows, tied = [], {}  # tied: key -> its row, to be prolonged
+    rows, tied = [], {}  # tied: key -> its row, to be extended
     for element in part.flatten().notes:
         if "Harmony" in element.classes or element.quarterLength == 0:
             continue
@@ -179,12 +179,12 @@ def _part_notes(part, voice: int) -> list[list[float]]:
 
 
 def corpus_folder() -> Path:
-    """Return the folder of music21's scores; an ImportError says if it is missing."""
+    """Return the folder of music21's scores; raise an ImportError if that is not installed."""
     return package_folder("music21") / "corpus"
 
 
 def package_folder(package: str) -> Path:
-    """Return the folder of an installed package, without importing it and all that it needs.
+    """Return the folder of an installed package, without importing the package.
 
     Raises:
         ImportError: it is not installed.
@@ -197,5 +197,5 @@ def package_folder(package: str) -> Path:
 
 @lru_cache
 def _tunes(path: Path) -> list[str]:
-    """Return the head of a book of ABC tunes, then its tunes."""
+    """Return the header of a book of ABC tunes, then its tunes."""
     return re.split(r"(?m)^(?=X:)", path.read_text(encoding="utf-8"))

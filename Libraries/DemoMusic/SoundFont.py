@@ -1,7 +1,7 @@
 """Play notes with a SoundFont 2 file: its samples, loops, envelopes and low-pass filter, in NumPy.
 
 Follows the SoundFont Technical Specification 2.04 (Creative/E-mu 2005); generator numbers are those of its
-section 8.1.2. Left out, because music for a dataset does without: modulators other than velocity to level,
+section 8.1.2. Left out, because a dataset does not need them: modulators other than velocity to level,
 the two LFOs (vibrato, tremolo), pitch envelopes, effect sends and exclusive classes. Output is mono.
 """
 
@@ -16,7 +16,7 @@ import soxr
 from numba import njit
 
 _NAME = ("name", "S20")
-_RECORDS = {  # section 7: the "hydra" of nine lists, of which the two of modulators are not read
+_RECORDS = {  # section 7: the "hydra" of nine lists; the two of modulators are not read
     "phdr": [_NAME, ("program", "<u2"), ("bank", "<u2"), ("bag", "<u2"), ("unused", "<u4", 3)],
     "pbag": [("gen", "<u2"), ("mod", "<u2")],
     "pgen": [("oper", "<u2"), ("amount", "<i2")],
@@ -28,26 +28,24 @@ _RECORDS = {  # section 7: the "hydra" of nine lists, of which the two of modula
 }  # fmt: skip
 
 _FILTER_CUTOFF, _FILTER_Q, _MOD_ENV_TO_CUTOFF, _PAN = 8, 9, 11, 17
-_MOD_ENV, _VOLUME_ENV = (
-    25,
-    33,
-)  # first of: delay, attack, hold, decay, sustain, release, key to hold, to decay
+# first of: delay, attack, hold, decay, sustain, release, key to hold, key to decay
+_MOD_ENV, _VOLUME_ENV = 25, 33
 _INSTRUMENT, _KEY_RANGE, _VELOCITY_RANGE, _ATTENUATION = 41, 43, 44, 48
 _COARSE_TUNE, _FINE_TUNE, _SAMPLE, _SAMPLE_MODES, _SCALE_TUNING, _ROOT_KEY = 51, 52, 53, 54, 56, 58
-_START, _END, _LOOP_START, _LOOP_END = (0, 4), (1, 12), (2, 45), (3, 50)  # offsets: fine, coarse (32768 each)
+_START, _END, _LOOP_START, _LOOP_END = (0, 4), (1, 12), (2, 45), (3, 50)  # offsets: fine, coarse (in 32768)
 _DEFAULTS = {_FILTER_CUTOFF: 13500, _SCALE_TUNING: 100} | {
     first + stage: -12000 for first in (_MOD_ENV, _VOLUME_ENV) for stage in (0, 1, 2, 3, 5)
 }
 
 _SHORTEST_RELEASE = 0.01  # s; the specification's 1 ms clicks
-_ATTENUATION_SCALE = 0.4  # the EMU hardware's, for which sound fonts are voiced
-_FILTER_BLOCK = 32  # samples between two settings of the filter: 1 ms at 32 kHz
+_ATTENUATION_SCALE = 0.4  # that of the EMU hardware, for which SoundFonts are voiced
+_FILTER_BLOCK = 32  # samples per setting of the filter: 1 ms at 32 kHz
 _FILTER_AHEAD = 0.002  # s; twice the shortest stage of an envelope
 _BODIES_KEPT = 600  # rendered notes in memory, about 100 MB
 
 
 class SoundFontError(ValueError):
-    """A SoundFont file is broken, or does not hold what was asked of it."""
+    """A SoundFont file is broken, or lacks what was asked for."""
 
 
 class Note(NamedTuple):
@@ -62,7 +60,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Zone:
-    """One sample with the keys and velocities it plays and its generators."""
+    """One sample, the keys and velocities that it plays, and its generators."""
 
     generators: dict[int, int]
     keys: tuple[int, int]
@@ -126,7 +124,7 @@ class SoundFont:
 
     @property
     def programs(self) -> dict[int, str]:
-        """Name of every program of bank 0, by its number from 0."""
+        """Names of the programs of bank 0, by number from 0."""
         headers = self._lists["phdr"]
         names = {p: headers[i]["name"].decode("latin-1") for (b, p), i in self._presets.items() if b == 0}
         return dict(sorted(names.items()))
@@ -136,12 +134,12 @@ class SoundFont:
 
         Args:
             program: General MIDI program from 0, in bank 0.
-            key, velocity: MIDI numbers; the level goes with the square of the velocity (section 8.4.1).
+            key, velocity: MIDI numbers; the level follows the square of the velocity (section 8.4.1).
             seconds: from key down to key up.
             sample_rate: of the output, in Hz.
 
         Returns:
-            float32 (L,), as long as the note and its release; full scale is 1 but is not kept to.
+            float32 (L,), as long as the note and its release; full scale is 1 and may be exceeded.
 
         Raises:
             SoundFontError: there is no such program, or it has no sound at this key and velocity.
@@ -159,7 +157,7 @@ class SoundFont:
         return wave * np.float32((velocity / 127) ** 2)
 
     def play(self, notes: Iterable[Note], n_samples: int, sample_rate: int) -> np.ndarray:
-        """Mix notes into float32 (n_samples,); what starts later is left out, what lasts longer is cut."""
+        """Mix notes into float32 (n_samples,); notes that start later are left out, longer ones cut."""
         wave = np.zeros(n_samples, np.float32)
         for note in notes:
             start = round(note.start * sample_rate)
@@ -177,7 +175,7 @@ class SoundFont:
         return self._zones[0, program]
 
     def _read_preset(self, index: int) -> list[_Zone]:
-        """Join every zone of a preset with every zone of its instrument; a preset's values are added."""
+        """Combine every zone of a preset with every zone of its instrument; the preset's values are added."""
         zones = []
         for above in self._generators("phdr", "pbag", "pgen", index, _INSTRUMENT):
             for below in self._generators("inst", "ibag", "igen", above[_INSTRUMENT], _SAMPLE):
@@ -189,7 +187,7 @@ class SoundFont:
         return zones
 
     def _generators(self, heads: str, bags: str, gens: str, index: int, last: int) -> list[dict[int, int]]:
-        """Return each zone's generators; a first zone without `last` (instrument, sample) is for them all."""
+        """Return each zone's generators; a first zone without `last` (instrument, sample) applies to all."""
         heads, bags, gens = self._lists[heads], self._lists[bags], self._lists[gens]
         zones, shared = [], {}
         for bag in range(heads["bag"][index], heads["bag"][index + 1]):
@@ -222,7 +220,7 @@ class SoundFont:
         )  # fmt: skip
 
     def _body(self, zone: _Zone, key: int, n_samples: int, sample_rate: int) -> np.ndarray:
-        """Return at least `n_samples` of a key held down, float32, rendered once for every power of two."""
+        """Return at least `n_samples` of a held key, float32, rendered once per power of two."""
         length = 1 << (n_samples - 1).bit_length()
         name = id(zone), key, length, sample_rate
         if name not in self._bodies:
@@ -233,14 +231,14 @@ class SoundFont:
 
 
 def _render(zone: _Zone, key: int, n_samples: int, sample_rate: int) -> np.ndarray:
-    """Render a zone with its key held down for (n_samples,): oscillator, filter, amplifier."""
-    speed = zone.rate * 2 ** (zone.cents(key) / 1200)  # source samples a second
+    """Render a zone with its key held for (n_samples,): oscillator, filter, amplifier."""
+    speed = zone.rate * 2 ** (zone.cents(key) / 1200)  # source samples per second
     source = _unroll(zone.sample, zone.loop, ceil(n_samples * speed / sample_rate) + 64)
-    # A band-limited change of rate is what keeps high keys free of aliases; interpolation would not.
+    # Band-limited resampling keeps high keys free of aliases; interpolation would not.
     wave = soxr.resample(source.astype(np.float32) / 32768, speed, sample_rate)[:n_samples]
     wave = np.pad(wave, (0, n_samples - len(wave)))
     seconds = np.arange(n_samples) / sample_rate
-    # Looking ahead, a filter that opens at once is open from the first sample; a jump later would click.
+    # With the look-ahead, a fast filter is open from the first sample; a later jump would click.
     rise, fall = zone.stages(_MOD_ENV, key, seconds[::_FILTER_BLOCK] + _FILTER_AHEAD)
     cents = zone.value(_FILTER_CUTOFF) + zone.value(_MOD_ENV_TO_CUTOFF) * (rise - fall)
     cutoff = 8.176 * 2 ** (cents / 1200)  # Hz, from cents above 8.176 Hz
@@ -259,15 +257,15 @@ def _unroll(sample: np.ndarray, loop: tuple[int, int] | None, length: int) -> np
 
 
 def _release(n_samples: int) -> np.ndarray:
-    """Return the fade after key up, float32 (n_samples,): 100 dB in a straight line on the dB scale."""
+    """Return the fade after key up, float32 (n_samples,): 100 dB, linear in dB."""
     return np.exp(np.linspace(0, -5 * np.log(10), n_samples, dtype=np.float32))
 
 
 @njit(cache=True)
 def _low_pass(wave, cutoff, q):
-    """Filter with two poles whose cutoff (a fraction of the sample rate) moves once every `_FILTER_BLOCK`.
+    """Apply a two-pole filter whose cutoff (a fraction of the sample rate) moves once per `_FILTER_BLOCK`.
 
-    The bilinear biquad of R. Bristow-Johnson's cookbook, divided by sqrt(q) as section 8.1.3 asks of
+    The bilinear biquad of R. Bristow-Johnson's cookbook, divided by sqrt(q) as section 8.1.3 requires for
     resonance, in transposed direct form II, which stays quiet while its coefficients move.
     """
     out = np.empty_like(wave)
@@ -293,7 +291,7 @@ def _common(above: dict[int, int], below: dict[int, int], generator: int) -> tup
 
 
 def _read_chunks(path: Path) -> dict[str, bytes]:
-    """Return the file's chunks by name, out of the three lists of its RIFF."""
+    """Return the chunks in the three lists of the RIFF file, by name."""
     data = path.read_bytes()
     if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
         raise SoundFontError(f"{path.name} is not a SoundFont: it does not begin with RIFF and sfbk")
@@ -304,7 +302,7 @@ def _read_chunks(path: Path) -> dict[str, bytes]:
             chunks |= {name: data[at : at + n] for name, at, n in inner}
     missing = {"smpl", *_RECORDS} - chunks.keys()
     if missing:
-        raise SoundFontError(f"{path.name} is a broken SoundFont: without {', '.join(sorted(missing))}")
+        raise SoundFontError(f"{path.name} is a broken SoundFont: it lacks {', '.join(sorted(missing))}")
     return chunks
 
 

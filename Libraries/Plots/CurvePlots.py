@@ -10,7 +10,7 @@ from Libraries.Diffusion import NoiseSchedule
 
 
 def plot_schedules(schedules: dict[str, NoiseSchedule], title: str = "Noise schedules") -> Figure:
-    """Draw the signal's share and the log-SNR of named schedules over t."""
+    """Draw the signal fraction and the log-SNR of named schedules over t."""
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, schedule in schedules.items():
@@ -28,10 +28,10 @@ def plot_schedules(schedules: dict[str, NoiseSchedule], title: str = "Noise sche
 def plot_sampler_curves(
     curves: dict[str, list[tuple[int, float, float]]], floor: float, title: str
 ) -> Figure:
-    """Draw how good samples are over the number of steps, and over the time they take.
+    """Draw the quality of samples over the number of steps and over sampling time.
 
     Args:
-        curves: by sampler, (steps, seconds a clip, Frechet distance to the test split) of each count.
+        curves: by sampler, (steps, seconds per clip, Frechet distance to the test split) at each point.
         floor: the distance of real training music.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -41,7 +41,7 @@ def plot_sampler_curves(
         left.plot(steps, distances, marker="o", label=name)
         right.plot(seconds, distances, marker="o", label=name)
     left.set(title="over steps", xlabel="steps", ylabel="log-mel Frechet distance to the test split")
-    right.set(title="over time", xlabel="seconds a clip")
+    right.set(title="over time", xlabel="seconds per clip")
     for axis in (left, right):
         axis.axhline(floor, color="black", linestyle="--", label="real training music (the floor)")
         axis.set(xscale="log", yscale="log")
@@ -67,7 +67,9 @@ def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
         axis.set_xlabel("optimiser step")
         axis.grid(alpha=0.3)
         if axis.lines:
-            positive = all((line.get_ydata() > 0).all() for line in axis.lines)  # learned weights go below
+            positive = all(
+                (line.get_ydata() > 0).all() for line in axis.lines
+            )  # a loss with learned weights can be negative
             axis.set_yscale("log" if axis is not rates and positive else "linear")
             axis.legend(fontsize=8)
     figure.suptitle(title)
@@ -75,30 +77,30 @@ def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
 
 
 def plot_vae_metrics(rows: list[dict[str, float]], title: str) -> Figure:
-    """Draw the metrics.csv of an autoencoder: the loss, what it reconstructs, and what its latent holds."""
+    """Draw the metrics.csv of an autoencoder: the loss, the reconstruction terms and the KL."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     losses, errors, kl = figure.subplots(1, 3)
     _curve(losses, rows, "loss", "training")
     _curve(losses, rows, "val_loss", "validation, EMA weights")
     _curve(errors, rows, "val_reconstruction", "reconstruction")
-    _curve(errors, rows, "val_spectral", "differences of neighbours")
+    _curve(errors, rows, "val_spectral", "neighbour differences")
     _curve(kl, rows, "val_kl", "KL(posterior, prior)")
-    losses.set(title="Loss, weighted", ylabel="loss a value")
-    errors.set(title="Reconstruction term, validation", ylabel="error a value")
-    kl.set(title="KL term, validation", ylabel="nats a clip")
+    losses.set(title="Loss, weighted", ylabel="loss per value")
+    errors.set(title="Reconstruction term, validation", ylabel="error per value")
+    kl.set(title="KL term, validation", ylabel="nats per clip")
     for axis in (losses, errors, kl):
         axis.set_xlabel("optimiser step")
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.set_yscale("linear" if axis is kl else "log")
             axis.legend(fontsize=8)
-    kl.set_ylim(bottom=0)  # what it falls to tells collapse
+    kl.set_ylim(bottom=0)  # shows how close to collapse the KL falls
     figure.suptitle(title)
     return figure
 
 
 def plot_phase_metrics(rows: list[dict[str, float]], title: str) -> Figure:
-    """Draw the metrics.csv of a learned phase: the loss, and what is left along time and along frequency."""
+    """Draw the metrics.csv of a learned phase: the loss, and the errors along time and frequency."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     losses, parts = figure.subplots(1, 2)
     _curve(losses, rows, "loss", "training")
@@ -117,11 +119,11 @@ def plot_phase_metrics(rows: list[dict[str, float]], title: str) -> Figure:
 
 
 def plot_latents(z: Tensor, kl: Tensor, title: str) -> Figure:
-    """Draw normalised latents beside the prior, and the nats that every channel carries.
+    """Draw normalised latents beside the prior, and the KL of every channel.
 
     Args:
         z: (N, channels, rows, frames), normalised.
-        kl: (channels,), nats a value.
+        kl: (channels,), nats per value.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     values, carried = figure.subplots(1, 2)
@@ -135,7 +137,7 @@ def plot_latents(z: Tensor, kl: Tensor, title: str) -> Figure:
     values.legend()
     carried.bar(range(len(kl)), kl.sort(descending=True).values.numpy(), color="tab:purple")
     carried.axhline(0.01, color="black", linestyle="--", label="0.01 nats: carries nothing")
-    carried.set(title="KL by channel, sorted", xlabel="latent channel, by rank", ylabel="nats a value")
+    carried.set(title="KL by channel, sorted", xlabel="latent channel, by rank", ylabel="nats per value")
     carried.set_yscale("log")
     carried.xaxis.get_major_locator().set_params(integer=True)
     carried.legend(loc="lower left")
@@ -144,10 +146,10 @@ def plot_latents(z: Tensor, kl: Tensor, title: str) -> Figure:
 
 
 def plot_band_errors(edges: Sequence[float], errors: Sequence[float], title: str) -> Figure:
-    """Draw the reconstruction error of every band of frequencies.
+    """Draw the reconstruction error of every frequency band.
 
     Args:
-        edges: Hz, rising, one more than there are bands.
+        edges: Hz, ascending, one more than the bands.
         errors: mean absolute error of each band, in normalised values.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -159,7 +161,7 @@ def plot_band_errors(edges: Sequence[float], errors: Sequence[float], title: str
 
 
 def plot_values(x0: Tensor, title: str) -> Figure:
-    """Draw the histogram of model values: what the noise N(0, 1) is added to."""
+    """Draw the histogram of x0 beside the noise N(0, 1) that is added to it."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.hist(x0.float().flatten().numpy(), bins=120, density=True, color="tab:purple", label="data")

@@ -1,15 +1,15 @@
-"""Pictures of points in the plane: where they are, where a denoiser sends them, how a sampler moves them."""
+"""Pictures of points in the plane: where they are, where a denoiser sends and a sampler moves them."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-EXTENT = 2.6  # of the plane that is shown, in both directions from 0
-PATHS = 10  # that are drawn as lines
+EXTENT = 2.6  # of the plane shown, in both directions from 0
+PATHS = 10  # drawn as lines
 
 
 def plot_points(panels: dict[str, Tensor], title: str, columns: int = 5) -> Figure:
-    """Draw points (B, 2) side by side, under the names of the panels."""
+    """Draw points (B, 2) in panels with these names."""
     figure, axes = _panels(list(panels), title, columns)
     for axis, points in zip(axes, panels.values(), strict=True):
         axis.scatter(*points.T, s=2, alpha=0.4, linewidths=0)
@@ -17,7 +17,7 @@ def plot_points(panels: dict[str, Tensor], title: str, columns: int = 5) -> Figu
 
 
 def plot_denoising(panels: dict[str, tuple[Tensor, Tensor]], title: str, columns: int = 5) -> Figure:
-    """Draw an arrow from every x_t (B, 2) to the x0 (B, 2) that a denoiser makes of it, panel by panel."""
+    """Draw, per panel, an arrow from every x_t (B, 2) to the x0 (B, 2) that a denoiser predicts from it."""
     figure, axes = _panels(list(panels), title, columns)
     for axis, (x_t, x0) in zip(axes, panels.values(), strict=True):
         axis.quiver(*x_t.T, *(x0 - x_t).T, angles="xy", scale_units="xy", scale=1, width=0.004, color="C0")
@@ -26,10 +26,10 @@ def plot_denoising(panels: dict[str, tuple[Tensor, Tensor]], title: str, columns
 
 
 def plot_paths(panels: dict[str, Tensor], title: str, columns: int = 3) -> Figure:
-    """Draw the way of samples from noise to x0, panel by panel.
+    """Draw, per panel, the paths of samples from noise to x0.
 
     Args:
-        panels: states (steps + 1, B, 2) by name, x_T first and x0 last; a few of the B are drawn as lines.
+        panels: states (steps + 1, B, 2) by name, x_T first and x0 last; the first few of B are lines.
     """
     figure, axes = _panels(list(panels), title, columns)
     for axis, states in zip(axes, panels.values(), strict=True):

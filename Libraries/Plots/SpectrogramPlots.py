@@ -1,4 +1,4 @@
-"""Pictures of sound and of tensors, as matplotlib `Figure`s; what is compared shares its colour limits."""
+"""Pictures of audio and tensors, as matplotlib `Figure`s; compared pictures share their colour limits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from Libraries.Utils import spread_indices, write_then_rename
 
 VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
 VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
-ERROR_RANGE = 20.0  # dB of an error that is still told from a larger one
+ERROR_RANGE = 20.0  # dB; larger errors get the same colour
 CMAP = "magma"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, completely or not at all."""
     write_then_rename(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
 
 
@@ -35,9 +35,9 @@ def plot_waveform_spectrograms(
 
     Args:
         waveforms: each (L,) or (1, L) in [-1, 1].
-        titles: one a waveform.
+        titles: one per waveform.
         sample_rate: Hz.
-        width: of a picture in inches; long music wants more.
+        width: of a picture in inches; long music needs more.
     """
     levels = [_level_in_db(torch.as_tensor(w).reshape(-1)) for w in waveforms]
     top = max(float(level.max()) for level in levels)
@@ -54,7 +54,7 @@ def plot_waveform_spectrograms(
 
 
 def draw_waveform(axis, waveform: Tensor, sample_rate: int):
-    """Draw a waveform (L,) as a spectrogram in dB below its own loudest; return the image."""
+    """Draw a waveform (L,) as a spectrogram in dB below its loudest value; return the image."""
     level = _level_in_db(waveform)
     seconds = len(waveform) / sample_rate
     image = axis.imshow(
@@ -66,7 +66,7 @@ def draw_waveform(axis, waveform: Tensor, sample_rate: int):
 
 
 def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
-    """Draw `count` generated waveforms (N, 1, L) above as many real ones, in the same colours."""
+    """Draw `count` generated waveforms (N, 1, L) above as many real ones, on one colour scale."""
     count = min(count, len(generated), len(real))
     spread = spread_indices(len(real), count)
     names = [f"generated {i}" for i in range(count)] + [f"real {i}" for i in range(count)]
@@ -89,7 +89,7 @@ def plot_tensors(
 def plot_reconstructions(
     x0: Tensor, reconstruction: Tensor, config: SpectrogramConfig, title: str, count: int = 4
 ) -> Figure:
-    """Draw originals, below them their reconstructions in the same colours, below those the differences.
+    """Draw a row each of originals, reconstructions on the same colour scale, and differences.
 
     Args:
         x0, reconstruction: (N, C, F, T), of which `count` are drawn, first channel.
@@ -116,7 +116,7 @@ def plot_reconstructions(
 def plot_trajectory(
     states: Sequence[tuple[int, Tensor, Tensor]], config: SpectrogramConfig, title: str
 ) -> Figure:
-    """Draw one sample on its way: above x_t, below the x0 predicted from it.
+    """Draw one sample at several steps: x_t above, the x0 predicted from it below.
 
     Args:
         states: (t, x_t, x0) at some steps; the tensors are (1, C, F, T).
@@ -129,7 +129,7 @@ def plot_trajectory(
 def plot_noising(
     x0: Tensor, schedule: NoiseSchedule, config: SpectrogramConfig, title: str, count: int = 6
 ) -> Figure:
-    """Draw a clip (C, F, T) under more and more noise: what the network sees in training."""
+    """Draw a clip (C, F, T) with more and more noise, as the network sees it in training."""
     t = torch.linspace(0, schedule.num_train_timesteps - 1, count).long()
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).expand(count, *x0.shape)
     x_t = schedule.add_noise(x0.expand(count, *x0.shape), noise, t)
@@ -140,10 +140,10 @@ def plot_noising(
 
 
 def plot_inverses(sound: dict[str, Tensor], sample_rate: int, title: str) -> Figure:
-    """Draw clips and what inverses made of them, then each inverse's error, in the same colours.
+    """Draw clips and their decodings by several inverses, then the error of each, on shared colour scales.
 
     Args:
-        sound: waveforms (B, 1, L) by name, the first of them the original; a row of pictures a clip.
+        sound: waveforms (B, 1, L) by name, the original first; one row of pictures per clip.
         sample_rate: Hz.
     """
     names, count = list(sound), len(next(iter(sound.values())))
@@ -198,7 +198,7 @@ def _level_in_db(waveform: Tensor) -> Tensor:
 
 
 def _grid(count: int, columns: int, title: str, width: float = 3.4) -> tuple[Figure, np.ndarray]:
-    """Return a figure with one axis a picture; the axes are a flat array."""
+    """Return a figure with one axis per picture; the axes are a flat array."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns + 1, 2.6 * rows + 0.5), layout="constrained")
@@ -217,7 +217,7 @@ def _limits(x0: Tensor) -> tuple[float, float]:
 
 
 def _label_rows_in_hz(axis, config: SpectrogramConfig) -> None:
-    """Put the frequency of a row beside it: rows are not evenly spaced in every representation."""
+    """Label rows with their frequencies: not every representation has evenly spaced rows."""
     rows = np.linspace(0, config.n_rows - 1, 6).round().astype(int)
     frequencies = config.row_frequencies
     axis.set_yticks(rows + 0.5, [f"{frequencies[row]:.0f}" for row in rows])

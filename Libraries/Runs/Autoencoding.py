@@ -1,4 +1,4 @@
-"""An autoencoder as a whole: settings and dataset -> trained run -> codec of spectrograms and latents."""
+"""Autoencoder runs: settings and dataset -> trained run -> codec between spectrograms and latents."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ SMALLEST_STD = 1e-4  # of a latent channel that carries nothing
 
 
 class LatentCodec:
-    """A trained run that turns spectrograms into latents of zero mean and unit deviation, and back.
+    """A trained autoencoder that turns spectrograms into latents of zero mean and unit variance, and back.
 
     Mean and standard deviation of every latent channel were measured on the training split, so no scale has
     to be guessed.
@@ -38,7 +38,7 @@ class LatentCodec:
         vae: with the EMA weights.
         mean, std: (channels,), of the posterior means.
         spectrogram: with the typical gain, for `to_audio`.
-        device: where it shall run.
+        device: where the network runs.
     """
 
     def __init__(self, vae: VAE, mean: Tensor, std: Tensor, spectrogram: Spectrogram, device: torch.device):
@@ -56,7 +56,7 @@ class LatentCodec:
         """Load the newest EMA weights of a run and the statistics measured with them.
 
         Raises:
-            CheckpointError: the folder is no run, has no weights, no statistics, or they do not fit.
+            CheckpointError: the folder is not a run, lacks weights or statistics, or they do not fit.
         """
         run, device = Run(run_dir), device or pick_device()
         vae = VAE(run.config("vae.network"), run.config("spectrogram").shape)
@@ -75,11 +75,11 @@ class LatentCodec:
         """Return the codec of `settings.vae.run`.
 
         Args:
-            requires: record of the very run and weights that a trained diffusion belongs to (`requires`).
+            requires: record of the run and weights that a trained diffusion depends on (`requires`).
 
         Raises:
             ValueError: the autoencoder was trained on another spectrogram.
-            CheckpointError: there is no such run, its training has not ended, or its weights are others now.
+            CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
             return cls._required(settings.models_dir / "vae", requires, device)
@@ -87,8 +87,8 @@ class LatentCodec:
         theirs = codec.spectrogram.config
         if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
             raise ValueError(
-                f"the autoencoder {codec.run_dir.name} was trained on another spectrogram than these "
-                "settings'; train one on this (Train VAE), or name another in vae.run"
+                f"the autoencoder {codec.run_dir.name} was trained on another spectrogram than that of these "
+                "settings; train one on this (Train VAE), or name another in vae.run"
             )
         return codec
 
@@ -97,25 +97,24 @@ class LatentCodec:
         run_dir = parent / requires["run"]
         if codec_record(run_dir) != requires:
             raise CheckpointError(
-                f"this diffusion was trained in the latents of {requires['run']}, and the weights in "
-                f"{run_dir} are others now: it cannot be used with them; bring the old ones back or train "
-                "it again"
+                f"this diffusion was trained in the latents of {requires['run']}, but the weights in "
+                f"{run_dir} have changed: restore the old weights, or train the diffusion again"
             )
         return cls.load(run_dir, device)
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an autoencoder if the newest is asked for and there is none yet."""
+        """Train an autoencoder if the settings ask for the newest and there is none yet."""
         if settings.vae.run == LATEST and _newest(settings) is None:
             train_vae(settings)
 
     @property
     def requires(self) -> dict[str, str]:
-        """What a diffusion run keeps of the autoencoder that it belongs to (`codec_record`), if a run."""
+        """The record of the autoencoder that a diffusion run keeps (`codec_record`); empty without a run."""
         return codec_record(self.run_dir) if self.run_dir else {}
 
     def editor(self, editor: Editor) -> LatentEditor:
-        """Return the editor of spectrograms that works by one of latents."""
+        """Return a spectrogram editor that uses an editor of latents."""
         return LatentEditor(editor, self)
 
     @property
@@ -133,12 +132,12 @@ class LatentCodec:
 
     @property
     def compression(self) -> float:
-        """Values of a spectrogram behind one value of the latent."""
+        """Spectrogram values per latent value."""
         return math.prod(self.vae.shape) / math.prod(self.shape)
 
     @torch.no_grad()
     def posterior(self, x0: Tensor) -> Posterior:
-        """Return the posterior of x0 (B, C, F, T) as the network gives it, not normalised, on x0's device."""
+        """Return the network's posterior of x0 (B, C, F, T), not normalised, on x0's device."""
         with autocast(self.device, self.precision):
             parts = [self.vae.encode(part.to(self.device)) for part in x0.split(CODEC_BATCH)]
         return Posterior(*(torch.cat(values).to(x0.device) for values in zip(*parts, strict=True)))
@@ -147,7 +146,7 @@ class LatentCodec:
         """Return latents float32 (B, *shape) of x0 (B, C, F, T): posterior means, normalised, on x0's device.
 
         Raises:
-            ValueError: x0 has another shape than the run's spectrograms.
+            ValueError: x0 does not have the shape of the run's spectrograms.
         """
         mean, std = self.mean.to(x0.device), self.std.to(x0.device)
         return (self.posterior(x0).mu - mean) / std
@@ -156,10 +155,10 @@ class LatentCodec:
     def decode(self, z: Tensor, seeds: object = None) -> Tensor:
         """Return spectrograms float32 (B, C, F, T) of normalised latents (B, *shape), on z's device.
 
-        `seeds` are for codecs that draw; this one does not.
+        `seeds` are for codecs that draw noise; this one does not.
 
         Raises:
-            ValueError: z has another shape than the run's latents.
+            ValueError: z does not have the shape of the run's latents.
         """
         require_shape("z", z, self.shape)
         with autocast(self.device, self.precision):
@@ -169,7 +168,7 @@ class LatentCodec:
         return torch.cat(parts).to(z.device)
 
     def to_audio(self, x0: Tensor) -> Tensor:
-        """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1]."""
+        """Decode x0 (N, C, F, T) at the training music's typical level; return (N, 1, L), about [-1, 1]."""
         return self.spectrogram.decode(x0)
 
 
@@ -177,7 +176,7 @@ def codec_record(run_dir: Path) -> dict[str, str]:
     """Return the name of an autoencoder's run and a hash of its weights and statistics.
 
     Raises:
-        CheckpointError: the run has no weights or its latents were never measured.
+        CheckpointError: the run has no weights, or its latents were never measured.
     """
     run = Run(run_dir)
     _read_statistics(run)
@@ -186,7 +185,7 @@ def codec_record(run_dir: Path) -> dict[str, str]:
 
 
 def vae_recipe(settings: Settings) -> Recipe:
-    """Return what an autoencoder is trained by, in as many processes as there are now."""
+    """Return the training recipe of an autoencoder, for the present number of processes."""
     vae = settings.vae
     samples_per_step = vae.train.batch_size * vae.train.grad_accumulation * process_state().num_processes
     latent_shape = vae.network.latent_shape(settings.spectrogram.shape)
@@ -206,7 +205,7 @@ def vae_recipe(settings: Settings) -> Recipe:
 
 
 def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
-    """Train an autoencoder on the dataset of these settings, measure its latents; return its run folder.
+    """Train an autoencoder on the settings' dataset and measure its latents; return its run folder.
 
     Arguments and errors are those of `Recipe.train`.
     """
@@ -217,7 +216,7 @@ def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
 def measure_latents(vae: VAE, dataset: SpectrogramDataset) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each latent channel over a split, float32 (channels,) each.
 
-    Of the posterior means, pooled over clips and positions; summed in float64.
+    The statistics are of the posterior means, pooled over clips and positions and summed in float64.
     """
     device = next(vae.parameters()).device
     count, total, squares = 0, 0.0, 0.0
@@ -232,14 +231,14 @@ def measure_latents(vae: VAE, dataset: SpectrogramDataset) -> tuple[Tensor, Tens
 
 
 def save_latent_statistics(settings: Settings, run: Run, network: TrainableVAE) -> None:
-    """Measure the latents with the newest EMA weights, as `network` has them, and write latent-<step>.pth."""
+    """Measure the latents of `network`, which has the newest EMA weights, and write latent-<step>.pth."""
     dataset = SpectrogramDataset(settings.dataset_dir, "train")
     mean, std = measure_latents(network.vae, dataset)
     save_checkpoint(_statistics_path(run), {"mean": mean, "std": std, "clips": len(dataset)})
 
 
 def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> None:
-    """Write the same validation clips' reconstructions and the loss curves to the run's results."""
+    """Write reconstructions of the same validation clips and the loss curves to the run's results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
     with torch.no_grad():
@@ -265,7 +264,7 @@ def _find(settings: Settings) -> Path:
 
 
 def _newest(settings: Settings) -> Run | None:
-    """Return the newest run whose latents were measured; those of earlier versions do not count."""
+    """Return the newest run with measured latents; runs of earlier versions do not count."""
     return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
 
 
@@ -278,6 +277,6 @@ def _read_statistics(run: Run) -> dict[str, Tensor]:
     if not path.exists():
         raise CheckpointError(
             f"{run.folder} has no {path.name}: its latents were never measured, which training does at its "
-            "end; go on with it: train_vae(settings, run_dir)"
+            "end; resume it: train_vae(settings, run_dir)"
         )
     return load_checkpoint(path)

@@ -1,7 +1,7 @@
-"""What a diffusion is about: a codec turns spectrograms into what diffuses, and back.
+"""Codecs between spectrograms and the tensors that a diffusion model works on.
 
-Every space of the settings has one: spectrograms themselves (`SpectrogramCodec`), the latents of an
-autoencoder (`Autoencoding.LatentCodec`), small spectrograms (`Upsampling.LowResolutionCodec`).
+Every space of the settings has a codec: spectrograms themselves (`SpectrogramCodec`), the latents of an
+autoencoder (`Autoencoding.LatentCodec`) or small spectrograms (`Upsampling.LowResolutionCodec`).
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,16 @@ from Libraries.Runs.Settings import Settings
 
 
 class Codec(Protocol):
-    """The one face of all codecs."""
+    """The interface of all codecs."""
 
-    bounded: bool  # whether what diffuses has the range of spectrograms, to which samplers clamp x0
-    made_of: tuple[str, ...]  # further parts of the settings in which an interrupted diffusion has to agree
+    bounded: bool  # whether encoded tensors have the range of spectrograms, to which samplers clamp x0
+    made_of: tuple[str, ...]  # further settings that must not change when a diffusion resumes
 
     @classmethod
     def open(
         cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
     ) -> Self:
-        """Return the codec of these settings; `requires` is the record of a run that was trained with it."""
+        """Return the codec of these settings; `requires` is its record in a run that was trained with it."""
 
     @staticmethod
     def prepare(settings: Settings) -> None:
@@ -31,28 +31,28 @@ class Codec(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C', F', T') of what diffuses."""
+        """(C', F', T') of an encoded spectrogram."""
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Spectrogram rows per row of what diffuses, and frames per frame."""
+        """Spectrogram rows per encoded row, and frames per encoded frame."""
 
     @property
     def requires(self) -> dict[str, str]:
-        """The record of the run that a diffusion hangs on; empty if it hangs on none."""
+        """The record of the run that a diffusion depends on; empty if there is none."""
 
     def encode(self, x0: Tensor) -> Tensor:
-        """Return what diffuses, (B, C', F', T'), of spectrograms x0 (B, C, F, T)."""
+        """Encode spectrograms x0 (B, C, F, T) to (B, C', F', T')."""
 
     def decode(self, x: Tensor, seeds: Iterable[int] | None = None) -> Tensor:
-        """Return spectrograms (B, C, F, T) of what diffuses; one seed per clip, for codecs that draw."""
+        """Decode x (B, C', F', T') to spectrograms (B, C, F, T); one seed per clip for codecs that draw."""
 
     def editor(self, editor):
-        """Return an editor of spectrograms that works by an `Editor` of what diffuses."""
+        """Return a spectrogram editor that uses an `Editor` of encoded tensors."""
 
 
 class SpectrogramCodec:
-    """The identity: spectrograms themselves diffuse."""
+    """The identity: the diffusion works on spectrograms themselves."""
 
     bounded = True
     made_of = ()

@@ -1,4 +1,4 @@
-"""Edits of spectrograms through a codec: encoded, edited there, decoded; masks are mapped."""
+"""Edit spectrograms through a codec: encode them, map the mask, edit and decode."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ class LatentEditor:
     def inpaint(self, x0: Tensor, mask: Tensor, seeds: Iterable[int]) -> Tensor:
         """Inpaint where the mask is False, as `Editor.inpaint`.
 
-        A latent is kept only if everything that it stands for is, so the gap in latents is a bit wider.
+        A latent is kept only if everything that it represents is, so the gap in latents is a bit wider.
 
         Raises:
-            ValueError: as `Editor.inpaint`, or all of a clip hangs on one latent (kind "linear").
+            ValueError: as `Editor.inpaint`, or one latent represents the whole clip (kind "linear").
         """
         mask = mask.to(x0.device).expand(x0.shape)
         z = self.editor.inpaint(self.codec.encode(x0), self._latent_mask(mask), seeds)
         return self._full(z, seeds, x0, mask)
 
     def vary(self, x0: Tensor, strength: float, seeds: Iterable[int]) -> Tensor:
-        """Return variations, as `Editor.vary`; of strength 0 they are what the decoder makes of the clips."""
+        """Return variations, as `Editor.vary`; at strength 0 they are the clips' reconstructions."""
         z = self.editor.vary(self.codec.encode(x0), strength, seeds)
         return self._full(z, seeds, x0, torch.zeros_like(x0, dtype=torch.bool))
 
@@ -47,14 +47,14 @@ class LatentEditor:
         return self._longer(z, seeds, x0, overlap, circular=False)[..., :n_frames]
 
     def loop(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
-        """Continue clips into a loop, as `Editor.loop`; it is up to a latent's frames longer."""
+        """Continue clips into a loop, as `Editor.loop`; its length is rounded up to whole latent frames."""
         z = self.editor.loop(
             self.codec.encode(x0), self._latent_frames(n_frames), self._latent_frames(overlap), seeds
         )
         return self._longer(z, seeds, x0, overlap, circular=True)
 
     def _full(self, z: Tensor, seeds: Iterable[int], x0: Tensor, mask: Tensor) -> Tensor:
-        """Return clips (B, C, F, T) decoded from z, and x0 where the mask, bool like x0, is True."""
+        """Return clips (B, C, F, T) decoded from z, with x0 where the mask (bool, like x0) is True."""
         return torch.where(mask, x0, self.codec.decode(z))
 
     def _longer(self, z: Tensor, seeds: Iterable[int], x0: Tensor, overlap: int, *, circular: bool) -> Tensor:
@@ -67,7 +67,7 @@ class LatentEditor:
         rows, frames = self.codec.stride
         _, F, T = self.codec.shape
         if (F, T) == (1, 1):
-            raise ValueError("a single latent stands for all of the clip, so no part of it can be kept")
+            raise ValueError("a single latent represents the whole clip, so no part of it can be kept")
         mask = mask.all(dim=1, keepdim=True)[:, :, : F * rows, : T * frames]
         return mask.unflatten(3, (T, frames)).unflatten(2, (F, rows)).all(dim=5).all(dim=3)
 
@@ -87,8 +87,8 @@ class LatentEditor:
 class CascadeEditor(LatentEditor):
     """`Editing.Editor`'s methods for spectrograms x0 (B, C, F, T) of a cascade.
 
-    The small spectrogram is edited, and the upsampler inpaints around all of x0 that is kept: the kept part
-    keeps its full size, and the rest fits it.
+    The small spectrogram is edited, then the upsampler inpaints around the kept part of x0, so that this
+    part stays at full size and the rest fits it.
     """
 
     def _full(self, z: Tensor, seeds: Sequence[int], x0: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A trained diffusion run that makes music: the network of its averaged weights, its schedule, its codec.
+"""A trained diffusion run that generates music: the network with its EMA weights, the schedule, the codec.
 
-Clips go in and come out as spectrograms x0 (N, C, F, T), whatever it is that diffuses.
+Clips go in and come out as spectrograms x0 (N, C, F, T) in every space.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,13 +32,13 @@ from Libraries.Utils import pick_device, resolve_precision
 
 
 class DiffusionRun:
-    """Network, schedule, codec, spectrogram and typical gain, and what can be done with them.
+    """A network with its schedule, codec and spectrogram, to sample and edit clips with.
 
     Attributes:
         network: `(x_t, t, cond) -> output`, in evaluation mode on `device`.
-        codec: between spectrograms and what diffuses.
-        guide: the same network with weights of less training, for autoguidance; None until `load_guide`.
-        run: the folder it was loaded from; None for a network that is still in training.
+        codec: between spectrograms and the network's tensors.
+        guide: the guide model for autoguidance, the same network trained less; None until `load_guide`.
+        run: the run that was loaded; None for a network that is still in training.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class DiffusionRun:
         ema_length: float | None = None,
         inverse: SpectrogramConfig | None = None,
     ) -> "DiffusionRun":
-        """Load the EMA weights of a run, into the network of the run's own conf.json.
+        """Load the EMA weights of a run into the network that its conf.json describes.
 
         Args:
             run_dir: `Models/diffusion/<run>`.
             device: None picks the best one.
             step, ema_length: which weights, as in `Run.weights`.
-            inverse: settings by whose phase, band_inverse and griffin_lim_iterations it shall decode; None:
-                the run's own.
+            inverse: settings whose phase, band_inverse and griffin_lim_iterations replace the run's own;
+                None keeps those.
 
         Raises:
-            CheckpointError: the folder is no run, has no such weights, they do not fit its settings, the
-                autoencoder it belongs to is missing or another one now, or so is its learned phase.
+            CheckpointError: the folder is not a run, has no such weights, they do not fit its settings, the
+                run's autoencoder is missing or has changed, or its learned phase is missing or does not fit.
         """
         run, device = Run(run_dir), device or pick_device()
         settings = run.settings
@@ -89,20 +89,20 @@ class DiffusionRun:
         return loaded
 
     def load_guide(self, fraction: float) -> int:
-        """Load as the guide model the weights that were saved nearest to this fraction of the training.
+        """Load the weights saved nearest to this fraction of the training as the guide model.
 
         Returns:
-            Their optimiser step.
+            The optimiser step of these weights.
 
         Raises:
-            CheckpointError: the run has no weights from before its last.
+            CheckpointError: the run has no weights before its last ones.
         """
         found = find_checkpoints(self.run.folder, "ema")
         last = found[-1][0]
         earlier = [step for step, _ in found if step < last]
         if not earlier:
             raise CheckpointError(
-                f"{self.run.folder} has no weights from before its last ones; train with a smaller save_every"
+                f"{self.run.folder} has no weights before its last ones; train with a smaller save_every"
             )
         step = min(earlier, key=lambda step: abs(step - fraction * last))
         self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
@@ -110,22 +110,22 @@ class DiffusionRun:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, F, T) of what the network makes: a spectrogram, small or not, or a latent."""
+        """(C, F, T) of what the network generates: a full or small spectrogram, or a latent."""
         return self.codec.shape
 
     def encode(self, x0: Tensor) -> Tensor:
-        """Return what diffuses of x0 (N, C, F, T), on `device`."""
+        """Return x0 (N, C, F, T) encoded by the codec, on `device`."""
         return self.codec.encode(x0.to(self.device))
 
     def decode(self, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Return spectrograms x0 (N, C, F, T) of what the diffusion made, on the CPU.
+        """Return spectrograms x0 (N, C, F, T) decoded by the codec, on the CPU.
 
-        An upsampler draws, by `seeds`, one per clip; None is seed 0 for each.
+        An upsampler draws noise from `seeds`, one per clip; None: seed 0 for each.
         """
         return self.codec.decode(x, seeds).cpu()
 
     def labels_in_turn(self, count: int) -> Tensor | None:
-        """Return int64 labels (count,) that go round all classes; None for a network without classes."""
+        """Return int64 labels (count,) that cycle through all classes; None for a network without classes."""
         num_classes = self.network.config.num_classes
         return torch.arange(count) % num_classes if num_classes else None
 
@@ -140,12 +140,12 @@ class DiffusionRun:
 
         Args:
             labels: int64 (B,), one per sample, or (1,) for all; None: no label.
-            guidance: how to guide it; None: not at all.
+            guidance: the method and scale; None: no guidance.
             with_variance: as in `Parameterisation.denoiser`.
 
         Raises:
-            ValueError: labels that do not fit, or guidance by labels without any.
-            CheckpointError: autoguidance in a run that has one set of weights.
+            ValueError: the labels do not fit, or classifier-free guidance has none.
+            CheckpointError: autoguidance of a run with only one set of weights.
         """
         num_classes = self.network.config.num_classes
         denoiser = self._denoiser_of(self.network, with_variance)
@@ -174,7 +174,7 @@ class DiffusionRun:
         callback: Callback | None = None,
         progress: bool = True,
     ) -> Tensor:
-        """Sample one clip per seed; returns spectrograms x0 (N, C, F, T) on the CPU.
+        """Sample one clip per seed; return spectrograms x0 (N, C, F, T) on the CPU.
 
         The batch size changes the speed, not the samples. The callback sees every step of every batch.
         `labels` is int64 (N,), one per seed; it and `guidance` are as in `denoiser`.
@@ -204,9 +204,9 @@ class DiffusionRun:
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
     ) -> Editor:
-        """Return an `Editor` of spectrograms with this network, or what acts as one through the codec.
+        """Return an `Editor` of spectrograms with this network, or the codec's editor around one.
 
-        Its clips have to be on `device`.
+        The clips to edit have to be on `device`.
         """
         config = self._unbounded(config)
         denoiser = self.denoiser(labels, guidance, with_variance=config.variance == "learned")
@@ -215,13 +215,13 @@ class DiffusionRun:
     def interpolate(
         self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
     ) -> Tensor:
-        """Return clips on the way from one to another, x0 (K, C, F, T) on the CPU.
+        """Return interpolations between two clips, x0 (K, C, F, T) on the CPU.
 
         Args:
             clips: x0 (2, C, F, T).
             weights: float (K,), of the second clip.
-            num_inference_steps, iterations: steps of DDIM there and back, and calls of the network for each
-                step there (`Editing.invert`).
+            num_inference_steps, iterations: DDIM steps each for inversion and sampling, and network calls
+                per inversion step (`Editing.invert`).
         """
         timesteps = inference_timesteps(self.schedule, num_inference_steps, "trailing")
         options = {"iterations": iterations, "progress": True}
@@ -230,14 +230,14 @@ class DiffusionRun:
         )
 
     def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:
-        """Decode x0 (N, C, F, T) at the training music's typical level; returns (N, 1, L), about [-1, 1].
+        """Decode x0 (N, C, F, T) at the training music's typical level; return (N, 1, L), about [-1, 1].
 
-        With `any_length` T may be another than the model's, as `Editor.extend` makes it.
+        With `any_length`, T may differ from the model's, as after `Editor.extend`.
         """
         return self.spectrogram.decode(x0.cpu(), any_length=any_length)
 
     def _unbounded(self, config: SamplerConfig) -> SamplerConfig:
-        """The settings' clamp is that of spectrograms; latents have no bounds."""
+        """Return the config without clamps in an unbounded space: the clamps are for spectrograms."""
         return config if self.codec.bounded else replace(config, clip_x0=None, dynamic_threshold=None)
 
     def _with_labels(self, denoiser: Denoiser, labels: Tensor | None) -> Denoiser:
@@ -249,10 +249,10 @@ class DiffusionRun:
 
 
 def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
-    """Return the newest diffusion run in the space of these settings that holds a file like `holding`.
+    """Return the newest diffusion run in the settings' space that has a file matching `holding`.
 
     Raises:
-        FileNotFoundError: there is none; the sentence says where it looked.
+        FileNotFoundError: there is none; the message names the folder searched.
     """
     run = _newest(settings, holding)
     if run is None:
@@ -264,7 +264,7 @@ def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
 
 
 def has_cascade(settings: Settings) -> bool:
-    """Return whether both models of a cascade are there, for settings in the space "small"."""
+    """Return whether both models of a cascade exist, for settings in the space "small"."""
     return find_upsampler(settings) is not None and _newest(settings, "ema-*.pth") is not None
 
 

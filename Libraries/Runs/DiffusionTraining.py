@@ -28,10 +28,10 @@ PREVIEW_SEEDS = range(8)
 
 
 def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
-    """Return what a diffusion is trained by.
+    """Return the training recipe of a diffusion model.
 
     Args:
-        codec: that of the settings (`open_codec`); None opens it.
+        codec: the codec of the settings; None opens it (`open_codec`).
 
     Raises:
         ValueError, CheckpointError: as `open_codec`.
@@ -57,12 +57,12 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
     """Train a diffusion model on the dataset of these settings; return its run folder.
 
     Args:
-        run_dir: an interrupted run to go on with; None starts a new one.
+        run_dir: an interrupted run to resume; None starts a new one.
 
     Raises:
-        ValueError: the dataset has more classes than the network, or was made with another spectrogram, or
-            the run with other settings or another autoencoder.
-        CheckpointError: `run_dir` is no run, or the autoencoder cannot be used.
+        ValueError: the dataset has more classes than the network or another spectrogram, or the run was made
+            with other settings or another autoencoder.
+        CheckpointError: `run_dir` is not a run, or the autoencoder cannot be used.
     """
     return train(diffusion_recipe(settings), run_dir)
 
@@ -75,7 +75,7 @@ def diffusion_record(settings: Settings) -> dict[str, Any]:
 
 
 class EncodedLoader:
-    """Batches of a loader with what the codec makes of spectrograms in their place, encoded as they come."""
+    """The batches of a loader, with spectrograms encoded by the codec on the fly."""
 
     def __init__(self, loader: Iterable, codec: Codec):
         self.loader, self.codec = loader, codec
@@ -98,15 +98,15 @@ def require_classes(num_classes: int, classes: list[str]) -> None:
     """Raise a ValueError if a network with classes has fewer than the dataset."""
     if 0 < num_classes < len(classes):
         raise ValueError(
-            f"num_classes={num_classes}, and the dataset has {len(classes)} classes: {', '.join(classes)}; "
-            "set it to as many, or to 0"
+            f"num_classes={num_classes}, but the dataset has {len(classes)} classes: {', '.join(classes)}; "
+            "set num_classes to that number or to 0"
         )
 
 
 def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
-    """Train a fresh network on one batch with ever new noise; return the mean loss of each step.
+    """Train a fresh network on one batch with new noise in every step; return the mean loss of each step.
 
-    A check before the long run: data, network and loss fit together if this falls.
+    Run this check before a long training: if the loss falls, data, network and loss fit together.
     """
     recipe, train = diffusion_recipe(settings), settings.train
     network, B = recipe.network().train().to(pick_device()), train.batch_size
@@ -124,7 +124,7 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
 
 
 def save_preview(settings: Settings, codec: Codec, run: Run, step: int, network: nn.Module) -> None:
-    """Write the same seeds' samples and the loss curves to the run's results."""
+    """Write samples of the same seeds and the loss curves to the run's results."""
     device = next(network.parameters()).device
     spectrogram = Spectrogram(settings.spectrogram)
     model = DiffusionRun(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)

@@ -1,4 +1,4 @@
-"""A network of the phase as a whole: music and its dataset -> trained run -> inverses to compare."""
+"""Phase runs: music and its dataset -> trained run -> inverses to compare."""
 
 import functools
 from dataclasses import replace
@@ -25,28 +25,28 @@ from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
 from Libraries.Utils import resolve_precision, spread_indices
 
-MIX_DB = (-20.0, 10.0)  # level of an added clip
+MIX_DB = (-20.0, 10.0)  # level of an added clip, relative to the first
 PREVIEW_CLIPS = 2
 
 
 class PhaseDataset(TorchDataset):
     """One split of a dataset as levels and true phases, from the music that the dataset was built from.
 
-    The dataset on disk keeps no phase, so its clips are read again from their files, and pass through the
-    representation as they would before decoding: that is what the network will see.
+    The dataset on disk holds no phase, so clips are read again from their files and pass through the
+    representation: the network sees the same magnitudes as in decoding.
 
     `dataset[i]` is the whole clip: level in dB and phase in radians, float32 (n_freqs, T) each, and which of
-    its differences the heap will use, bool (n_freqs, T - 1) and (n_freqs - 1, T). An item may
-    also be a pair (i, seed), as `StepSampler` yields them: then the clip begins at any sample (it goes
-    round), another may be added, and `crop_frames` of it are taken, all as the seed decides.
+    the differences the heap will use, bool (n_freqs, T - 1) and (n_freqs - 1, T). An item may also be a pair
+    (i, seed) from `StepSampler`. Then the seed decides at which sample the clip begins (it wraps around),
+    whether another clip is added, and which `crop_frames` frames are taken.
 
     Args:
-        settings: whose dataset it is, and by whose inverse the magnitudes are found that the network sees.
+        settings: give the dataset, and the inverse that computes the magnitudes for the network.
         music_dir: the folder that the dataset was built from.
         split: train | validation | test.
 
     Raises:
-        DatasetError: there is no finished dataset, this split of it is empty, or a file of it is not in
+        DatasetError: there is no finished dataset, its split is empty, or one of its files is not in
             `music_dir`.
     """
 
@@ -67,7 +67,7 @@ class PhaseDataset(TorchDataset):
             raise DatasetError(
                 f"{len(gone)} of {len(files)} audio files of {folder} are not in {self.music_dir} "
                 f"({gone[0]}{', ...' if len(gone) > 1 else ''}): the phase is learned from the music itself; "
-                "bring it back, or build the dataset again from what is there"
+                "restore it, or build the dataset again from what is there"
             )
 
     def __len__(self) -> int:
@@ -77,18 +77,18 @@ class PhaseDataset(TorchDataset):
         return tuple(part[0] for part in self.__getitems__([item]))
 
     def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Return level, phase and the edges of some items, each with the batch in front."""
+        """Return level, phase and the edges of some items, each with the batch dimension first."""
         if not isinstance(items[0], tuple):
             return _with_edges(*self._analyse(torch.stack([self.waveform(i) for i in items])))
         parts = [self._varied(i, np.random.default_rng(seed)) for i, seed in items]
         return _with_edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def waveform(self, i: int) -> Tensor:
-        """Return clip i as the dataset was given it (`read_clip`): (1, clip_samples) float32."""
+        """Return clip i as the dataset was built from it (`read_clip`): (1, clip_samples) float32."""
         return read_clip(self.clips[i], self.music_dir, self.spectrogram.config)
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return a crop of clip i, moved in time and perhaps mixed with another; a batch of one."""
+        """Return a crop of clip i, shifted in time and perhaps mixed with another; a batch of one."""
         waveform = self._moved(i, rng)
         if rng.random() < self.config.mix:
             other = self._moved(int(rng.integers(len(self))), rng)
@@ -101,7 +101,7 @@ class PhaseDataset(TorchDataset):
         return level[:, :, crop], phase[:, :, crop]
 
     def _moved(self, i: int, rng: np.random.Generator) -> Tensor:
-        """Return clip i from another sample on, its beginning behind its end: frames fall elsewhere."""
+        """Return clip i rotated by a random number of samples, so that frames fall elsewhere."""
         waveform = self.waveform(i)
         return waveform.roll(int(rng.integers(waveform.shape[1])), dims=1)
 
@@ -119,8 +119,8 @@ def phase_loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Return the endless training loader and `num_validation_clips` whole clips of the validation split.
 
-    Both give what `PhaseDataset` does. `options` are those of `Batches.loaders_of` but for `device`: clips
-    are read from the music, so there is nothing to keep there.
+    Both yield the items of `PhaseDataset`. `options` are those of `Batches.loaders_of` except `device`:
+    clips are read from the music, so there is nothing to keep on a device.
     """
     train, validation = (PhaseDataset(settings, music_dir, split) for split in ("train", "validation"))
     spread = spread_indices(len(validation), settings.phase.train.num_validation_clips)
@@ -132,7 +132,7 @@ def _with_edges(level: Tensor, phase: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def phase_recipe(settings: Settings, music_dir: Path) -> Recipe:
-    """Return what a network of the phase is trained by.
+    """Return the training recipe of a phase network.
 
     Args:
         music_dir: the folder that the dataset was built from (`find_music`).
@@ -156,23 +156,23 @@ def phase_recipe(settings: Settings, music_dir: Path) -> Recipe:
 
 
 def train_phase(settings: Settings, music_dir: Path, run_dir: Path | None = None) -> Path:
-    """Train a network of the phase on the dataset of these settings; return its run folder.
+    """Train a phase network on the dataset of these settings; return its run folder.
 
     Args:
         music_dir: the folder that the dataset was built from (`find_music`).
 
     Raises:
-        DatasetError: the music is not there any more.
+        DatasetError: the music is missing.
         ValueError: the representation carries its phase, or as `Recipe.train`.
-        CheckpointError: `run_dir` is no run.
+        CheckpointError: `run_dir` is not a run.
     """
     recipe = phase_recipe(settings, music_dir)
-    recipe.loaders(batch_size=1, seed=0)  # raises before there is a run
+    recipe.loaders(batch_size=1, seed=0)  # raises before a run is created
     return train(recipe, run_dir)
 
 
 def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int, network: PhaseNet) -> None:
-    """Write the same validation clips decoded, and the loss curves, to the run's results."""
+    """Write the same validation clips as decoded, and the loss curves, to the run's results."""
     dataset = PhaseDataset(settings, music_dir, "validation")
     clips = torch.stack([dataset.waveform(i) for i in spread_indices(len(dataset), PREVIEW_CLIPS)])
     learned = LearnedPhase(network, resolve_precision("auto"))
@@ -186,7 +186,7 @@ def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int,
 def compare_inverses(
     config: SpectrogramConfig, waveforms: Tensor, learned: LearnedPhase
 ) -> dict[str, Tensor]:
-    """Return waveforms (B, 1, clip_samples) cut to what is kept, and decoded with PGHI and learned phase."""
+    """Return waveforms (B, 1, clip_samples) cut to `kept_samples`, and decoded by PGHI and learned phase."""
     sound = {"original": waveforms[..., : config.kept_samples]}
     for name, phase in (("PGHI", "pghi"), ("learned", "learned")):
         spectrogram = inverse_by(config, phase, learned)
@@ -195,14 +195,14 @@ def compare_inverses(
 
 
 def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | None) -> Spectrogram:
-    """Return the `Spectrogram` of these settings but for `phase`."""
+    """Return the `Spectrogram` of these settings with another `phase`."""
     return Spectrogram(replace(config, phase=phase), phase_model=learned)
 
 
 def release_phase(run_dir: Path, folder: Path) -> None:
-    """Write a run's newest weights, in float16, to `folder`, with the settings that made them and its losses.
+    """Write a run's newest weights in float16 to `folder`, with their settings, provenance and losses.
 
-    Nothing else of its conf.json goes along, such as where it was trained.
+    The rest of conf.json, such as the folder of the dataset, is left out.
     """
     run = Run(run_dir)
     path, values = run.weights_path(), run.conf["settings"]

@@ -1,4 +1,4 @@
-"""Before any training: which music, what it sounds like, and what the representation will lose of it."""
+"""Prepare a training: find the music, load examples, and measure what a representation loses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,27 +19,27 @@ logger = get_logger("Preparation")
 
 
 def find_music(settings: Settings) -> Path:
-    """Return the folder of the user's own music, or that of the demo music, rendered now if need be.
+    """Return the folder of the user's own music, or else of the demo music, rendered now if needed.
 
-    The user's own is `settings.music_dir` where it is set, else `Data/music` where that exists. Which of
-    them it is gets logged.
+    The user's music is in `settings.music_dir` if that is set, else in `Data/music` if that exists. The
+    choice is logged.
 
     Raises:
-        AudioError: `music_dir` is set and is no folder.
+        AudioError: `music_dir` is set but is not a folder.
     """
     own = settings.music_dir or settings.root / "Data" / "music"
     if own.is_dir():
         logger.info("music: your own, in %s", own)
         return own
     if settings.music_dir is not None:
-        raise AudioError(own, "is no folder: correct CONF_MUSIC, or unset it for the demo music")
+        raise AudioError(own, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
     logger.info("music: the demo corpus, since there is no folder %s", own)
     render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
     return settings.demo_music_dir
 
 
 def ensure_dataset(settings: Settings) -> BuildReport | None:
-    """Build the dataset of these settings from `find_music` if it is not there; return what was built."""
+    """Build the dataset of these settings from `find_music` if it is missing; return the report, if built."""
     if (settings.dataset_dir / "manifest.json").exists():
         return None
     return build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
@@ -72,13 +72,13 @@ def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int)
 
 
 def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
-    """Return `count` recordings spread evenly over a split of the dataset (all where there are fewer).
+    """Return `count` recordings spread evenly over a split of the dataset (all if there are fewer).
 
     Returns:
-        (N, 1, clip_samples) float32, read anew from the music that the dataset was made of.
+        (N, 1, clip_samples) float32, read again from the music that the dataset was built from.
 
     Raises:
-        DatasetError: the music is no longer there, or no longer what it was.
+        DatasetError: the music is missing or has changed.
     """
     manifest, folder = load_manifest(settings.dataset_dir), find_music(settings)
     clips = [clip for clip in manifest["clips"] if clip["split"] == split]
@@ -87,10 +87,10 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
 
 
 def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:
-    """Return what is lost on these clips by the chosen representation (first) and by the others.
+    """Return what the chosen representation (first) and the others lose on these clips.
 
-    The others use the chosen one's transform, or its nearest with about as many values a clip, and PGHI where
-    the chosen one's phase is learned, which it is for its own magnitudes alone.
+    The others use the chosen transform, or the nearest with about as many values per clip. They use PGHI in
+    place of a learned phase, which fits only the chosen magnitudes.
     """
     config = spectrogram.config
     chosen = replace(config, phase="pghi") if config.phase == "learned" else config
@@ -110,6 +110,6 @@ def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str
 
 
 def _short_windows(chosen: SpectrogramConfig, **changes) -> SpectrogramConfig:
-    """The origin's way to a small tensor: a window of 5/3 hops, as 480/288."""
+    """Return the origin's settings for a small tensor: a window of 5/3 hops, such as 480/288."""
     n_fft = 2 * round(chosen.hop_length * 5 / 6)
     return replace(chosen, n_fft=n_fft, win_length=n_fft, max_frequency=chosen.sample_rate / 2, **changes)

@@ -26,23 +26,23 @@ Preview = Callable[[Run, int, nn.Module], None]  # (run, step, EMA model): draws
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one kind of model is trained by."""
+    """Everything that training one kind of model needs."""
 
     parent: Path  # of the runs of this kind
-    name: str  # of a new run, behind its number
+    name: str  # of a new run, after its number
     settings: Any  # the dataclass that conf.json holds
-    made_of: tuple[str, ...]  # parts of the settings in which an interrupted run has to agree
+    made_of: tuple[str, ...]  # the settings that must not change when a run resumes
     train: TrainConfig
     build: Callable[[], nn.Module]  # the network, freshly initialised
     loss: Loss
     loaders: LoaderFactory
     dataset: Callable[[], dict[str, Any]]  # reads the record of the data, such as `music_record`
-    requires: dict[str, str] = field(default_factory=dict)  # record of another run that this one hangs on
+    requires: dict[str, str] = field(default_factory=dict)  # record of another run that this one depends on
     preview: Preview | None = None
     finish: Callable[[Run, nn.Module], None] | None = None  # called with the EMA model by one process
 
     def network(self) -> nn.Module:
-        """Return a freshly initialised network: the same weights for the same seed of the training."""
+        """Return a freshly initialised network, with the same weights for the same training seed."""
         with torch.random.fork_rng([]):
             torch.manual_seed(self.train.seed)
             return self.build()
@@ -52,11 +52,11 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
     """Train a model by its recipe; return its run folder.
 
     Args:
-        run_dir: an interrupted run to go on with; None starts a new one.
+        run_dir: an interrupted run to resume; None starts a new one.
 
     Raises:
         ValueError: the run was made with other settings, other data or another autoencoder.
-        CheckpointError: `run_dir` is no run.
+        CheckpointError: `run_dir` is not a run.
     """
     network = recipe.network()
     run = open_run(recipe, run_dir)
@@ -70,7 +70,7 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
 
 
 def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
-    """Return a new run with its conf.json, or that of `run_dir` if it was made of the same.
+    """Return a new run with its conf.json, or the run in `run_dir` if its settings and data are the same.
 
     Raises:
         ValueError, CheckpointError: as `train`.
@@ -86,16 +86,16 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
         require_same(f"the run {run.name}", *both)
     if run.conf["requires"] != recipe.requires:
         theirs, ours = (_named(requires) for requires in (run.conf["requires"], recipe.requires))
-        raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: name the autoencoder as it was")
+        raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: use the autoencoder as it was")
     if run.conf["dataset"]["hash"] != record["dataset"]["hash"]:
         raise ValueError(
-            f"{run.name} was trained on another dataset than {record['dataset']['folder']} is now"
+            f"{run.name} was trained on another dataset than the present {record['dataset']['folder']}"
         )
     return run
 
 
 def music_record(settings: Settings) -> dict[str, Any]:
-    """Return what a run keeps of the dataset that it is trained on: folder, hash, typical gain and classes.
+    """Return what a run records about its dataset: folder, hash, typical gain and classes.
 
     Raises:
         ValueError: the dataset was built with another spectrogram.
@@ -111,11 +111,11 @@ def music_record(settings: Settings) -> dict[str, Any]:
 
 
 def clip_loaders(settings: Settings, config: TrainConfig, **options) -> tuple[DataLoader, DataLoader]:
-    """Return the endless training loader, and validation clips spread over their split.
+    """Return the endless training loader, and one of validation clips spread evenly over their split.
 
     Args:
-        settings: of the dataset and its augmentation.
-        config: of the training that says how many clips are scored.
+        settings: give the dataset and its augmentation.
+        config: gives the number of validation clips.
         options: those of `make_loaders`.
     """
     train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
@@ -132,9 +132,11 @@ def save_preview_figures(run: Run, name: str, figure, plot_curves: Callable) -> 
 
 
 def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:
-    """Raise a ValueError that names the settings in which two parts differ."""
+    """Raise a ValueError that names the settings in which two parts differ; of other types, the types."""
     theirs, ours = (json.loads(json.dumps(part)) for part in (theirs, ours))  # tuples are lists in JSON
     names = (theirs.keys() | ours.keys()) - set(ignored)
+    if theirs.get("type") != ours.get("type"):
+        names = {"type"}
     different = [f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
                  for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
     if different:

@@ -1,4 +1,4 @@
-"""Run folders `Models/<kind>/<00007-name>/` of every kind of model: made, found, and read part by part."""
+"""Create, find and read run folders `Models/<kind>/<00007-name>/` of every kind of model."""
 
 import json
 import platform
@@ -36,14 +36,14 @@ _RUN_NAME = re.compile(r"^(\d{5})-")
 
 
 class Run:
-    """A run folder, whose parts are read when they are asked for.
+    """A run folder, whose parts are read on demand.
 
     Args:
         folder: `Models/<kind>/<run>`.
         schema: the dataclass of the settings in its conf.json.
 
     Raises:
-        CheckpointError: (any part) the folder is no run, is of an earlier version, or lacks that part.
+        CheckpointError: (any part) the folder is not a run, is from an earlier version, or lacks that part.
     """
 
     def __init__(self, folder: Path, schema: type = Settings):
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def models_dir(self) -> Path:
-        """`Models`, two folders above; an experiment's runs lie deeper in it."""
+        """`Models`, two folders above; the runs of experiments are deeper in it."""
         parents = self.folder.parents
         return next((parent for parent in parents if parent.name == "Models"), parents[1])
 
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def settings(self) -> Any:
-        """All settings, as `schema`; those of the music with the root where the run is now."""
+        """All settings, as `schema`; the root of `Settings` is where the run is now."""
         settings = self._typed(lambda values: from_dict(self.schema, values))
         return replace(settings, root=self.models_dir.parent) if self.schema is Settings else settings
 
@@ -94,19 +94,19 @@ class Run:
         return self._typed(lambda values: part_of(self.schema, values, path))
 
     def weights(self, step: int | None = None, ema_length: float | None = None) -> dict[str, Tensor]:
-        """Return averaged weights.
+        """Return EMA weights.
 
         Args:
-            step: of the optimiser; None is the last one saved.
-            ema_length: relative length of an average that is put together now (`PostHocEMA.reconstruct`);
-                None takes the one that training kept.
+            step: of the optimiser; None: the last one saved.
+            ema_length: relative length of an average to reconstruct now (`PostHocEMA.reconstruct`); None:
+                the average that training kept.
         """
         if ema_length is not None:
             return reconstruct(self.folder, ema_length, step)
         return load_checkpoint(self.weights_path(step))["weights"]
 
     def weights_path(self, step: int | None = None) -> Path:
-        """Return the file of the averaged weights that training kept, the last or those of a step."""
+        """Return the file of the EMA weights that training kept, the last ones or those of a step."""
         if step is None:
             return latest_checkpoint(self.folder, "ema")
         return self.folder / f"ema-{step:08d}.pth"
@@ -125,8 +125,8 @@ class Run:
         """Return the run's `Spectrogram`, with the typical gain of its training music.
 
         Args:
-            inverse: settings by whose inverse it decodes instead of the run's own.
-            device: of the network of a learned phase; None picks the best one.
+            inverse: settings whose inverse decodes instead of the run's own.
+            device: of the learned-phase network; None picks the best one.
         """
         config = self.config("spectrogram")
         config = config if inverse is None else with_inverse_of(config, inverse)
@@ -147,9 +147,9 @@ class Run:
 def find_run(
     parents: Iterable[Path], holding: str = "ema-*.pth", fits: Callable[[Run], bool] = lambda run: True
 ) -> Run | None:
-    """Return the newest run that holds a file like `holding` and fits, of the first parent that has one.
+    """Return the newest fitting run with a file that matches `holding`, from the first parent with one.
 
-    Runs of earlier versions, whose settings cannot be read, are passed over by `fits`.
+    If `fits` cannot read the settings of a run, as those of earlier versions, the run does not fit.
     """
     for parent in parents:
         for folder in sorted(Path(parent).glob("*/"), key=_by_number, reverse=True):
@@ -159,10 +159,10 @@ def find_run(
 
 
 def latest_run(parent: Path, containing: str = "*.pth") -> Path:
-    """Return the newest run folder in `parent` that holds a file like `containing`.
+    """Return the newest run folder in `parent` that has a file matching `containing`.
 
     Raises:
-        FileNotFoundError: there is none; the sentence says where it looked.
+        FileNotFoundError: there is none; the message names the folder searched.
     """
     run = find_run([parent], containing)
     if run is None:
@@ -171,7 +171,7 @@ def latest_run(parent: Path, containing: str = "*.pth") -> Path:
 
 
 def new_run_dir(parent: Path, name: str) -> Path:
-    """Make and return `parent/00007-name` with the next free number; an existing run is never reused.
+    """Create and return `parent/00007-name` with the next free number; an existing run is never reused.
 
     Raises:
         ValueError: `name` has characters other than letters, digits, '.', '_' and '-'.
@@ -190,7 +190,7 @@ def new_run_dir(parent: Path, name: str) -> Path:
 
 
 def claim_run(parent: Path, name: str, conf: dict) -> Path:
-    """Make a new run folder with its conf.json; all processes of a launch share the one made by the first."""
+    """Create a run folder with its conf.json in the main process; return it in all processes of a launch."""
     state, run_dir = process_state(), [None]
     if state.is_main_process:
         run_dir = [new_run_dir(parent, name)]
@@ -201,7 +201,7 @@ def claim_run(parent: Path, name: str, conf: dict) -> Path:
 
 
 def provenance() -> dict[str, str]:
-    """Return what a result depends on besides the settings: git commit, versions and the machine's kind."""
+    """Return what a result depends on besides the settings: git commit, versions and kind of machine."""
     repository = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -224,15 +224,15 @@ def open_spectrogram(
     gain: Gain | None = None,
     device: torch.device | None = None,
 ) -> Spectrogram:
-    """Return the `Spectrogram` of these settings, with the trained network where phase='learned'.
+    """Return the `Spectrogram` of these settings, with the trained network if phase='learned'.
 
     Args:
         phase_dir, phase_run: as in `find_phase`.
         gain: as in `Spectrogram`.
-        device: of the network alone; None picks the best one.
+        device: of the phase network only; None picks the best one.
 
     Raises:
-        CheckpointError: phase='learned', and there is no such run, or it was trained for other magnitudes.
+        CheckpointError: phase='learned', but there is no such run, or it was trained for other magnitudes.
     """
     if config.phase != "learned":
         return Spectrogram(config, gain)
@@ -244,8 +244,8 @@ def find_phase(config: SpectrogramConfig, phase_dir: Path, phase_run: str) -> Pa
 
     Args:
         phase_dir: parent of the runs, `Models/phase`.
-        phase_run: one of them, or of those in `Models/released`, by name; "latest": the newest of them that
-            fits, else the released one that does.
+        phase_run: name of a run there or in `Models/released`; "latest": the newest run there that fits,
+            else the released one that fits.
 
     Raises:
         CheckpointError: there is no such run, or none that fits.
@@ -267,7 +267,7 @@ def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | 
     """Load the newest EMA weights of a run for spectrograms of `config`.
 
     Raises:
-        CheckpointError: the folder is no run, has no weights, or they were trained for other magnitudes.
+        CheckpointError: the folder is not a run, has no weights, or they were trained for other magnitudes.
     """
     run = Run(run_dir)
     theirs = run.config("spectrogram")
@@ -282,7 +282,7 @@ def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | 
 
 
 def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:
-    """Return `config` with the settings of `other` that decide the inverse alone."""
+    """Return `config` with those settings of `other` that affect only the inverse."""
     return replace(config, **{name: getattr(other, name) for name in INVERSE_ONLY})
 
 

@@ -1,4 +1,4 @@
-"""The tree of all settings: one dataclass, its folders, and its way to and from a run's conf.json."""
+"""The tree of all settings: one dataclass, its folders, and its conversion to and from conf.json."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -40,10 +40,10 @@ class VAESettings:
 
 @dataclass(frozen=True)
 class UpsamplerSettings:
-    """The second model of a cascade, which makes full spectrograms of small ones.
+    """The second model of a cascade, which makes full spectrograms from small ones.
 
     Raises:
-        ValueError: its network has classes.
+        ValueError: the network has classes.
     """
 
     network: UNetConfig
@@ -75,9 +75,9 @@ class EvaluationConfig:
 
     num_samples: int  # clips generated for the figures
     batch_size: int  # clips sampled at a time
-    compared_clips: int  # of every variant that is compared
+    compared_clips: int  # per variant compared
     samplers: tuple[str, ...]
-    steps: tuple[int, ...]  # of every sampler
+    steps: tuple[int, ...]  # for every sampler
     guidance_scales: tuple[float, ...]
     ema_lengths: tuple[float, ...]  # relative to the training
     upsampler_steps: tuple[int, ...]
@@ -92,8 +92,8 @@ class Settings:
     """
 
     preset: str
-    root: Path  # Data, Models and Results hang below it
-    music_dir: Path | None  # the user's own music; None: Data/music if it is there, else the demo music
+    root: Path  # parent of Data, Models and Results
+    music_dir: Path | None  # the user's own music; None: Data/music if that exists, else the demo music
     log_level: str  # DEBUG | LIGHT_DEBUG | INFO | WARNING
     demo_music: DemoMusicConfig
     spectrogram: SpectrogramConfig
@@ -124,37 +124,37 @@ class Settings:
             self.network.num_classes and self.diffusion.label_dropout
         ):
             raise ValueError(
-                "guidance by classifier_free needs labels that are hidden now and then: set num_classes of "
+                "guidance by classifier_free needs labels that are sometimes dropped: set num_classes of "
                 "the network and label_dropout of the diffusion, or choose autoguidance"
             )
         self._check_output()
 
     def _check_output(self) -> None:
-        """Refuse a sigmoid in front of a target that it cannot reach."""
+        """Raise a ValueError for a sigmoid output with a target that it cannot reach."""
         target, values = self.diffusion.prediction_type, self.spectrogram.value_range
         fits = target == "sample" and values == "zero_to_one"
         sigmoid = isinstance(self.network, JournalUNetConfig) and self.network.output == "sigmoid"
         if sigmoid and not fits:
             raise ValueError(
-                f"output='sigmoid' stays within (0, 1) and cannot reach what prediction_type={target!r} with "
-                f"value_range={values!r} asks for: the samples would be noise. Set output='linear', or "
-                "prediction_type='sample' with value_range='zero_to_one', or to see it fail "
-                "output='sigmoid_experiment'"
+                f"output='sigmoid' stays within (0, 1) and cannot reach the target of prediction_type="
+                f"{target!r} with value_range={values!r}: the samples would be noise. Set output='linear', "
+                "prediction_type='sample' with value_range='zero_to_one', or output='sigmoid_experiment' to "
+                "see it fail"
             )
 
     @property
     def demo_music_dir(self) -> Path:
-        """Where this preset's demo corpus is rendered to."""
+        """The folder of this preset's demo corpus."""
         return self.root / "Data" / f"demo_music-{self.preset}"
 
     @property
     def score_cache_dir(self) -> Path:
-        """Where the notes of parsed scores are kept."""
+        """The folder in which the notes of parsed scores are kept."""
         return self.root / "Data" / "demo_scores"
 
     @property
     def dataset_dir(self) -> Path:
-        """The dataset on disk."""
+        """The folder of the dataset."""
         return self.root / "Data" / self.dataset.name
 
     @property
@@ -171,7 +171,7 @@ class Settings:
         """Return the settings, one per line.
 
         Args:
-            parts: the settings wanted, as "spectrogram"; preset and root go before them. None named: all.
+            parts: the settings to list after preset and root, such as "spectrogram"; none: all settings.
 
         Raises:
             ValueError: there is no such part.
@@ -186,7 +186,7 @@ class Settings:
 def to_dict(config: Any) -> dict:
     """Return a (nested) config dataclass as plain JSON values.
 
-    Where a setting may be one of several dataclasses, "type" says which it is.
+    If a setting may be one of several dataclasses, "type" names its class.
     """
     types = get_type_hints(type(config))
     return {f.name: _to_plain(types[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -196,7 +196,7 @@ def from_dict(cls: type, values: dict) -> Any:
     """Build the (nested) config dataclass `cls` from `to_dict`'s values (lists become tuples again).
 
     Raises:
-        ValueError: a setting is missing or unknown: the run is from another version of the code.
+        ValueError: a setting is missing or unknown, as in a run from another version of the code.
     """
     fields = dataclasses.fields(cls)
     needed = {f.name for f in fields if f.default is dataclasses.MISSING}
@@ -221,14 +221,14 @@ def part_of(cls: type, values: dict, path: str) -> Any:
 
 
 def changed(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
-    """Return the settings with others in the places named, as `{"network.norm": "batch", "space": "small"}`.
+    """Return the settings with some of them replaced, as by `{"network.norm": "batch", "space": "small"}`.
 
     Args:
         config: any (nested) config dataclass.
-        prefix: of the names in messages.
+        prefix: of the names in error messages.
 
     Raises:
-        ValueError: there is no such setting, or the changed ones do not fit together.
+        ValueError: there is no such setting, or the changed settings do not fit together.
     """
     known, values, nested = [f.name for f in dataclasses.fields(config)], {}, {}
     for path, value in changes.items():
@@ -250,7 +250,7 @@ def describe(config: Any) -> str:
 
 
 def _choices(kind: Any) -> dict[str, type]:
-    """Return the dataclasses that a setting may be one of, by name; none where it is no such choice."""
+    """Return by name the dataclasses that a setting may be one of; empty if it is no such choice."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
     return {member.__name__: member for member in members if dataclasses.is_dataclass(member)}
 

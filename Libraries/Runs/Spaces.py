@@ -1,4 +1,4 @@
-"""The spaces that a diffusion can work in, by the name in the settings, and the codec of each."""
+"""The codec of each space that a diffusion can work in, by the space's name in the settings."""
 
 import torch
 
@@ -20,12 +20,12 @@ def open_codec(
     """Return the codec of the settings' space.
 
     Args:
-        device: where its network shall run; None picks the best one.
-        requires: of a trained run (`Run.conf`), the record of the very run that its codec is.
+        device: where the codec's network runs; None picks the best one.
+        requires: the codec's record in a trained run (`Run.conf`).
 
     Raises:
         ValueError: the autoencoder was trained on another spectrogram.
-        CheckpointError: there is no such run, its training has not ended, or its weights are others now.
+        CheckpointError: there is no such run, its training is not finished, or its weights have changed.
     """
     return CODECS[settings.space].open(settings, device, requires)
 

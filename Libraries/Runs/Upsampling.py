@@ -1,4 +1,4 @@
-"""An upsampler as a whole: settings and dataset -> trained run -> codec of small spectrograms."""
+"""Upsampler runs: settings and dataset -> trained run -> codec of small spectrograms."""
 
 import functools
 from collections.abc import Iterable
@@ -28,16 +28,16 @@ PREVIEW_CLIPS = 4
 
 
 class LowResolutionCodec:
-    """The codec of small spectrograms: encode by the view, decode by the upsampler.
+    """The codec of small spectrograms: encodes by downsampling, decodes with the upsampler.
 
     Args:
-        low: the view.
-        upsampler: of this view; None interpolates instead.
+        low: the low resolution.
+        upsampler: for this low resolution; None interpolates instead.
     """
 
     bounded = True
     made_of = ("upsampler.low_resolution",)
-    requires: dict[str, str] = {}  # noqa: RUF012 - any upsampler of the view will do
+    requires: dict[str, str] = {}  # noqa: RUF012 - any upsampler of the low resolution will do
 
     def __init__(self, low: LowResolution, upsampler: Upsampler | None):
         self.low, self.upsampler = low, upsampler
@@ -46,21 +46,22 @@ class LowResolutionCodec:
     def open(
         cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
     ) -> "LowResolutionCodec":
-        """Return the codec of the newest upsampler that goes on from the settings' view.
+        """Return the codec of the newest upsampler for the settings' low resolution.
 
-        Without one, which is how the first model of a cascade may be trained, it interpolates, and says so.
+        Without an upsampler, which the first model of a cascade does not need to train, the codec
+        interpolates and logs a warning.
         """
         run = find_upsampler(settings)
         if run is None:
             parent = settings.models_dir / "upsampler"
-            logger.warning("no upsampler of this view in %s: small spectrograms are interpolated", parent)
+            logger.warning("no fitting upsampler in %s: small spectrograms are interpolated", parent)
             return cls(LowResolution(settings.upsampler.low_resolution, settings.spectrogram), None)
         upsampler = load_upsampler(run.folder, device)
         return cls(upsampler.low, upsampler)
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an upsampler if there is none of the settings' view yet."""
+        """Train an upsampler if there is none for the settings' low resolution yet."""
         if find_upsampler(settings) is None:
             train_upsampler(settings)
 
@@ -90,7 +91,7 @@ class LowResolutionCodec:
         """Return full spectrograms (B, C, F, T) of small ones (B, C, f, t), on their device.
 
         Args:
-            seeds: one a clip; None: seed 0 for each, so that what decoding draws is the same for all.
+            seeds: one per clip; None: seed 0 for each, so that decoding draws the same noise for all.
             kept, overlap, circular: as in `Upsampler.upsample`.
         """
         seeds = [0] * len(view) if seeds is None else list(seeds)
@@ -105,10 +106,10 @@ class LowResolutionCodec:
 
 
 def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampler:
-    """Load the newest EMA weights of a run, into the network of the run's own conf.json.
+    """Load the newest EMA weights of a run into the network that its conf.json describes.
 
     Raises:
-        CheckpointError: the folder is no run, has no weights, or they do not fit its settings.
+        CheckpointError: the folder is not a run, has no weights, or they do not fit its settings.
     """
     run, device = Run(run_dir), device or pick_device()
     spectrogram, diffusion = run.config("spectrogram"), run.config("diffusion")
@@ -127,10 +128,10 @@ def load_upsampler(run_dir: Path, device: torch.device | None = None) -> Upsampl
 
 
 def upsampler_recipe(settings: Settings) -> Recipe:
-    """Return what an upsampler is trained by.
+    """Return the training recipe of an upsampler.
 
     Raises:
-        ValueError: the spectrogram has no such view.
+        ValueError: the low resolution does not fit the spectrogram.
     """
     upsampler, spectrogram = settings.upsampler, settings.spectrogram
     schedule, low = NoiseSchedule(settings.diffusion), LowResolution(upsampler.low_resolution, spectrogram)
@@ -152,7 +153,7 @@ def upsampler_recipe(settings: Settings) -> Recipe:
 def train_upsampler(settings: Settings, run_dir: Path | None = None) -> Path:
     """Train an upsampler on the dataset of these settings; return its run folder.
 
-    Arguments and errors are those of `Recipe.train`; a ValueError too if the spectrogram has no such view.
+    Arguments and errors are those of `Recipe.train` and `upsampler_recipe`.
     """
     return train(upsampler_recipe(settings), run_dir)
 
@@ -167,11 +168,11 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
         settings.upsampler.conditioning, settings.upsampler.sampler, Spectrogram(settings.spectrogram),
         next(network.parameters()).device,
     )  # fmt: skip
-    view = upsampler.low.downsample(x0)
+    y = upsampler.low.downsample(x0)
     rows = {
-        "small": upsampler.low.enlarge(view),
-        "interpolated": upsampler.low.interpolate(view),
-        "upsampled": upsampler.upsample(view, range(len(x0)), augmentation=0.0),
+        "small": upsampler.low.enlarge(y),
+        "interpolated": upsampler.low.interpolate(y),
+        "upsampled": upsampler.upsample(y, range(len(x0)), augmentation=0.0),
         "real": x0,
     }
     titles = [f"{name} {i}" for name in rows for i in range(len(x0))]
@@ -183,11 +184,11 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
 
 
 def find_upsampler(settings: Settings) -> Run | None:
-    """Return the newest upsampler that goes on from the view of these settings."""
+    """Return the newest upsampler for the low resolution of these settings."""
 
-    def goes_on(run: Run) -> bool:
+    def fits(run: Run) -> bool:
         theirs, ours = (to_dict(config) for config in (run.config("spectrogram"), settings.spectrogram))
         same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
-    return find_run([settings.models_dir / "upsampler"], fits=goes_on)
+    return find_run([settings.models_dir / "upsampler"], fits=fits)

@@ -1,4 +1,4 @@
-"""Settings, run folders, and what trains, finds and loads each kind of model."""
+"""Settings, run folders, and the code that trains, finds and loads each kind of model."""
 
 from Libraries.Runs.Autoencoding import LatentCodec, train_vae, vae_recipe
 from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion, has_cascade

@@ -1,4 +1,4 @@
-"""Audio files on disk: find, decode in blocks, resample, write; what is wrong with one, in a sentence."""
+"""Find, decode, resample and write audio files; say in one sentence what is wrong with a broken one."""
 
 import math
 import os
@@ -16,29 +16,29 @@ from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
 
 log = get_logger("Audio")
 
-# What libsndfile decodes. Formats without a header (raw, vox) are left out: nothing tells their sample rate.
+# What libsndfile decodes. Headerless formats (raw, vox) are left out: their sample rate is unknown.
 # fmt: off
 READABLE_SUFFIXES = frozenset((
     ".wav", ".wave", ".bwf", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2",
     ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".avr", ".paf", ".pvf", ".sf", ".ircam",
     ".voc", ".nist", ".sph", ".svx", ".8svx", ".iff",
 ))
-# Music that libsndfile cannot decode: found all the same, so that it is reported instead of overlooked.
+# Formats that libsndfile cannot decode: found all the same, so that they are reported, not overlooked.
 UNREADABLE_SUFFIXES = frozenset((
     ".m4a", ".m4b", ".aac", ".wma", ".ape", ".wv", ".mpc", ".dsf", ".dff", ".ra", ".amr", ".mka", ".weba",
 ))
 # fmt: on
 
 BLOCK_SECONDS = 10.0
-_RESAMPLER_REACH = 0.1  # seconds of signal either side of a sample that soxr's filter can see, generously
-_SHORTFALL = 0.5  # seconds; MP3 and Ogg encoders pad, so a header may promise frames that never come
+_RESAMPLER_REACH = 0.1  # s; more than soxr's filter sees on either side of a sample
+_SHORTFALL = 0.5  # s; MP3 and Ogg encoders pad, so a header may promise frames that never come
 _LENGTH_UNKNOWN = 0x7FFFF000  # WAV writers that stream into a pipe claim this many bytes or more
 _CLAIMED_BYTES = re.compile(r"^\s*(?:data|data size|ssnd)\s*:\s*(\d+)", re.MULTILINE | re.IGNORECASE)
 _LOG_SAYS_CUT = re.compile(r"lacks an end-of-stream bit|without an End-Of-Stream flag")
 
 
 class AudioError(Exception):
-    """An audio file or folder that cannot be used: `path`, and the `reason` that completes the sentence."""
+    """An audio file or folder that cannot be used; the message is `path`, then `reason`."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(path, reason)
@@ -54,26 +54,26 @@ class AudioInfo:
 
     sample_rate: int  # Hz
     channels: int
-    frames: int | None  # samples a channel; None where the header does not say (streamed FLAC)
+    frames: int | None  # samples per channel; None where the header does not say (streamed FLAC)
     encoding: str  # such as "WAV PCM_16"
 
     @property
     def seconds(self) -> float | None:
-        """The length in seconds, None where the header does not say."""
+        """Length in seconds; None where the header does not say."""
         return None if self.frames is None else self.frames / self.sample_rate
 
 
 def find_audio_files(folder: Path) -> list[Path]:
-    """Return every audio file below `folder`, sorted, by suffix; hidden files and folders are passed over.
+    """Return the audio files below `folder`, by suffix and sorted; hidden files and folders are skipped.
 
-    Links to folders are followed, each folder once. Files that are no audio (.txt, .jpg) are not listed.
+    Links to folders are followed, each folder once. Files that are not audio (.txt, .jpg) are not listed.
 
     Raises:
         AudioError: the folder does not exist, or holds no audio file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise AudioError(folder, "is no folder: put your music there, or name the folder it is in")
+        raise AudioError(folder, "is not a folder: put your music there, or name the folder that holds it")
     suffixes = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
     files = sorted(path for path in _walk(folder) if path.suffix.lower() in suffixes)
     if not files:
@@ -86,7 +86,7 @@ def audio_info(path: Path) -> AudioInfo:
     """Read the header of one file.
 
     Raises:
-        AudioError: the file cannot be opened, is empty, no audio, or visibly cut short.
+        AudioError: the file cannot be opened, is empty, is not audio, or is visibly cut short.
     """
     with _open(path) as source:
         return _info(source)
@@ -95,19 +95,19 @@ def audio_info(path: Path) -> AudioInfo:
 def read_blocks(
     path: Path, sample_rate: int, block_seconds: float = BLOCK_SECONDS, mono: bool = False
 ) -> Iterator[np.ndarray]:
-    """Decode and resample a file piece by piece, so that memory does not depend on its length.
+    """Decode and resample a file block by block, so that memory use does not depend on its length.
 
     Args:
         sample_rate: of the blocks, in Hz.
-        block_seconds: how much is decoded at a time; the joined result does not depend on it.
+        block_seconds: seconds decoded at a time; the concatenated result does not depend on it.
         mono: average the channels (before resampling, which then costs less).
 
     Yields:
         float32 `(C, n)`, C = 1 if `mono`; n varies from block to block and is never 0.
 
     Raises:
-        AudioError: on the first block if the file cannot be opened; later where it is damaged, ends before
-            its header says, or holds values that are not finite.
+        AudioError: on the first block if the file cannot be opened; later if it is damaged, is shorter
+            than its header says, or holds values that are not finite.
     """
     yield from _read_from(path, sample_rate, block_seconds, mono, start=0)
 
@@ -115,10 +115,10 @@ def read_blocks(
 def load_audio(
     path: Path, sample_rate: int, offset: float = 0.0, duration: float | None = None, mono: bool = True
 ) -> torch.Tensor:
-    """Load a file, or `duration` seconds of it from `offset` seconds on.
+    """Load a file, or `duration` seconds of it starting at `offset` seconds.
 
-    An excerpt equals the same stretch of the whole file resampled, to float32 rounding; nothing before it
-    is decoded but what the resampler's filter reaches back to.
+    An excerpt equals the same stretch of the resampled whole file, to float32 rounding. Nothing before it
+    is decoded except what the resampler's filter reaches back to.
 
     Returns:
         float32 `(C, L)` at `sample_rate` Hz, C = 1 if `mono`; shorter than `duration` where the file ends.
@@ -142,22 +142,22 @@ def load_audio(
         if total >= length:
             break
     if total == 0:
-        raise AudioError(path, f"has no audio at {offset:g} s: it ends before")
+        raise AudioError(path, f"has no audio at {offset:g} s: it ends before that")
     return torch.from_numpy(np.concatenate(pieces, axis=1))
 
 
 def save_audio(path: Path, waveform: torch.Tensor | np.ndarray, sample_rate: int) -> None:
-    """Write a waveform; the suffix picks the format, 16-bit PCM where the format has it.
+    """Write a waveform in the format of the suffix, as 16-bit PCM where the format has it.
 
-    The file appears whole or not at all. Samples beyond [-1, 1] would be clipped (Griffin-Lim overshoots by
-    1.26 in the median), so the level of such a waveform is brought down to a peak of 1; others are untouched.
+    The file is written whole or not at all. Samples outside [-1, 1] would be clipped (Griffin-Lim overshoots
+    by 1.26 in the median), so a waveform that has any is scaled to a peak of 1; others are left as they are.
 
     Args:
         waveform: float `(C, L)`, in [-1, 1].
         sample_rate: Hz.
 
     Raises:
-        ValueError: `waveform` is not `(C, L)`, is empty or not finite, or the suffix is of no known format.
+        ValueError: `waveform` is not `(C, L)`, is empty or not finite, or the suffix names no known format.
     """
     samples = np.asarray(torch.as_tensor(waveform).detach().cpu().float())
     if samples.ndim != 2 or samples.size == 0:
@@ -166,9 +166,7 @@ def save_audio(path: Path, waveform: torch.Tensor | np.ndarray, sample_rate: int
         raise ValueError(f"not saved to {path}: {np.sum(~np.isfinite(samples))} samples are not finite")
     peak = float(np.abs(samples).max())
     if peak > 1:
-        log.log(
-            LIGHT_DEBUG, "%s: peak %.2f, level brought down by %.1f dB", path, peak, 20 * math.log10(peak)
-        )
+        log.log(LIGHT_DEBUG, "%s: peak %.2f, scaled down by %.1f dB", path, peak, 20 * math.log10(peak))
         samples = samples / peak
     file_format, subtype = _format_for(Path(path))
 
@@ -193,10 +191,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _open(path: Path) -> "_Stream":
-    """Open for reading, or say in one sentence why not."""
+    """Open a file for reading, or raise an AudioError that says why not."""
     path = Path(path)
     try:
-        with open(path, "rb"):  # libsndfile calls both a missing and a forbidden file a "system error"
+        with open(path, "rb"):  # libsndfile calls a missing file and a forbidden one alike a "system error"
             size = path.stat().st_size
     except OSError as error:
         raise AudioError(path, f"cannot be opened: {error.strerror}") from error
@@ -215,10 +213,10 @@ def _open(path: Path) -> "_Stream":
 
 
 class _Stream(soundfile.SoundFile):
-    """A file that is only read onwards.
+    """A file that is only read forwards.
 
-    `soundfile` seeks after every read of a file that it takes for seekable; libsndfile cannot seek in a FLAC
-    that was streamed without its length, nor beyond the last whole frame of one that was cut short.
+    `soundfile` seeks after every read of a file that it takes to be seekable. libsndfile can seek neither in
+    a FLAC that was streamed without its length nor past the last whole frame of a truncated one.
     """
 
     def seekable(self) -> bool:
@@ -226,7 +224,7 @@ class _Stream(soundfile.SoundFile):
 
 
 def _visibly_cut(decoder_log: str, file_size: int) -> bool:
-    """Whether the header claims more than the file holds; libsndfile mends the length and only logs it."""
+    """Return whether the header claims more than the file holds; libsndfile corrects and merely logs that."""
     claims = (int(claim) for claim in _CLAIMED_BYTES.findall(decoder_log))
     cut = any(file_size < claim < _LENGTH_UNKNOWN for claim in claims)
     return cut or bool(_LOG_SAYS_CUT.search(decoder_log))
@@ -238,13 +236,13 @@ def _info(source: soundfile.SoundFile) -> AudioInfo:
 
 
 def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, start: int):
-    """`read_blocks` from frame `start` of the file on."""
+    """Yield the blocks of `read_blocks`, starting at frame `start` of the file."""
     with _open(path) as source:
         channels = 1 if mono else source.channels
         blocks = _decode(source, path, max(1, round(block_seconds * source.samplerate)), start)
         if mono:
-            # channel by channel: .mean() over so short an axis is slow, and a matrix product wakes every BLAS
-            # thread, which then spins in each of several processes
+            # channel by channel: .mean() is slow over so short an axis, and a matrix product wakes all BLAS
+            # threads, which then spin in each of several processes
             blocks = (sum(block.T)[:, None] / source.channels for block in blocks)
         if source.samplerate != sample_rate:
             blocks = _resample(blocks, source.samplerate, sample_rate, channels)
@@ -252,7 +250,7 @@ def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, s
 
 
 def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Iterator[np.ndarray]:
-    """Yield float32 `(n, C)` from frame `start` on, as the decoder gives them, checked."""
+    """Yield checked float32 blocks `(n, C)` at the file's own rate, from frame `start` on."""
     position = start
     try:
         if start:
@@ -265,7 +263,7 @@ def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Itera
         seconds = position / source.samplerate
         raise AudioError(path, f"is damaged or truncated: decoding fails after {seconds:.2f} s") from error
     promised, got = _info(source).seconds, position / source.samplerate
-    if promised is not None and promised - got > _SHORTFALL and _counted(source, path):
+    if promised is not None and promised - got > _SHORTFALL and _length_is_known(source, path):
         raise AudioError(path, f"is truncated: {got:.2f} of {promised:.2f} s could be decoded")
 
 
@@ -275,8 +273,8 @@ def _check_finite(block: np.ndarray, path: Path, position: int, sample_rate: int
         raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
 
 
-def _counted(source: _Stream, path: Path) -> bool:
-    """Whether the header holds the length; without a Xing or VBRI tag that of an MP3 is guessed."""
+def _length_is_known(source: _Stream, path: Path) -> bool:
+    """Return whether the header gives the length; that of an MP3 without a Xing or VBRI tag is a guess."""
     if source.format != "MP3":
         return True
     with open(path, "rb") as file:
@@ -299,9 +297,9 @@ def _resample(
 
 
 def _seek_point(source_rate: int, target_rate: int, first: int) -> tuple[int, int]:
-    """Return the source frame to decode from and the resampled samples to drop, to begin at sample `first`.
+    """Return the source frame to decode from and the number of resampled samples to drop before `first`.
 
-    Both lie on a point where the two sample grids meet, so that an excerpt is no fraction of a sample off.
+    The frame lies where the two sample grids meet, so that an excerpt is not off by a fraction of a sample.
     """
     common = math.gcd(source_rate, target_rate)
     source_step, target_step = source_rate // common, target_rate // common

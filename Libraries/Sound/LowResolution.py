@@ -1,8 +1,8 @@
-"""The low-resolution spectrogram of a cascade: how it is made, the plain ways back, and the conditioning.
+"""The low-resolution spectrogram of a cascade: how it is made and inverted, and the conditioning on it.
 
-Two linear maps and nothing learned. `downsample` makes the low-resolution spectrogram y: the lower rows
-("lower_bands"), or averages of boxes of rows and frames ("smaller"). `pseudo_inverse` is its right inverse,
-downsample(pseudo_inverse(y)) = y, and with it any x0 is made consistent with y by the least change there is:
+Two linear maps, nothing learned. `downsample` makes the low-resolution spectrogram y: the lower rows
+("lower_bands"), or averages over boxes of rows and frames ("smaller"). `pseudo_inverse` is its right inverse,
+downsample(pseudo_inverse(y)) = y, so the smallest change that makes any x0 consistent with y is
 x0 + pseudo_inverse(y - downsample(x0)) (the range-null space decomposition of Wang et al. 2023, DDNM, eq. 9).
 """
 
@@ -18,7 +18,7 @@ from Libraries.Utils import require
 KINDS = ("lower_bands", "smaller")
 CONSISTENCY_ITERATIONS = 4
 TYPICAL_STD = 0.5  # of normalised values
-DETAIL_STD = 0.15  # of what a low-resolution spectrogram leaves open of the values that it covers
+DETAIL_STD = 0.15  # of the detail that y lacks where it has values
 LEAST_FACTOR = 4  # a low-resolution spectrogram has a quarter of the values or less
 
 
@@ -32,8 +32,8 @@ class LowResolutionConfig:
 
     kind: str  # lower_bands | smaller
     kept_rows: int  # lower_bands only
-    row_factor: int  # smaller only; rows averaged to one
-    frame_factor: int  # smaller only; frames averaged to one
+    row_factor: int  # smaller only; rows averaged into one
+    frame_factor: int  # smaller only; frames averaged into one
 
     def __post_init__(self):
         require(KINDS, kind=self.kind)
@@ -46,15 +46,15 @@ class ConditioningConfig:
     """How an upsampler is conditioned, in training and in use; the values live in `Conf.py`.
 
     The augmentation level is that of the noise on the conditioning (Ho et al. 2022, "Cascaded Diffusion
-    Models", section 4): 0 none, 1 nothing but noise.
+    Models", section 4): 0 is none, 1 noise alone.
 
     Raises:
         ValueError: a number is impossible.
     """
 
-    max_augmentation: float  # level at most in training
-    augmentation: float  # level where the low-resolution spectrogram was generated, and so has errors
-    restored_fraction: float  # of training clips, given the lower rows up to any row, for `Restoration`
+    max_augmentation: float  # highest level in training
+    augmentation: float  # level in sampling, where the low-resolution spectrogram is generated and has errors
+    restored_fraction: float  # of training clips, conditioned on any number of lower rows, for `Restoration`
     data_consistency: bool  # keep x0 consistent with the low-resolution spectrogram at every step
 
     def __post_init__(self):
@@ -63,7 +63,7 @@ class ConditioningConfig:
         if self.augmentation > self.max_augmentation:
             raise ValueError(
                 f"augmentation={self.augmentation} is more than max_augmentation={self.max_augmentation}, "
-                "which is all that training has seen"
+                "the most that training has seen"
             )
 
 
@@ -74,7 +74,7 @@ class LowResolution:
 
     Raises:
         ValueError: the representation has signs or phases, which averages cancel; y has more than a quarter
-            of the values, or its boxes do not divide rows and frames.
+            of the values; or its boxes do not divide the rows and frames.
     """
 
     def __init__(self, config: LowResolutionConfig, spectrogram: SpectrogramConfig):
@@ -82,8 +82,8 @@ class LowResolution:
         C, F, T = spectrogram.shape
         if spectrogram.representation in SIGNED:
             raise ValueError(
-                f"representation={spectrogram.representation!r} has signs or phases, of which no small "
-                "spectrogram is made; an upsampler needs bands, magnitude or mel"
+                f"representation={spectrogram.representation!r} has signs or phases, which averages "
+                "cancel; an upsampler needs bands, magnitude or mel"
             )
         if config.kind == "lower_bands":
             self.stride, self.shape = (1, 1), (C, config.kept_rows, T)
@@ -92,25 +92,25 @@ class LowResolution:
             self.shape = (C, F // config.row_factor, T // config.frame_factor)
             if F % config.row_factor or T % config.frame_factor:
                 raise ValueError(
-                    f"a spectrogram of {F}x{T} has no boxes of row_factor={config.row_factor} by "
-                    f"frame_factor={config.frame_factor}: they must divide it"
+                    f"a spectrogram of {F}x{T} does not divide into boxes of "
+                    f"row_factor={config.row_factor} by frame_factor={config.frame_factor}"
                 )
         if LEAST_FACTOR * self.shape[1] * self.shape[2] > F * T:
             raise ValueError(
-                f"a low resolution of {self.shape[1]}x{self.shape[2]} is more than a quarter of {F}x{T}: "
-                "take fewer kept_rows, or larger factors"
+                f"a low-resolution spectrogram of {self.shape[1]}x{self.shape[2]} has more than a quarter of "
+                f"the values of {F}x{T}: take fewer kept_rows, or larger factors"
             )
         floor = RANGES[spectrogram.value_range][0]
         self.floor = 0.0 if spectrogram.value_range == "unit_variance" else float(floor)
 
     @property
     def fewest_rows(self) -> int:
-        """The fewest lower rows of a full spectrogram that an upsampler is trained to go on from."""
+        """Smallest number of lower rows that an upsampler is trained to be conditioned on."""
         return self.spectrogram.n_rows // LEAST_FACTOR
 
     @property
     def compared_from(self) -> float:
-        """Hz from which upsampled music is compared with the real: from 0 if "smaller"."""
+        """Frequency in Hz from which upsampled music is compared with the real; 0 if "smaller"."""
         above = self.config.kind == "lower_bands"
         return float(self.spectrogram.row_frequencies[self.config.kept_rows]) if above else 0.0
 
@@ -122,36 +122,36 @@ class LowResolution:
         return nnf.avg_pool2d(x0, self.stride)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Return the smallest x0 (B, C, F, T) of low resolution y: flat boxes, or zeros above the rows."""
+        """Return the smallest x0 (B, C, F, T) with low resolution y: flat boxes, or zeros above the rows."""
         self._check("a low-resolution spectrogram", y, self.shape)
         if self.config.kind == "lower_bands":
             return nnf.pad(y, (0, 0, 0, self.spectrogram.n_rows - self.config.kept_rows))
         return nnf.interpolate(y, scale_factor=self.stride, mode="nearest")
 
     def project(self, x0: Tensor, y: Tensor) -> Tensor:
-        """Return the x0 (B, C, F, T) nearest to the given one whose low resolution is y (B, C, f, t)."""
+        """Return the x0 (B, C, F, T) closest to the given one whose low resolution is y (B, C, f, t)."""
         if self.config.kind == "lower_bands":
             return torch.cat([y, x0[:, :, self.config.kept_rows :]], dim=2)  # exactly, without rounding
         return x0 + self.pseudo_inverse(y - self.downsample(x0))
 
     def consistent(self, x0: Tensor, y: Tensor) -> Tensor:
-        """Return x0 (B, C, F, T) projected to low resolution y, and hardly outside the range of values.
+        """Return x0 (B, C, F, T) projected to low resolution y, with values hardly outside the range.
 
-        It is cut to the range and projected in turns (projections onto convex sets), projected last. So the
-        clamp of a sampler takes little of the consistency away.
+        Clamping and projection alternate (projections onto convex sets), projection last, so that a
+        sampler's clamp costs little of the consistency.
         """
         for _ in range(CONSISTENCY_ITERATIONS):
             x0 = self.project(self.limit(x0), y)
         return x0
 
     def limit(self, x0: Tensor) -> Tensor:
-        """Return x0 cut to the range of values."""
+        """Return x0 clamped to the range of values."""
         return x0.clamp(*RANGES[self.spectrogram.value_range])
 
     def interpolate(self, y: Tensor) -> Tensor:
         """Return x0 (B, C, F, T) interpolated from y (B, C, f, t): bilinear, or silence above the kept rows.
 
-        The part of y that smoothing takes away is added back, so downsample(interpolate(y)) = y here too.
+        The part of y that smoothing removes is added back, so downsample(interpolate(y)) = y here too.
         """
         if self.config.kind == "lower_bands":
             empty = torch.full_like(self.pseudo_inverse(y), self.floor)
@@ -161,13 +161,13 @@ class LowResolution:
         return self.project(smooth, y)
 
     def enlarge(self, y: Tensor) -> Tensor:
-        """Return y (B, C, f, t) at the full size, for pictures: its boxes, or its rows below silence."""
+        """Return y (B, C, f, t) at full size, for plots: as flat boxes, or as rows below silence."""
         return self.interpolate(y) if self.config.kind == "lower_bands" else self.pseudo_inverse(y)
 
     def attenuate(self, x0: Tensor, decibels: Tensor) -> Tensor:
-        """Return x0 (B, C, F, T) as if the clips were `decibels` (B,) below what sets the range's top.
+        """Return x0 (B, C, F, T) as if the clips were `decibels` (B,) below the level at the range's top.
 
-        With `value_range="unit_variance"` it comes back as it is: there values do not depend on the level.
+        With `value_range="unit_variance"` x0 is unchanged: its values do not depend on the level.
         """
         low, high = RANGES[self.spectrogram.value_range]
         if self.spectrogram.value_range == "unit_variance":
@@ -178,15 +178,15 @@ class LowResolution:
         return (x0 - decibels * (high - low) / self.spectrogram.db_range).clamp(min=low)
 
     def conditioning_from_low_resolution(self, y: Tensor, augmentation: Tensor, noise: Tensor) -> Tensor:
-        """Return the conditioning of an upsampler: y under noise, interpolated, and the level of the noise.
+        """Return the conditioning of an upsampler: y with noise, interpolated, and a plane of its level.
 
         Conditioning augmentation (Ho et al. 2022, "Cascaded Diffusion Models", section 4): the noise makes
-        the upsampler tolerate errors of a first model. The last channel is 1 - augmentation where y has
-        values and 0 where not. It is a plane of the input, not an embedding, because it depends on the place.
+        the upsampler tolerate errors of the first model. The last channel is 1 - augmentation where y has
+        values and 0 elsewhere: a plane of the input, not an embedding, because it depends on position.
 
         Args:
             y: (B, C, f, t).
-            augmentation: (B,), s of sqrt(1 - s²)·y + s·noise; 0 leaves y, 1 nothing of it.
+            augmentation: (B,), s of sqrt(1 - s²)·y + s·noise; 0 leaves y as it is, 1 noise alone.
             noise: like `y`, N(0, I).
 
         Returns:
@@ -200,11 +200,11 @@ class LowResolution:
         return torch.cat([full, reliability.expand_as(full[:, :1])], dim=1)
 
     def conditioning_from_rows(self, x0: Tensor, rows: Tensor, augmentation: Tensor, noise: Tensor) -> Tensor:
-        """Return the same conditioning made of the lowest rows of a full spectrogram, any number of them.
+        """Return the same conditioning, made of any number of the lowest rows of a full spectrogram.
 
         Args:
             x0: (B, C, F, T); its values above those rows have no effect.
-            rows: int64 (B,), how many.
+            rows: int64 (B,), their number.
             augmentation: (B,); noise: like x0.
         """
         mask = (torch.arange(x0.shape[2], device=x0.device) < rows.view(-1, 1))[:, None, :, None]
@@ -216,9 +216,9 @@ class LowResolution:
     def estimate(conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best linear estimate of x0 and its expected error, value by value: (B, C, F, T) each.
 
-        The estimate is Wiener's: E[x | y] = y·sqrt(1-s²)·d²/((1-s²)·d² + s²) of y = sqrt(1-s²)·x + s·noise
-        with x of variance d²: all of y at s = 0, nothing of it at s = 1, and nothing where y has no values.
-        Its error has the variance d²·s²/((1-s²)·d² + s²), plus that of the detail that y does not contain.
+        The estimate is Wiener's: E[x | y] = y·sqrt(1-s²)·d²/((1-s²)·d² + s²) for y = sqrt(1-s²)·x + s·noise
+        and x of variance d²: all of y at s = 0, nothing of it at s = 1 or where y has no values. The variance
+        of its error is d²·s²/((1-s²)·d² + s²), plus that of the detail that y does not contain.
         """
         noisy, s = conditioning[:, :-1], 1 - conditioning[:, -1:]
         signal = (1 - s.square()) * TYPICAL_STD**2

@@ -1,7 +1,8 @@
-"""How good a reconstruction is, and how near one set of music is to another.
+"""How good a reconstruction is, and how close one set of music is to another.
 
-The first three compare a waveform with its own reconstruction; the Frechet distance compares two sets, so it
-also judges generated clips against the test split. Waveforms are (B, 1, L) float32 in [-1, 1] on any device.
+The first three metrics compare a waveform with its own reconstruction; the Frechet distance compares two
+sets, so it also judges generated clips against the test split. Waveforms are (B, 1, L) float32 in [-1, 1] on
+any device.
 """
 
 import math
@@ -19,12 +20,12 @@ from Libraries.Sound.FilterBanks import mel_matrix
 from Libraries.Sound.PhaseRetrieval import stft
 from Libraries.Sound.Spectrogram import Spectrogram
 
-WINDOWS = (512, 1024, 2048)  # samples; one window alone does not hear what is wrong between its bins
+WINDOWS = (512, 1024, 2048)  # samples; one window alone misses errors between its bins
 MEL_N_FFT, MEL_HOP = 2048, 512  # samples
 ERROR_MELS, STATISTICS_MELS = 80, 32
-RANGE_DB = 80.0  # quieter than this below a clip's loudest bin is silence to the ear
+RANGE_DB = 80.0  # further than this below a clip's loudest bin is silence to the ear
 SMALLEST = 1e-12  # of power (-120 dB): keeps the logarithm finite
-COMPARED_HZ = 12_000.0  # every representation keeps this much; what it cuts is said by its band, once
+COMPARED_HZ = 12_000.0  # every representation keeps this much; `band_khz` says what it cuts
 
 
 def spectral_convergence(reference: Tensor, estimate: Tensor) -> Tensor:
@@ -57,11 +58,11 @@ def log_spectral_distance(
 
     Args:
         reference, estimate: (B, 1, L) float32.
-        max_frequency, min_frequency: Hz; bins above the one and below the other are not compared.
+        max_frequency, min_frequency: Hz; only bins between them are compared.
 
     Returns:
-        (B,) float32 in dB. Levels more than 80 dB below the reference's loudest bin, of those up to
-        `max_frequency`, count as equal.
+        (B,) float32 in dB. Levels more than 80 dB below the reference's loudest bin up to
+        `max_frequency` count as equal.
 
     Raises:
         ValueError: the shapes differ or are not (B, 1, L).
@@ -80,7 +81,7 @@ def log_spectral_distance(
 def mel_error(reference: Tensor, estimate: Tensor, sample_rate: int, max_frequency: float) -> Tensor:
     """Return the mean absolute level error in dB over 80 mel bands from 0 to `max_frequency` Hz.
 
-    Wider bands than `log_spectral_distance`, so that it tells a wrong timbre from wrong fine structure.
+    With wider bands than `log_spectral_distance`, it tells a wrong timbre from wrong fine structure.
 
     Returns:
         (B,) float32 in dB. Levels more than 80 dB below the reference's loudest band count as equal.
@@ -96,22 +97,22 @@ def mel_error(reference: Tensor, estimate: Tensor, sample_rate: int, max_frequen
 
 
 def log_mel_statistics(waveforms: Tensor, sample_rate: int, max_frequency: float = COMPARED_HZ) -> Tensor:
-    """Return what `frechet_distance` compares: level and change of 32 mel bands, one row a frame.
+    """Return what `frechet_distance` compares: level and change of 32 mel bands, one row per frame.
 
-    One row a frame, pooled over all clips, and not one row a clip: with about a hundred clips the covariance
-    of clip statistics is singular, and the distance then measures the number of clips. The change,
-    |level now - level a frame ago|, is what notices wrong timing: on levels alone any order of the same
-    frames would be the same music. 32 bands, because finer ones add to the distance between two
-    halves of one dataset faster than to that between good and bad. Levels are relative to the clip's own
-    loudest, so that loudness, which normalisation takes away from a model, does not count.
+    Rows are per frame, pooled over all clips, not per clip: with about a hundred clips the covariance of
+    statistics per clip is singular, and the distance then measures the number of clips. The change,
+    |level now - level one frame ago|, reveals wrong timing: on levels alone, any order of the same frames
+    would be the same music. There are 32 bands because finer ones add more to the distance between two
+    halves of one dataset than to that between good and bad. Levels are relative to the clip's own loudest,
+    so that loudness, which normalisation removes from what a model sees, does not count.
 
     Args:
         waveforms: (B, 1, L) float32.
         max_frequency: Hz, the upper edge of the highest band; half the sample rate at most.
 
     Returns:
-        (B * (n_frames - 1), 64) float32 in bel (10 dB), cut 8 bel below the clip's loudest; 16 ms a frame at
-        32 kHz.
+        (B * (n_frames - 1), 64) float32 in bel (10 dB), cut 8 bel below the clip's loudest; 16 ms per frame
+        at 32 kHz.
 
     Raises:
         ValueError: the waveforms are not (B, 1, L).
@@ -131,8 +132,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))    (Dowson and Landau 1982; Heusel et al. 2017, eq. 6)
 
     The last trace is the sum of the singular values of C_a^(1/2) C_b^(1/2), with symmetric roots from `eigh`:
-    symmetric in its arguments, and sound where covariances are singular, unlike a general matrix root.
-    The distance between finite samples of one source is above 0 and falls with their number: compare only
+    the distance is symmetric in its arguments and sound where covariances are singular, unlike with a general
+    matrix root. Between finite samples of one source it is above 0 and falls with their number: compare only
     distances between sets of equal size.
 
     Args:
@@ -158,7 +159,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def power_share_above(waveforms: Tensor, sample_rate: int, frequency: float) -> float:
-    """Return the share of the power of all clips together above a frequency, in dB.
+    """Return the fraction of the power above a frequency, averaged over clips, in dB.
 
     Every clip counts alike, whatever its level.
 
@@ -169,12 +170,12 @@ def power_share_above(waveforms: Tensor, sample_rate: int, frequency: float) -> 
     _check_waveform(waveforms)
     power = torch.fft.rfft(waveforms[:, 0]).abs().square()
     above = torch.fft.rfftfreq(waveforms.shape[-1], 1 / sample_rate) > frequency
-    share = power[:, above].sum(1) / power.sum(1).clamp(min=SMALLEST)
-    return 10 * math.log10(max(share.mean().item(), SMALLEST))
+    fraction = power[:, above].sum(1) / power.sum(1).clamp(min=SMALLEST)
+    return 10 * math.log10(max(fraction.mean().item(), SMALLEST))
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the mean and half the width of its interval by Student's t; infinite for a single value."""
+    """Return the mean and the half-width of its interval by Student's t, infinite for a single value."""
     if len(values) < 2:
         return statistics.fmean(values), math.inf
     quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
@@ -183,7 +184,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What is lost from waveform to model tensor and back, with no model in between; means over clips."""
+    """What is lost from waveform to model tensor and back, without a model; means over clips."""
 
     tensor: tuple[int, int, int]  # (C, F, T)
     band_khz: float  # centre of the highest row
@@ -197,12 +198,12 @@ class RoundTrip:
 def round_trip(
     spectrogram: Spectrogram, waveforms: Tensor, noise: float = 0.0, seed: int = 0, batch_size: int = 8
 ) -> RoundTrip:
-    """Encode, disturb, decode and compare.
+    """Encode, add noise, decode and compare.
 
     Args:
-        spectrogram: on the device where it shall run.
+        spectrogram: on the device to run on.
         waveforms: (B, 1, clip_samples) float32 on any device.
-        noise: standard deviation of a Gaussian error added to the normalised tensor, as a model's would be.
+        noise: standard deviation of a Gaussian error added to the normalised tensor, like a model's.
         seed: of that error; clip i draws from seed + i.
         batch_size: clips at a time.
 
@@ -212,12 +213,12 @@ def round_trip(
     config = spectrogram.config
     compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
     device = spectrogram.window.device
-    _decode_disturbed(spectrogram, waveforms[:1].to(device), noise, [seed])  # compile outside the clock
+    _decode_noisy(spectrogram, waveforms[:1].to(device), noise, [seed])  # compile before timing
     errors, statistics, seconds = [], [], 0.0
     for first in range(0, len(waveforms), batch_size):
         batch = waveforms[first : first + batch_size]
         seeds = [seed + first + i for i in range(len(batch))]
-        estimate, elapsed = _decode_disturbed(spectrogram, batch.to(device), noise, seeds)
+        estimate, elapsed = _decode_noisy(spectrogram, batch.to(device), noise, seeds)
         reference = batch[..., : config.kept_samples].cpu()
         errors.append(_errors(reference, estimate, *compared))
         statistics.append([log_mel_statistics(waves, *compared) for waves in (reference, estimate)])
@@ -250,7 +251,7 @@ def round_trip_table(rows: dict[str, RoundTrip]) -> str:
     return "\n".join(lines)
 
 
-def _decode_disturbed(
+def _decode_noisy(
     spectrogram: Spectrogram, waveforms: Tensor, noise: float, seeds: list[int]
 ) -> tuple[Tensor, float]:
     """Return the decoded waveforms on the CPU and the seconds that decoding took."""
@@ -289,7 +290,7 @@ def _mel_filters(sample_rate: int, n_mels: int, max_frequency: float) -> Tensor:
 
 
 def _levels(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both powers (B, F, T) in dB, cut 80 dB below the loudest of the reference."""
+    """Return both powers (B, F, T) in dB, cut 80 dB below the reference's loudest."""
     floor = (reference.amax((1, 2), keepdim=True) * 10 ** (-RANGE_DB / 10)).clamp(min=1e-20)
     return 10 * torch.maximum(reference, floor).log10(), 10 * torch.maximum(estimate, floor).log10()
 

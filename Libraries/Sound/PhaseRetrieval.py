@@ -1,4 +1,4 @@
-"""STFT, its inverse, and the ways to find the phase that a magnitude spectrogram lacks."""
+"""STFT, its inverse, and methods to find the phase that a magnitude spectrogram lacks."""
 
 import heapq
 from collections.abc import Callable
@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-HANN_GAMMA = (
-    0.25645  # gamma / win_length^2 of the Gaussian nearest to a Hann window (Prusa et al. 2017, table I)
-)
-PGHI_TOLERANCE = 1e-5  # bins below this part of the loudest one get a random phase
+# gamma / win_length^2 of the Gaussian closest to a Hann window (Prusa et al. 2017, table I)
+HANN_GAMMA = 0.25645
+PGHI_TOLERANCE = 1e-5  # bins below this fraction of the loudest get a random phase
 FAST_MOMENTUM = 0.99  # Perraudin et al. 2013; helps from a random start, spoils a good one
 
 
@@ -46,10 +45,10 @@ def griffin_lim(
     init_phase: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the waveform whose STFT magnitude is near `magnitude` (Griffin and Lim 1984).
+    """Return the waveform whose STFT magnitude is close to `magnitude` (Griffin and Lim 1984).
 
-    From a random start the fast variant with momentum 0.99 runs (Perraudin et al. 2013); from `init_phase`
-    the plain one, because momentum carries a good start away from where it was. 0 iterations only invert.
+    A random start uses the fast variant with momentum 0.99 (Perraudin et al. 2013). `init_phase` uses the
+    plain one, because momentum moves away from a good start. 0 iterations only invert.
 
     Args:
         magnitude: (B, F, T) float32, all n_fft // 2 + 1 bins.
@@ -78,7 +77,7 @@ def griffin_lim(
 
 
 def random_phase(n_freqs: int, n_frames: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return uniform phases in [-pi, pi): (n_freqs, n_frames) float32; without a generator from seed 0."""
+    """Return uniform phases in [-pi, pi): (n_freqs, n_frames) float32, from seed 0 without a generator."""
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     return (2 * torch.rand(n_freqs, n_frames, generator=generator) - 1) * torch.pi
 
@@ -90,7 +89,7 @@ def pghi(
     """Return the phase of a Hann-windowed STFT from its magnitude: phase gradient heap integration.
 
     The magnitude's logarithm gives the phase's derivatives, which are integrated from the loudest bin
-    outward (Prusa, Balazs and Soendergaard 2017, section III and algorithm 1). Runs on the CPU, one clip a
+    outward (Prusa, Balazs and Soendergaard 2017, section III and algorithm 1). Runs on the CPU, one clip per
     thread and as many threads as torch has. A region that touches no louder one starts with a random phase.
 
     Args:
@@ -109,14 +108,14 @@ def integrate_differences(
 ) -> Tensor:
     """Return the phase that has these differences between neighbouring bins, summed from loud to quiet.
 
-    The heap of `pghi` decides the order: every bin is reached over the loudest way. Where the differences
-    are those of a signal the phase is the signal's, but for a constant, another for each region that quiet
-    bins surround. One constant a clip is known, up to the sign: a real signal is real at 0 Hz and at half the
-    sample rate. Runs on the CPU, as `pghi`.
+    The heap of `pghi` decides the order: every bin is reached along the loudest path. If the differences
+    are those of a signal, the phase is the signal's up to a constant for each region that quiet bins
+    surround. One constant per clip is known up to the sign: the spectrum of a real signal is real at 0 Hz and
+    at half the sample rate. Runs on the CPU, like `pghi`.
 
     Args:
         magnitude: (B, F, T) float32 on any device, all n_fft // 2 + 1 bins.
-        d_time: (B, F, T - 1) radians, phase[f, t + 1] - phase[f, t], any multiple of 2·pi more or less.
+        d_time: (B, F, T - 1) radians, phase[f, t + 1] - phase[f, t], up to multiples of 2·pi.
         d_freq: (B, F - 1, T) radians, phase[f + 1, t] - phase[f, t], likewise.
         generator: as in `pghi`.
 
@@ -124,7 +123,7 @@ def integrate_differences(
         (B, F, T) float32 in radians on the magnitude's device, in the convention of `stft`.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
     B, F, T = magnitude.shape
     if d_time.shape != (B, F, T - 1) or d_freq.shape != (B, F - 1, T):
@@ -140,7 +139,7 @@ def integrate_differences(
 
 
 def heap_edges(magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which differences `integrate_differences` uses: each bin but a region's loudest has one.
+    """Return which differences `integrate_differences` uses: one for each bin except a region's loudest.
 
     Args:
         magnitude: (B, F, T) float32 on any device.
@@ -164,7 +163,7 @@ def _per_clip(
     generator: torch.Generator | None,
     differences: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
 ) -> Tensor:
-    """Integrate every clip's differences, which a call with its magnitude (F, T) and its number returns."""
+    """Return every clip's phase, integrated from `differences(magnitude (F, T), index of the clip)`."""
     B, F, T = magnitude.shape
     start = random_phase(F, T, generator).numpy().astype(np.float64)
     clips = magnitude.cpu().numpy().astype(np.float64)
@@ -182,7 +181,7 @@ def _integrate_one(
     differences: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     start: np.ndarray,
 ) -> np.ndarray:
-    """Return the phase (F, T) of one clip; float64 throughout, since it is summed over hundreds of frames."""
+    """Return the phase (F, T) of one clip; float64 throughout, because sums run over hundreds of frames."""
     phase = start.copy()
     threshold = PGHI_TOLERANCE * magnitude.max()
     if threshold == 0:
@@ -218,7 +217,7 @@ def _phase_gradients(
 
 @numba.njit(nogil=True, cache=True)
 def _grow(magnitude, threshold, loudest_first):
-    """Return the bins above threshold as the heap reaches them, but for seeds, and from which neighbour."""
+    """Return the bins above threshold in the heap's order, except seeds, and the neighbour of each."""
     n_freqs, n_frames = magnitude.shape
     done = magnitude <= threshold
     order, parent, count = np.empty(magnitude.size, np.int64), np.empty(magnitude.size, np.int64), 0
@@ -243,7 +242,7 @@ def _grow(magnitude, threshold, loudest_first):
 
 @numba.njit(nogil=True, cache=True)
 def _sum_up(order, parent, along_time, along_freq, phase):
-    """Overwrite the phase of every bin of `order` with its parent's and the difference between them."""
+    """Set the phase of every bin of `order` to its parent's plus the difference between them."""
     n_frames = phase.shape[1]
     for i in range(len(order)):
         f, t = parent[i] // n_frames, parent[i] % n_frames

@@ -22,22 +22,22 @@ PhaseModel = Callable[[Tensor], Tensor]
 
 
 class Gain(NamedTuple):
-    """What normalisation took away: feature = x0 * scale + offset; float32 (B,), or (1,) for all clips."""
+    """What normalisation removed: feature = x0 * scale + offset; float32 (B,), or (1,) for all clips."""
 
     offset: Tensor
     scale: Tensor
 
 
 class Spectrogram(nn.Module):
-    """Turn waveforms into model tensors and back; works on any device, in any batch.
+    """Turn waveforms into model tensors and back, on any device and in any batch.
 
     Args:
         config: the settings.
-        gain: of the dataset, (1,) each. With normalisation='dataset' nothing is encoded or decoded without
-            it (`dataset_gain`); with 'per_sample' it is the typical one (`typical_gain`), with which
-            `decode` sets the level of a tensor that came without its own, such as a generated one.
-        phase_model: of phase='learned', from magnitudes (B, n_freqs, T) to phases in radians; `PhaseRuns.
-            open_spectrogram` gives the trained one.
+        gain: (1,) each. With normalisation='dataset' it is the dataset's (`dataset_gain`), required to encode
+            and decode; with 'per_sample' it is the typical one (`typical_gain`), from which `decode` takes
+            the level of a tensor without its own gain, such as a generated one.
+        phase_model: for phase='learned', from magnitudes (B, n_freqs, T) to phases in radians;
+            `Runs.open_spectrogram` supplies the trained one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Spectrogram(nn.Module):
         return self.encode_with_gain(waveform)[0]
 
     def encode_with_gain(self, waveform: Tensor) -> tuple[Tensor, Gain]:
-        """Return the normalised model tensor and what normalisation took away. Silence gives no NaN.
+        """Return the normalised model tensor and its gain; silence gives no NaN.
 
         Args:
             waveform: (B, 1, clip_samples) float32 in [-1, 1].
@@ -86,21 +86,20 @@ class Spectrogram(nn.Module):
     def decode(self, x0: Tensor, gain: Gain | None = None, *, any_length: bool = False) -> Tensor:
         """Return the waveform of a model tensor.
 
-        Rows that were cut are zero, and so is a value at the floor of the dB range. A value outside its
-        range, as a model may make one, counts as the range's end. The level is that of the gain: phase
-        retrieval may overshoot [-1, 1], so limit the peak before writing integers.
+        Rows that were cut are zero, and so are values at the floor of the dB range. A value outside the
+        range, which a model may generate, is clamped to it. The gain sets the level, but phase retrieval may
+        overshoot [-1, 1], so limit the peak before writing integers.
 
         Args:
             x0: (B, *config.shape), any float type.
             gain: from `encode_with_gain`, (B,) or (1,) each; None takes the constructor's.
-            any_length: x0 may have more frames than a clip, or fewer, as edits make it.
+            any_length: x0 may have more or fewer frames than a clip, as after an edit.
 
         Returns:
             (B, 1, config.kept_samples) float32; with `any_length` (T - 1)·hop_length samples.
 
         Raises:
-            ValueError: x0 has another shape, there is no gain, or no model of the phase that the settings
-                ask for.
+            ValueError: x0 has another shape, there is no gain, or no phase model for phase='learned'.
         """
         self._check_tensor(x0, any_length)
         features, offset, scale = self._denormalised(x0, gain)
@@ -114,7 +113,7 @@ class Spectrogram(nn.Module):
         """Return the STFT magnitudes that `decode` finds a phase for: (B, n_freqs, T) float32.
 
         Args:
-            x0, gain: as in `decode`, of any number of frames; of magnitude, bands and mel.
+            x0, gain: as in `decode`, for magnitude, bands and mel; any number of frames.
 
         Raises:
             ValueError: x0 has another shape, there is no gain, or the representation carries its phase.
@@ -125,7 +124,7 @@ class Spectrogram(nn.Module):
         return self._to_magnitude(*self._denormalised(x0, gain))
 
     def _check_tensor(self, x0: Tensor, any_length: bool) -> None:
-        """Raise a ValueError if x0 is no tensor of these settings."""
+        """Raise a ValueError if x0 does not fit the settings."""
         C, F, T = self.config.shape
         fewest = 2 if self.mdct is not None else self.config.n_fft // 2 // self.config.hop_length + 2
         if x0.ndim != 4 or x0.shape[1:3] != (C, F) or (x0.shape[3] != T and not any_length):
@@ -133,7 +132,7 @@ class Spectrogram(nn.Module):
                 f"x0 has shape {tuple(x0.shape)}; expected (B, C, F, T) with {self.config.shape}"
             )
         if x0.shape[3] < fewest:  # the transform reflects half a window at either end
-            raise ValueError(f"x0 has {x0.shape[3]} frames; to be decoded it needs {fewest} or more")
+            raise ValueError(f"x0 has {x0.shape[3]} frames; decoding needs {fewest} or more")
 
     def _denormalised(self, x0: Tensor, gain: Gain | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return features (B, C, F, T) of x0, and the gain's offset and scale, (B, 1, 1, 1) each."""
@@ -144,8 +143,9 @@ class Spectrogram(nn.Module):
     def features(self, waveform: Tensor) -> Tensor:
         """Return the model tensor before normalisation: what `dataset_gain` takes.
 
-        For scale='db' in dB of full scale (0 dB: a sine of amplitude 1) and cut at the floor; else linear,
-        relative to full scale; for complex and mdct signed and compressed by a power.
+        With scale='db', values are in dB of full scale (0 dB: a sine of amplitude 1) and cut at the floor;
+        otherwise they are linear, relative to full scale. For complex and mdct they are signed and
+        compressed by a power.
 
         Args:
             waveform: (B, 1, clip_samples) float32 in [-1, 1].
@@ -190,7 +190,7 @@ class Spectrogram(nn.Module):
         return self._gain(*(torch.tensor([value]) for value in (low, high, mean, std)))
 
     def _gain(self, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Gain:
-        """Return the gain for features with these statistics; never a scale of zero."""
+        """Return the gain for features with these statistics; its scale is never zero."""
         config = self.config
         quietest = QUIETEST**config.compression if config.representation in SIGNED else QUIETEST
         if config.value_range == "unit_variance":
@@ -208,7 +208,7 @@ class Spectrogram(nn.Module):
         return Gain((high + low) / 2, (high - low) / 2)
 
     def _floor(self, peak: Tensor) -> Tensor:
-        """Return the feature in dB that counts as zero, given the clip's loudest."""
+        """Return the level in dB that counts as zero, given the clip's peak."""
         if self.config.normalisation == "dataset":
             return torch.full_like(peak, -self.config.db_range)
         return peak.clamp(min=20 * math.log10(QUIETEST)) - self.config.db_range
@@ -225,7 +225,7 @@ class Spectrogram(nn.Module):
             return features[:, 0].clamp(min=0)
         if self.config.normalisation == "dataset" or self.config.value_range == "unit_variance":
             floor = self._floor(features.amax((1, 2, 3), keepdim=True))
-        else:  # a generated tensor may stay below its range's top, so the range says where the floor is
+        else:  # a generated tensor may not reach its range's top, so the range sets the floor
             floor = offset - scale if self.config.value_range == "minus_one_to_one" else offset
         rows = 10 ** (features / 20)
         return torch.where(features <= floor + FLOOR_TOLERANCE, 0.0, rows)[:, 0]
@@ -242,15 +242,15 @@ class Spectrogram(nn.Module):
         return waveform[:, None]
 
     def _find_phase(self, magnitude: Tensor) -> Tensor | None:
-        """Return the phase to invert with, (B, n_freqs, T) in radians; None leaves it to Griffin and Lim."""
+        """Return the phase to invert with, (B, n_freqs, T) in radians; None leaves it to Griffin-Lim."""
         if self.config.phase == "griffin_lim":
             return None
         if self.config.phase == "pghi":
             return pghi(magnitude, self.config.win_length, self.config.hop_length)
         if self.phase_model is None:
             raise ValueError(
-                "phase='learned' needs a trained model of the phase: train one (Train Phase) and open the "
-                "spectrogram with it (PhaseRuns.open_spectrogram), or set phase='pghi'"
+                "phase='learned' needs a trained phase model: train one (Train Phase) and open the "
+                "spectrogram with it (Runs.open_spectrogram), or set phase='pghi'"
             )
         return self.phase_model(magnitude)
 
@@ -284,12 +284,12 @@ class Spectrogram(nn.Module):
         if self.gain_offset is None:
             raise ValueError(
                 f"normalisation={self.config.normalisation!r} needs a gain here: give one to Spectrogram "
-                f"(see dataset_gain and typical_gain), or to decode the one that came with the tensor"
+                f"(see dataset_gain and typical_gain), or pass the tensor's own to decode"
             )
         return Gain(self.gain_offset, self.gain_scale)
 
     def _checked(self, waveform: Tensor) -> Tensor:
-        """Return the waveform as (B, L), or say what is wrong with it."""
+        """Return the waveform as float32 (B, L); raise a ValueError if it has another shape."""
         expected = self.config.clip_samples
         if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] != expected:
             raise ValueError(
@@ -305,7 +305,7 @@ def typical_gain(gain: Gain) -> Gain:
 
 
 def _to_power(parts: Tensor, power: float) -> Tensor:
-    """Raise the modulus over the channels of (B, C, F, T) to `power`; the phase or sign stays."""
+    """Raise the modulus over the channels of (B, C, F, T) to `power`; the phase or sign is kept."""
     modulus = torch.linalg.vector_norm(parts, dim=1, keepdim=True).clamp(min=SMALLEST)
     return parts * modulus ** (power - 1)
 

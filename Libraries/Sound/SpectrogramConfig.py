@@ -1,4 +1,4 @@
-"""What a model tensor means: the settings of the representation, and which of them are impossible."""
+"""The settings that decide what a model tensor means, and which of them are impossible."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from Libraries.Sound.FilterBanks import band_centres, mel_centres
 from Libraries.Utils import require
 
 BANKED = ("bands", "mel")
-SIGNED = ("complex", "mdct")  # their features swing around zero and carry the phase or sign
+SIGNED = ("complex", "mdct")  # their features lie around zero and carry the phase or sign
 RANGES = {"minus_one_to_one": (-1, 1), "zero_to_one": (0, 1), "unit_variance": (-math.inf, math.inf)}
 CHOICES = {
     "representation": ("magnitude", "bands", "mel", "complex", "mdct"),
@@ -38,7 +38,7 @@ class SpectrogramConfig:
     clip_seconds: float  # s
     n_fft: int  # samples; unused by mdct
     win_length: int  # samples, Hann; unused by mdct
-    hop_length: int  # samples; for mdct the number of coefficients, its window is twice as long
+    hop_length: int  # samples; for mdct the number of coefficients; its window is twice as long
     n_bands: int  # rows of `bands` and `mel`
     narrow_frequency: float  # Hz; `bands` are one FFT bin wide up to here
     max_frequency: float  # Hz; bins above are dropped (for `bands` and `mel` the last band ends here)
@@ -49,8 +49,8 @@ class SpectrogramConfig:
     normalisation: str  # per_sample | dataset
     value_range: str  # minus_one_to_one | zero_to_one | unit_variance
     phase: str  # pghi | griffin_lim (from a random start) | learned, of magnitude, bands and mel
-    band_inverse: str  # pinv | nnls (non-negative, nearer), of bands and mel
-    griffin_lim_iterations: int  # after pghi or learned about 10, from a random start about 60
+    band_inverse: str  # pinv | nnls (non-negative, closer), of bands and mel
+    griffin_lim_iterations: int  # about 10 after pghi or learned, about 60 from a random start
 
     def __post_init__(self):
         _check_settings(self)
@@ -61,21 +61,21 @@ class SpectrogramConfig:
 
     @property
     def clip_samples(self) -> int:
-        """Samples that `encode` takes."""
+        """Number of samples that `encode` takes."""
         return round(self.clip_seconds * self.sample_rate)
 
     @property
     def kept_samples(self) -> int:
-        """Samples that `decode` returns: those between the centres of the first and last kept frame."""
+        """Number of samples that `decode` returns, from the centre of the first kept frame to the last's."""
         return (self.n_frames - 1) * self.hop_length
 
     def frames_in(self, seconds: float) -> int:
-        """Frames that `seconds` take, at least one."""
+        """Return the number of frames in `seconds`, at least one."""
         return max(1, round(seconds * self.sample_rate / self.hop_length))
 
     @property
     def n_freqs(self) -> int:
-        """Rows of the full transform, before any cut."""
+        """Number of rows of the full transform, before any cut."""
         return self.hop_length if self.representation == "mdct" else self.n_fft // 2 + 1
 
     @property
@@ -87,7 +87,7 @@ class SpectrogramConfig:
 
     @property
     def n_bins(self) -> int:
-        """Lowest rows of the full transform that a model tensor can fill; those above invert to zero."""
+        """Number of the full transform's rows that a model tensor can fill; those above invert to zero."""
         return self.last_bin + 1 if self.representation in BANKED else self.n_rows
 
     @property
@@ -97,7 +97,7 @@ class SpectrogramConfig:
 
     @property
     def n_rows(self) -> int:
-        """Frequency rows of a model tensor."""
+        """Number of frequency rows of a model tensor."""
         n_rows = self.n_bands if self.representation in BANKED else self.last_bin + 1
         return n_rows // self.size_multiple * self.size_multiple
 
@@ -120,7 +120,7 @@ class SpectrogramConfig:
 
     @property
     def n_frames(self) -> int:
-        """Frames of a model tensor."""
+        """Number of frames of a model tensor."""
         n_frames = 1 + self.clip_samples // self.hop_length
         return n_frames // self.size_multiple * self.size_multiple
 
@@ -148,7 +148,7 @@ def _check_settings(config: SpectrogramConfig) -> None:
     if config.representation in BANKED:
         rule = f"a multiple of size_multiple={multiple}"
         _require(config.n_bands % multiple == 0, config, "n_bands", rule)
-    rule = f"higher: below it are fewer rows than size_multiple={multiple}"
+    rule = f"higher: there are fewer rows below it than size_multiple={multiple}"
     _require(config.n_rows > 0, config, "max_frequency", rule)
     shortest = config.hop_length * max(multiple - 1, 1) / config.sample_rate
     rule = f"at least {shortest:.3f} s, or there are fewer frames than size_multiple={multiple}"

@@ -1,4 +1,4 @@
-"""The picture of an experiment, the same for each: distances, losses, and clips of the same seeds."""
+"""Draw any experiment in the same way: distances, losses, and clips of the same seeds."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from Libraries.Plots.SpectrogramPlots import draw_waveform
 from Libraries.Sound.Metrics import mean_interval
 from Libraries.Studies.Experiments import Experiment, Outcome, Reference, by_variant, load_sound
 
-CLIPS = 4  # side by side
+CLIPS = 4  # per row
 
 
 def plot_experiment(
@@ -49,14 +49,14 @@ def _draw_distances(axis, groups: dict[str, list[Outcome]], floor: float) -> Non
     axis.set(title="Distance to the test recordings", xlabel="log-mel Frechet distance, 95 % interval")
     axis.set_yticks(range(len(groups)), list(groups))
     for number, label in enumerate(axis.get_yticklabels()):
-        label.set_color(f"C{number}")  # it names the colours of all three
+        label.set_color(f"C{number}")  # the key to the colours of all three axes
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.set_xlim(left=0)
     axis.legend(fontsize="small")
 
 
 def _draw_losses(axis, groups: dict[str, list[Outcome]]) -> None:
-    """Draw the validation losses that there are; a training that diverged early has none."""
+    """Draw the validation losses; a training that diverged early has none."""
     for number, own in enumerate(groups.values()):
         known = [outcome.losses for outcome in own if outcome.losses]
         for losses in known:
@@ -77,7 +77,7 @@ def _draw_curves(axis, groups: dict[str, list[Outcome]]) -> None:
 
 
 def _draw_clips(figure, rows: dict[str, Tensor | None], sample_rate: int) -> None:
-    """Draw a row of clips for each name, in dB below each clip's loudest."""
+    """Draw a row of clips for each name, in dB below the loudest value of each clip."""
     axes = figure.subplots(len(rows), CLIPS, squeeze=False)
     for line, (name, clips) in zip(axes, rows.items(), strict=True):
         for column, axis in enumerate(line):

@@ -1,4 +1,4 @@
-"""What an experiment says: the table with its intervals, the sentence at its end, the page with both."""
+"""Report an experiment: a table with intervals, a concluding sentence, and the page with both."""
 
 import math
 import statistics
@@ -25,9 +25,9 @@ these are single comparisons, so of twenty that are chance one will look like a 
 
 
 def differences(outcomes: Sequence[Outcome], variant: str) -> list[float]:
-    """Return the distance of a variant less that of the first, seed by seed, without seeds that diverged.
+    """Return the distance of a variant minus that of the first, per seed, without seeds that diverged.
 
-    Seed by seed, because a seed gives all variants the same batches, noise and samples.
+    The difference is per seed because a seed gives all variants the same batches, noise and samples.
     """
     groups = by_variant(outcomes)
     first = {outcome.seed: outcome.distance for outcome in next(iter(groups.values()))}
@@ -38,7 +38,7 @@ def differences(outcomes: Sequence[Outcome], variant: str) -> list[float]:
 def verdict(outcomes: Sequence[Outcome], variant: str) -> str:
     """Return in a few words how a variant compares with the first.
 
-    Better or worse only where the 95 % interval of the difference leaves out zero.
+    It is better or worse only if the 95 % interval of the difference excludes zero.
     """
     own = by_variant(outcomes)[variant]
     lost = sum(outcome.diverged for outcome in own)
@@ -56,7 +56,7 @@ def verdict(outcomes: Sequence[Outcome], variant: str) -> str:
 
 
 def conclusion(experiment: Experiment, outcomes: Sequence[Outcome]) -> str:
-    """Return the sentence at the end: what the journal thought, what was measured."""
+    """Return the concluding sentence: what the journal thought and what was measured."""
     first, *others = by_variant(outcomes)
     seeds = len({outcome.seed for outcome in outcomes})
     found = "; ".join(f"{name}: {verdict(outcomes, name)}" for name in others)
@@ -93,7 +93,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def report_folder(settings: Settings) -> Path:
-    """Return where the pages of a preset's experiments are."""
+    """Return the folder of the pages of a preset's experiments."""
     return settings.results_dir / "Experiments" / settings.preset
 
 
@@ -103,7 +103,7 @@ def write_report(
     """Write `<name>.md`, `<name>.png` and `<name>.json` of an experiment to `report_folder`.
 
     Returns:
-        The page's text and the picture.
+        The text of the page, and the picture.
     """
     reference, folder = load_reference(settings, trials.clips), report_folder(settings)
     figure = plot_experiment(experiment, outcomes, reference, settings.spectrogram.sample_rate)
@@ -134,10 +134,10 @@ def write_report(
 
 
 def write_index(experiments: Iterable[Experiment], settings: Settings) -> str:
-    """Write README.md of `report_folder`: table and sentence of every experiment that has a page.
+    """Write README.md in `report_folder`: the table and conclusion of every experiment that has a page.
 
     Returns:
-        Its text.
+        The text of the README.
     """
     folder, parts = report_folder(settings), [f"# Experiments with {settings.preset}", LEGEND]
     for experiment in experiments:

@@ -1,7 +1,7 @@
-"""Experiments: one changed setting against what is best known, under one budget, with several seeds.
+"""Experiments: one changed setting against the best known one, with the same budget and several seeds.
 
-A training is kept under the settings that decide it, so experiments share what they have in common, an
-interrupted one goes on, and a changed setting trains anew.
+Each training is stored under a hash of the settings that determine it, so experiments share trainings, an
+interrupted experiment resumes, and a changed setting trains again.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from Libraries.Utils import get_logger, pick_device, require, write_then_rename
 logger = get_logger("Experiments")
 
 EQUAL = ("parameters", "time")
-# What a training and its figures hang on; the rest of the settings is about other things.
+# The settings that determine a training and its figures.
 DECISIVE = ("demo_music", "spectrogram", "dataset", "space", "network", "diffusion", "train", "sampler")
-KEPT_CLIPS = 4  # of every training, for the picture
+KEPT_CLIPS = 4  # per training, for the picture
 TIMED_STEPS = 10
 UNMEASURED = {"distance": None, "highs": None, "clips": None}
 
@@ -45,32 +45,32 @@ UNMEASURED = {"distance": None, "highs": None, "clips": None}
 class Trials:
     """How the experiments run; the values live in `Journal.py`."""
 
-    seeds: tuple[int, ...]  # trainings of every variant
-    clips: int  # that every training is measured by
+    seeds: tuple[int, ...]  # one training per seed and variant
+    clips: int  # generated per training to measure it
     names: tuple[str, ...]  # which run in the notebook's last cell; (): all
 
 
 @dataclass(frozen=True)
 class Change:
-    """What one variant has different from the preset.
+    """How one variant differs from the preset.
 
     Raises:
-        ValueError: something is to be equal that cannot be made so.
+        ValueError: `equal` names something that cannot be made equal.
     """
 
     settings: dict[str, Any]  # "network.norm": "batch"
-    equal: tuple[str, ...] = ()  # to the first variant: parameters (by all widths), time (by num_steps)
+    equal: tuple[str, ...] = ()  # to the first variant: parameters (by scaling widths), time (by num_steps)
 
     def __post_init__(self):
         if unknown := set(self.equal) - set(EQUAL):
-            raise ValueError(f"equal={sorted(unknown)} is unknown; choose of {', '.join(EQUAL)}")
+            raise ValueError(f"equal={sorted(unknown)} is unknown; choose from {', '.join(EQUAL)}")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A guess of the journal and the variants that put it to the test."""
+    """A claim of the journal and the variants that test it."""
 
-    name: str  # of its files
+    name: str  # of the files
     title: str
     journal: str  # what the journal did and thought, one sentence
     variants: dict[str, Change]  # the others are compared with the first
@@ -80,13 +80,13 @@ class Experiment:
 class Planned:
     """One variant as it is trained."""
 
-    changes: dict[str, Any]  # of the experiment, and the network or steps that make equal what is to be equal
-    seconds_a_step: float  # on this machine, all variants in turns
+    changes: dict[str, Any]  # of the experiment, and the network or steps that equalise parameters or time
+    seconds_a_step: float  # on this machine, with the variants timed in turn
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one training."""
+    """The result of one training."""
 
     variant: str
     seed: int
@@ -96,7 +96,7 @@ class Outcome:
     num_steps: int
     diverged: bool
     distance: float | None  # log-mel Frechet distance to the test recordings; None: diverged
-    highs: float | None  # dB, share of the power in the upper half of the band, against the recordings'
+    highs: float | None  # dB, fraction of the power in the upper half band, relative to the recordings
     losses: dict[str, float]  # validation, by range of t
     curve: list[tuple[int, float]]  # (samples seen, training loss)
     clips: str | None  # file with a few waveforms (N, L), float16
@@ -104,20 +104,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reference:
-    """Recordings that generated clips are held against."""
+    """Recordings that generated clips are compared with."""
 
     test: Tensor  # (N, 1, L)
-    floor: float  # distance of as many training recordings
-    highs: float  # dB, share of the power in the upper half of the band
+    floor: float  # distance of equally many training recordings
+    highs: float  # dB, fraction of the power in the upper half of the band
 
 
 def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -> list[Outcome]:
-    """Train and measure every variant with every seed of `trials`; what is done is read.
+    """Train and measure every variant with every seed of `trials`; finished trainings are read.
 
-    Diffusion is on spectrograms: the journal's was. Interrupt it at will and call it again.
+    The diffusion is on spectrograms, as in the journal. To resume after an interruption, call this again.
 
     Returns:
-        The outcomes, those of one variant next to one another.
+        The outcomes, grouped by variant.
 
     Raises:
         ValueError: the settings diffuse in another space.
@@ -142,9 +142,9 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
 
 
 def plan(experiment: Experiment, settings: Settings) -> dict[str, Planned]:
-    """Return every variant with the network and steps that make equal what is to be equal.
+    """Return every variant with the network and steps that equalise parameters or time.
 
-    Steps of equal time hang on the machine, so what was found first is kept in a file and read from then on.
+    Steps for equal time depend on the machine, so the first result is kept in a file and read from then on.
     """
     variants = experiment.variants
     made_of = [[_identity(changed(settings, c.settings)), c.equal] for c in variants.values()]
@@ -156,7 +156,7 @@ def plan(experiment: Experiment, settings: Settings) -> dict[str, Planned]:
 
 
 def _budgets(variants: dict[str, Change], settings: Settings) -> dict[str, dict[str, float]]:
-    """Return of each variant the width, steps and seconds per step that make equal what is to be equal."""
+    """Return each variant's width, steps and seconds per step, for equal parameters or time."""
     first, *_ = variants
     goal, found = _parameters(changed(settings, variants[first].settings)), {}
     for name, change in variants.items():
@@ -164,7 +164,7 @@ def _budgets(variants: dict[str, Change], settings: Settings) -> dict[str, dict[
         if "parameters" in change.equal:
             width = width_for(own.network, own.spectrogram.shape[0], goal)
         found[name] = {"width": width, "num_steps": own.train.num_steps}
-    seconds = _seconds_a_step(
+    seconds = _seconds_per_step(
         {
             name: changed(settings, _planned(settings, change, **found[name], seconds_a_step=0.0).changes)
             for name, change in variants.items()
@@ -192,9 +192,9 @@ def _planned(
 
 
 def load_reference(settings: Settings, clips: int) -> Reference:
-    """Return recordings of the test split, and how far as many of the training split are from them.
+    """Return recordings of the test split, and the distance of equally many training recordings.
 
-    The recordings themselves, so that what a representation loses counts against it.
+    They have not passed through the representation, so that what it loses counts against it.
     """
     rate = settings.spectrogram.sample_rate
     train, test = (load_split_clips(settings, split, clips) for split in ("train", "test"))
@@ -203,20 +203,20 @@ def load_reference(settings: Settings, clips: int) -> Reference:
 
 
 def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Return the outcomes of each variant, in the order in which the variants came."""
+    """Return the outcomes of each variant, in the order of the variants."""
     names = dict.fromkeys(outcome.variant for outcome in outcomes)
     return {name: [outcome for outcome in outcomes if outcome.variant == name] for name in names}
 
 
 def load_sound(outcome: Outcome) -> Tensor | None:
-    """Return the few waveforms (N, L) that were kept of a training; None where it diverged."""
+    """Return the few waveforms (N, L) kept from a training; None if it diverged."""
     if outcome.clips is None:
         return None
     return torch.from_numpy(np.load(outcome.clips, allow_pickle=False).astype(np.float32))
 
 
 def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -> None:
-    """Train, sample, measure; write outcome.json as the last of all."""
+    """Train, sample and measure; write outcome.json last."""
     ensure_dataset(settings)
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
     run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
@@ -227,7 +227,7 @@ def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -
         logger.warning("%s: %s", folder.name, error)
         diverged = True
     metrics = read_metrics(run_dir / "metrics.csv")
-    samples_a_step = settings.train.batch_size * settings.train.grad_accumulation
+    samples_per_step = settings.train.batch_size * settings.train.grad_accumulation
     found = {
         "parameters": _parameters(settings),
         "num_steps": settings.train.num_steps,
@@ -237,14 +237,14 @@ def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -
             for row in metrics if "val_loss" in row
             for key, value in row.items() if key.startswith("val_loss_t")
         },
-        "curve": [(row["step"] * samples_a_step, row["loss"]) for row in metrics if "loss" in row],
+        "curve": [(row["step"] * samples_per_step, row["loss"]) for row in metrics if "loss" in row],
     }  # fmt: skip
     found |= UNMEASURED if diverged else _measure(settings, reference, run_dir)
     save_json(folder / "outcome.json", found)
 
 
 def _measure(settings: Settings, reference: Reference, run_dir: Path) -> dict[str, Any]:
-    """Sample the same seeds as every other training and hold them against recordings."""
+    """Sample the same seeds as every other training and compare them with the recordings."""
     model = DiffusionRun.load(run_dir)
     seeds, rate = range(len(reference.test)), settings.spectrogram.sample_rate
     x0 = model.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
@@ -260,13 +260,13 @@ def _measure(settings: Settings, reference: Reference, run_dir: Path) -> dict[st
 
 
 def _highs(waveforms: Tensor, settings: Settings) -> float:
-    """Return the share of the power above half of the band that the representation keeps, in dB."""
+    """Return in dB the fraction of the power in the upper half of the band that the representation keeps."""
     spectrogram = settings.spectrogram
     return power_share_above(waveforms, spectrogram.sample_rate, spectrogram.max_frequency / 2)
 
 
-def _seconds_a_step(variants: dict[str, Settings]) -> dict[str, float]:
-    """Return the median seconds of a training step of each, taken in turns so that all meet one machine."""
+def _seconds_per_step(variants: dict[str, Settings]) -> dict[str, float]:
+    """Return the median seconds per training step of each variant, timed in turn on the same machine."""
     recipes = {name: diffusion_recipe(own) for name, own in variants.items()}
     steps = {
         name: training_step(recipe.network(), recipe.loss, recipe.train, variants[name].spectrogram.shape)
@@ -280,7 +280,7 @@ def _parameters(settings: Settings) -> int:
 
 
 def _dataset_name(base: Settings, wanted: Settings) -> str:
-    """Another representation is another dataset beside the first."""
+    """Return the name of the dataset; another representation gets a dataset of its own."""
     encoding = {k: v for k, v in to_dict(wanted.spectrogram).items() if k not in INVERSE_ONLY}
     same = all(getattr(base.spectrogram, name) == value for name, value in encoding.items())
     return wanted.dataset.name if same else f"{wanted.dataset.name}-{_hash(encoding)}"

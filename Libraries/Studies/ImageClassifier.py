@@ -1,4 +1,4 @@
-"""A small classifier of images, trained on the real ones, to judge made ones in its features."""
+"""A small image classifier, trained on real images, whose features judge generated ones."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ BATCH = 256  # images at a time outside training
 
 
 class ImageClassifier(nn.Module):
-    """Four convolutions, the mean over positions, and a linear layer: 0.1 M parameters."""
+    """Four convolutions, a mean over positions and a linear layer: 0.1 M parameters."""
 
     def __init__(self, in_channels: int, num_classes: int):
         super().__init__()
@@ -22,7 +22,7 @@ class ImageClassifier(nn.Module):
         self.body, self.head = nn.Sequential(*layers), nn.Linear(before, num_classes)
 
     def features(self, x0: Tensor) -> Tensor:
-        """Return what the last layer decides by, (B, 64), of images (B, C, rows, columns) in [-1, 1]."""
+        """Return the input of the last layer, (B, 64), for images (B, C, rows, columns) in [-1, 1]."""
         return self.body(x0).mean((2, 3))
 
     def forward(self, x0: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class ClassifierLoss:
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return cross-entropy and share of right answers over the validation batches."""
+        """Return the mean cross-entropy and the accuracy over the validation batches."""
         device, found = next(model.parameters()).device, []
         for x0, labels in batches:
             logits, labels = model(x0.to(device)), labels.to(device)
@@ -52,7 +52,7 @@ class ClassifierLoss:
 
 @torch.no_grad()
 def classify(model: ImageClassifier, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features (N, 64) and the answers int64 (N,) of images (N, C, rows, columns), on the CPU."""
+    """Return features (N, 64) and predicted labels int64 (N,) of images (N, C, rows, columns), on the CPU."""
     device, features = next(model.parameters()).device, []
     for batch in x0.split(BATCH):
         features.append(model.features(batch.to(device)))
@@ -61,5 +61,5 @@ def classify(model: ImageClassifier, x0: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(model: ImageClassifier, x0: Tensor, labels: Tensor) -> float:
-    """Return the share of images (N, C, rows, columns) whose label the classifier names."""
+    """Return the fraction of images (N, C, rows, columns) whose label the classifier predicts."""
     return (classify(model, x0)[1] == labels).float().mean().item()

@@ -1,6 +1,6 @@
-"""How good made images are: Frechet distances in the features of a classifier, and of Inception.
+"""Measure generated images: Frechet distances in the features of a classifier and of Inception.
 
-Inception's need its weights, which the user names. A distance between finite sets falls with their number, so
+Inception needs weights that the user supplies. The distance between finite sets falls with their size, so
 all sets are cut to the size of the smallest; real training images give the floor and noise the ceiling.
 """
 
@@ -31,13 +31,13 @@ NOT_MEASURED = "not measured: no weights"
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What a set of images is worth, and of a network what it cost; None where that has no meaning."""
+    """The quality of a set of images and the cost of its network; None where a figure does not apply."""
 
     name: str
     images: Tensor  # x0 (N, C, rows, columns)
     distance: float  # Frechet, to test images in the classifier's features
     inception_distance: float | None  # the same in Inception's; None without its weights
-    right_class: float | None  # share in which the classifier sees the class that was asked for
+    right_class: float | None  # fraction of images that the classifier assigns to the requested class
     parameters: int | None = None
     gflop: float | None = None  # of one pass over one image
     validation_loss: float | None = None  # at the end, EMA weights
@@ -51,11 +51,11 @@ def compare_networks(
     """Sample every network with the same seeds and labels and score it, beside real images and noise.
 
     Args:
-        run_dirs: of `train_image_network`, by name.
-        config: of the samples; `inception_file` says where Inception's weights are.
+        run_dirs: runs of `train_image_network`, by name.
+        config: settings for the samples; `inception_file` names Inception's weights.
 
     Raises:
-        ValueError: `inception_file` is no file of Inception.
+        ValueError: `inception_file` is missing or not TorchScript.
     """
     labels = labels_in_turn(config.num_samples, len(splits.classes))
     judge = Judge(classifier, splits, config)
@@ -86,8 +86,8 @@ class Judge:
 
     Args:
         classifier: trained on the real images.
-        splits: the test split is what is compared with.
-        config: `num_samples` is the size of a set, and `inception_file` where Inception's weights are.
+        splits: the test split is the reference.
+        config: `num_samples` is the size of a set, and `inception_file` names Inception's weights.
     """
 
     def __init__(self, classifier: ImageClassifier, splits: ImageSplits, config: ImagesConfig):
@@ -98,7 +98,7 @@ class Judge:
         self.reference = [extract and extract(to_x0(test.images)) for extract in self.extractors]
 
     def score(self, name: str, images: Tensor, labels: Tensor | None, **cost) -> ImageScore:
-        """Score x0 (N, C, rows, columns) that were to be of these labels; `cost` is put into the score."""
+        """Score x0 (N, C, rows, columns) generated for these labels; `cost` is copied into the score."""
         distances = [
             extract and frechet_distance(extract(images[: self.count]), reference)
             for extract, reference in zip(self.extractors, self.reference, strict=True)
@@ -108,12 +108,12 @@ class Judge:
 
 
 def last_validation_loss(run_dir: Path) -> float:
-    """Return the validation loss that a run ended with, from its metrics.csv."""
+    """Return the last validation loss of a run, from its metrics.csv."""
     return [row["val_loss"] for row in read_metrics(run_dir / "metrics.csv") if "val_loss" in row][-1]
 
 
 def seconds_per_step(run_dir: Path) -> float:
-    """Return the median seconds of a training step, from the run's metrics.csv."""
+    """Return the median seconds per training step, from the run's metrics.csv."""
     train = Run(run_dir).conf["settings"]["train"]
     speeds = [row["samples_per_second"] for row in read_metrics(run_dir / "metrics.csv") if "loss" in row]
     return train["batch_size"] * train["grad_accumulation"] / statistics.median(speeds)
@@ -122,15 +122,15 @@ def seconds_per_step(run_dir: Path) -> float:
 def load_inception(path: Path, device: torch.device | None = None) -> Features:
     """Return the features of the FID's Inception network (Heusel et al. 2017), from a TorchScript file.
 
-    The file is one such as inception-2015-12-05.pt, as StyleGAN's authors publish it: a program and weights,
-    called `(images uint8 (B, 3, rows, columns) in 0 to 255, return_features=True)`, that brings images to its
-    own size and returns (B, 2048). Take it from a source you trust, for loading it can run what is in it.
+    The file, such as inception-2015-12-05.pt published by StyleGAN's authors, holds a program and weights.
+    The program is called `(images uint8 (B, 3, rows, columns) in 0 to 255, return_features=True)`, resizes
+    the images and returns (B, 2048). Take it from a source you trust: loading it can run code.
 
     Returns:
         x0 (N, C, rows, columns) in [-1, 1], of one channel or three -> features float32 (N, D) on the CPU.
 
     Raises:
-        ValueError: the file is missing or no TorchScript.
+        ValueError: the file is missing or not TorchScript.
     """
     device = device or pick_device()
     try:
@@ -152,7 +152,7 @@ def load_inception(path: Path, device: torch.device | None = None) -> Features:
 
 
 def score_table(scores: list[ImageScore], splits: ImageSplits) -> str:
-    """Return scores as a Markdown table whose first cell says what the images are."""
+    """Return scores as a Markdown table whose first cell names the images."""
     header = [
         splits.name, "M param.", "GFLOP", "s/step", "s/image", "validation loss",
         "distance", "right class", "Inception FID",

@@ -13,11 +13,11 @@ GAP = 2  # pixels between images
 def plot_by_class(
     panels: dict[str, tuple[Tensor, Tensor]], classes: tuple[str, ...], title: str, columns: int = 8
 ) -> Figure:
-    """Draw images side by side in panels: a row a class, as many columns as asked for.
+    """Draw images in panels side by side, one row per class with `columns` images.
 
     Args:
-        panels: by title, x0 (N, C, rows, columns) in [-1, 1] and labels int64 (N,). All share one range of
-            colours: -1 is black, 1 white.
+        panels: by title, x0 (N, C, rows, columns) in [-1, 1] and labels int64 (N,). All share one colour
+            range: -1 is black, 1 white.
     """
     size = 0.45 * columns * len(panels) + 1.5, 0.45 * len(classes) + 0.8  # inches
     figure = Figure(figsize=size, layout="constrained")
@@ -34,9 +34,9 @@ def plot_by_class(
 
 
 def tile_by_class(x0: Tensor, labels: Tensor, num_classes: int, columns: int) -> np.ndarray:
-    """Return one uint8 picture (rows, columns) or (rows, columns, 3): a row of images for every class.
+    """Return one uint8 picture (rows, columns) or (rows, columns, 3) with one row of images per class.
 
-    Where a class has too few images its row ends in white.
+    The row of a class with too few images ends in white.
     """
     _, C, H, W = x0.shape
     picture = torch.full((C, num_classes * (H + GAP), columns * (W + GAP)), 255, dtype=torch.uint8)
@@ -49,11 +49,11 @@ def tile_by_class(x0: Tensor, labels: Tensor, num_classes: int, columns: int) ->
 
 
 def plot_losses(curves: dict[str, list[dict[str, float]]], batch_size: int, title: str) -> Figure:
-    """Draw the losses of several runs in one figure: over steps, and over the time they trained.
+    """Draw the losses of several runs in one figure, over steps and over training time.
 
     Args:
-        curves: by network, the rows of its metrics.csv.
-        batch_size: images a step.
+        curves: the rows of each network's metrics.csv, by name.
+        batch_size: images per step.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     steps, times = figure.subplots(1, 2, sharey=True)
@@ -76,7 +76,7 @@ def plot_losses(curves: dict[str, list[dict[str, float]]], batch_size: int, titl
 
 
 def training_seconds(rows: list[dict[str, float]], batch_size: int) -> dict[int, float]:
-    """Return by step the seconds of training until then, from the speeds in metrics.csv (no validation)."""
+    """Return the seconds of training up to each step, from the speeds in metrics.csv (no validation)."""
     seconds, total, before = {0: 0.0}, 0.0, 0
     for row in rows:
         if "samples_per_second" in row:

@@ -1,4 +1,4 @@
-"""Networks against one another on images: trained alike, sampled alike, judged by one classifier."""
+"""Compare networks on images: trained alike, sampled alike and judged by one classifier."""
 
 import functools
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ CLASSIFIER = "classifier"
 
 @dataclass(frozen=True)
 class ImageNetworkSettings:
-    """What conf.json holds of a network that was trained on images."""
+    """The settings in conf.json of a network trained on images."""
 
     network: NetworkConfig
     diffusion: DiffusionConfig
@@ -36,13 +36,13 @@ class ImageNetworkSettings:
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What conf.json holds of a classifier."""
+    """The settings in conf.json of a classifier."""
 
     train: TrainConfig
 
 
 def equal_networks(config: ImagesConfig, channels: int) -> dict[str, NetworkConfig]:
-    """Return the networks to compare by name, each as wide as it takes to have the parameters of `unet`.
+    """Return the networks to compare by name, each scaled in width to the parameter count of `unet`.
 
     Args:
         channels: of the images.
@@ -60,11 +60,11 @@ def equal_networks(config: ImagesConfig, channels: int) -> dict[str, NetworkConf
 def train_image_network(
     config: ImagesConfig, splits: ImageSplits, name: str, models_dir: Path, run_dir: Path | None = None
 ) -> Path:
-    """Train one of the networks of `config`, with the label of every image; return its run folder.
+    """Train one of the networks of `config` on images and their labels; return its run folder.
 
     Args:
         name: one of `config.networks`.
-        models_dir: the run is made in its folder `images`.
+        models_dir: the run is created in its folder `images`.
 
     Errors are those of `Recipe.train`.
     """
@@ -87,7 +87,7 @@ def train_image_network(
 def train_classifier(
     config: ImagesConfig, splits: ImageSplits, models_dir: Path, run_dir: Path | None = None
 ) -> Path:
-    """Train the classifier that judges, on the real images; return its run folder.
+    """Train the judging classifier on the real images; return its run folder.
 
     Arguments and errors are those of `train_image_network`.
     """
@@ -107,7 +107,7 @@ def train_classifier(
 
 
 def images_record(splits: ImageSplits) -> dict:
-    """Return what a run keeps of the images that it is trained on: name, hash, shape and classes."""
+    """Return what a run records about its training images: name, hash, shape and classes."""
     dataset = {"folder": splits.name, "hash": splits.fingerprint()}
     return {"dataset": dataset, "shape": splits.shape, "classes": splits.classes}
 
@@ -116,7 +116,7 @@ def load_classifier(run_dir: Path) -> ImageClassifier:
     """Return a trained classifier with its EMA weights.
 
     Raises:
-        CheckpointError: the folder is no run of a classifier, or has no weights.
+        CheckpointError: the folder is not a run of a classifier, or has no weights.
     """
     run = Run(run_dir, ClassifierSettings)
     model = ImageClassifier(run.conf["shape"][0], len(run.conf["classes"]))
@@ -124,7 +124,7 @@ def load_classifier(run_dir: Path) -> ImageClassifier:
 
 
 class ImageModel:
-    """A trained network of images with its schedule; samples by class.
+    """A trained image network with its schedule, which samples by class.
 
     Attributes:
         network: `(x_t, t, label) -> output` with the EMA weights, in evaluation mode on `device`.
@@ -139,7 +139,7 @@ class ImageModel:
         """Load the newest EMA weights of a run of `train_image_network`.
 
         Raises:
-            CheckpointError: the folder is no run, or has no such weights.
+            CheckpointError: the folder is not such a run, or has no weights.
         """
         run = Run(run_dir, ImageNetworkSettings)
         diffusion, shape = run.config("diffusion"), tuple(run.conf["shape"])
@@ -147,11 +147,11 @@ class ImageModel:
         return cls(network, NoiseSchedule(diffusion), shape, device or pick_device())
 
     def sample(self, labels: Tensor, config: ImagesConfig, first_seed: int = 0) -> Tensor:
-        """Return one image per label, x0 (N, C, rows, columns) on the CPU; image i is of seed first_seed + i.
+        """Return one image per label, x0 (N, C, rows, columns) on the CPU; image i has seed first_seed + i.
 
         Args:
             labels: int64 (N,).
-            config: of which sampler, guidance and the size of a batch count; a sample does not depend on it.
+            config: gives sampler, guidance and batch size; a sample does not depend on the batch size.
         """
         batches = []
         for start in tqdm(range(0, len(labels), config.sample_batch_size), desc="sampling", unit="batch"):
@@ -177,5 +177,5 @@ class ImageModel:
 
 
 def labels_in_turn(count: int, num_classes: int) -> Tensor:
-    """Return int64 labels (count,) that go round all classes."""
+    """Return int64 labels (count,) that cycle through all classes."""
     return torch.arange(count) % num_classes

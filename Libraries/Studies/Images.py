@@ -1,4 +1,4 @@
-"""Images to compare networks on: CIFAR-10, or scikit-learn's handwritten digits where it cannot be had."""
+"""Images to compare networks on: CIFAR-10, or scikit-learn's handwritten digits if it is unavailable."""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR10_URL = f"https://www.cs.toronto.edu/~kriz/{CIFAR10_ARCHIVE}"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as https://www.cs.toronto.edu/~kriz/cifar.html states it
 CIFAR10_BYTES = 170_052_171
-DIGITS_RANGE = 16  # the digits' values are 0 to this
+DIGITS_RANGE = 16  # the digits have values from 0 to this
 
 
 class DownloadError(RuntimeError):
-    """The images cannot be downloaded here; the sentence says how to put them there."""
+    """The images cannot be downloaded here; the message says how to supply them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageSplits:
 
     Attributes:
         name: "CIFAR-10" or "digits, not CIFAR-10", for every title and table.
-        mirrored: whether training may show an image the other way round: a car is one still, a digit is not.
+        mirrored: whether training may mirror images: a mirrored car is still a car, a digit is no longer one.
     """
 
     name: str
@@ -67,13 +67,13 @@ class ImageSplits:
 
 
 def load_images(config: ImagesConfig, folder: Path) -> ImageSplits:
-    """Return the images of `config.source`; CIFAR-10's archive lies in `folder`, or is downloaded to it.
+    """Return the images of `config.source`; CIFAR-10's archive is in `folder` or is downloaded to it.
 
-    With the source "auto" the digits take its place where it cannot be downloaded, and a warning says so.
+    With source="auto" the digits replace CIFAR-10 if it cannot be downloaded, and a warning says so.
 
     Raises:
         DownloadError: CIFAR-10 cannot be downloaded, and the source is "cifar10".
-        DatasetError: the archive is there, and is not what it should be.
+        DatasetError: the archive exists but is not the right file.
     """
     if config.source == "digits":
         return load_digits(config)
@@ -82,7 +82,7 @@ def load_images(config: ImagesConfig, folder: Path) -> ImageSplits:
     except DownloadError as error:
         if config.source == "cifar10":
             raise
-        log.warning("%s. Going on with the digits instead: nothing that follows is of CIFAR-10", error)
+        log.warning("%s. Using the digits instead: nothing that follows is about CIFAR-10", error)
         return load_digits(config)
     splits = read_cifar10(archive)
     train, validation = split_off(splits["train"], config.validation_share, config.split_seed)
@@ -94,7 +94,7 @@ def fetch_cifar10(folder: Path) -> Path:
 
     Raises:
         DownloadError: there is no network, or the server has no such file.
-        DatasetError: the file there, or what arrived, has another checksum.
+        DatasetError: the existing or the downloaded file has another checksum.
     """
     path, url, md5 = Path(folder) / CIFAR10_ARCHIVE, CIFAR10_URL, CIFAR10_MD5
     if path.exists():
@@ -110,14 +110,14 @@ def fetch_cifar10(folder: Path) -> Path:
                 f"CIFAR-10 cannot be downloaded ({type(error).__name__}): fetch {url} where there is a "
                 f"network and put it into {path.parent}"
             ) from None
-        except ValueError:  # pooch's for another checksum; nothing was kept
-            raise DatasetError(f"what {url} sent has not the MD5 {md5}: try again") from None
+        except ValueError:  # from pooch for another checksum; nothing was kept
+            raise DatasetError(f"the file sent by {url} does not have the MD5 {md5}: try again") from None
     return path
 
 
 def load_digits(config: ImagesConfig) -> ImageSplits:
-    """Return the 1,797 handwritten digits that scikit-learn carries, 8x8 and 17 levels, drawn up to 32x32."""
-    from sklearn import datasets  # seconds to import, and only this needs it
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, enlarged to 32x32."""
+    from sklearn import datasets  # takes seconds to import, and only this function needs it
 
     digits = datasets.load_digits()
     small = torch.from_numpy(digits.images).float()[:, None] / DIGITS_RANGE
@@ -131,7 +131,7 @@ def load_digits(config: ImagesConfig) -> ImageSplits:
 
 
 def split_off(whole: LabelledImages, share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Return what is left and a `share` of every class, chosen by the seed, both in their old order."""
+    """Return the rest and a fraction `share` of every class, chosen by the seed, both in their old order."""
     rng, chosen = np.random.default_rng(seed), np.zeros(len(whole.labels), dtype=bool)
     for label in whole.labels.unique().tolist():
         members = np.flatnonzero(whole.labels.numpy() == label)
@@ -140,7 +140,7 @@ def split_off(whole: LabelledImages, share: float, seed: int) -> tuple[LabelledI
 
 
 def spread_images(split: LabelledImages, count: int) -> LabelledImages:
-    """Return `count` images spread evenly over a split, all where there are fewer."""
+    """Return `count` images spread evenly over a split, or all if there are fewer."""
     chosen = np.zeros(len(split.labels), dtype=bool)
     chosen[spread_indices(len(split.labels), count)] = True
     return _rows(split, chosen)
@@ -152,16 +152,16 @@ def to_x0(images: Tensor) -> Tensor:
 
 
 def to_bytes(x0: Tensor) -> Tensor:
-    """Return x0 in [-1, 1] as uint8 images, what is outside cut."""
+    """Return x0 as uint8 images; values outside [-1, 1] are clipped."""
     return ((x0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class ImageDataset(TorchDataset):
-    """One split, as `Batches` wants it: an item is an index, or (index, seed) as `StepSampler` yields them.
+    """One split for `Batches`: an item is an index, or an (index, seed) pair from `StepSampler`.
 
     Args:
         split: the images.
-        mirrored: show every other image, as its seed decides, the other way round.
+        mirrored: mirror the images whose seed is odd.
     """
 
     def __init__(self, split: LabelledImages, mirrored: bool = False):
@@ -176,17 +176,17 @@ class ImageDataset(TorchDataset):
         rows = torch.tensor([item[0] for item in items] if seeded else items, device=self.images.device)
         x0 = to_x0(self.images[rows])
         if seeded and self.mirrored:
-            turned = torch.tensor([seed % 2 == 1 for _, seed in items], device=x0.device)
-            x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
+            mirror = torch.tensor([seed % 2 == 1 for _, seed in items], device=x0.device)
+            x0 = torch.where(mirror[:, None, None, None], x0.flip(3), x0)
         return x0, self.labels[rows]
 
     @property
     def num_bytes(self) -> int:
-        """What the split takes on a device, in bytes."""
+        """The size of the split on a device, in bytes."""
         return self.images.numel()
 
     def to(self, device: torch.device | str) -> "ImageDataset":
-        """Keep the images on `device`; from then on every batch is made there."""
+        """Keep the images on `device`, where batches are made from then on."""
         self.images, self.labels = self.images.to(device), self.labels.to(device)
         return self
 
@@ -194,7 +194,7 @@ class ImageDataset(TorchDataset):
 def image_loaders(
     splits: ImageSplits, num_validation_images: int, **options
 ) -> tuple[DataLoader, DataLoader]:
-    """Return the endless training loader and that of some validation images; `options`: of `loaders_of`."""
+    """Return the endless training loader and the validation loader; `options` are those of `loaders_of`."""
     validation = ImageDataset(spread_images(splits.validation, num_validation_images))
     return loaders_of(ImageDataset(splits.train, splits.mirrored), validation, **options)
 

@@ -1,4 +1,4 @@
-"""What networks are compared on images with: data, networks, training, sampling and judge."""
+"""The settings that compare networks on images: data, networks, training, sampling and classifier."""
 
 from dataclasses import dataclass
 
@@ -18,21 +18,21 @@ class ImagesConfig:
     """The settings of `CIFAR10.ipynb`; the values live in `ImagesConf.py`.
 
     Raises:
-        ValueError: a name is unknown, a number impossible, or a network is not for these images.
+        ValueError: a name is unknown, a number is out of range, or a network does not fit these images.
     """
 
-    source: str  # auto (CIFAR-10, or the digits where it cannot be downloaded) | cifar10 | digits
+    source: str  # auto (CIFAR-10, or the digits if it cannot be downloaded) | cifar10 | digits
     validation_share: float  # of the training images
     test_share: float  # of the digits; CIFAR-10 has a test split of its own
     split_seed: int
-    networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, made as large as it
+    networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, scaled to its size
     unet: NetworkConfig
     diffusion: DiffusionConfig
     train: TrainConfig  # of every network
-    classifier_train: TrainConfig  # of the classifier whose features the distance is measured in
+    classifier_train: TrainConfig  # of the classifier in whose features the distance is measured
     sampler: SamplerConfig
     guidance: GuidanceConfig
-    num_samples: int  # of every network, the classes in turn
+    num_samples: int  # per network, the classes in turn
     sample_batch_size: int
     inception_file: str | None  # TorchScript of the standard Inception features; None: not measured
 
@@ -43,9 +43,9 @@ class ImagesConfig:
         for name in ("num_samples", "sample_batch_size"):
             require("[2, inf)", **{name: getattr(self, name)})
         if self.unet.num_classes != 10:
-            raise ValueError(f"num_classes={self.unet.num_classes} must be 10: all these images have as many")
+            raise ValueError(f"num_classes={self.unet.num_classes} must be 10, as all these images have")
         if self.guidance.method == "autoguidance":
-            raise ValueError("method='autoguidance' is not for images; choose none or classifier_free")
+            raise ValueError("method='autoguidance' does not work on images; choose none or classifier_free")
         for name in self.networks:
             require(("unet", *JOURNAL), networks=name)
             if any(IMAGE_SIZE % size for size in self.network(name).multiple):

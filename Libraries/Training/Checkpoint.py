@@ -2,7 +2,7 @@
 
 A run folder `Models/<kind>/<00007-name>/` holds conf.json, metrics.csv, log.txt, state-<step>.pth,
 ema-<step>.pth, snapshot-<step>.pth and graph.pt. Everything is written to a temporary name and renamed, and
-read with `weights_only=True`: a checkpoint from a stranger can hold no code.
+read with `weights_only=True`: a stranger's checkpoint cannot run code.
 """
 
 import json
@@ -18,7 +18,7 @@ from Libraries.Utils import write_then_rename
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, broken or of another network; the message says which and what to do."""
+    """A checkpoint is missing, broken or another network's; the message says which and what to do."""
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -27,7 +27,7 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
-    """Read what `save_checkpoint` wrote; with `mmap` a tensor is read when it is used.
+    """Read what `save_checkpoint` wrote; with `mmap` each tensor is read when it is used.
 
     Raises:
         CheckpointError: the file is missing, cut short, or holds more than plain data.
@@ -71,14 +71,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
     """Copy weights into `model`.
 
     Raises:
-        CheckpointError: they belong to a network of other settings; names the first difference.
+        CheckpointError: the weights are another network's; the message names the first difference.
     """
     own = model.state_dict()
     for name in own.keys() | weights.keys():
         if name not in weights or name not in own or own[name].shape != weights[name].shape:
             shapes = [tuple(d[name].shape) if name in d else "absent" for d in (own, weights)]
             raise CheckpointError(
-                f"{source} is of another network: {name} is {shapes[0]} here and {shapes[1]} there; "
+                f"{source} belongs to another network: {name} is {shapes[0]} here and {shapes[1]} there; "
                 "build the network from the run's own conf.json"
             )
     model.load_state_dict(weights)
@@ -94,14 +94,14 @@ def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> N
     """Write the network as a TorchScript `.pt` file that Netron opens (and `torch.jit.load` runs).
 
     Args:
-        model: any network; it is traced as it stands, in evaluation mode.
-        example: inputs of the shapes to trace with, batch of one.
+        model: any network; it is traced in evaluation mode.
+        example: inputs to trace with, a batch of one.
     """
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # shapes become constants of the graph, as torch warns; a picture of it needs no others
+            # shapes become constants of the graph, as torch warns; a picture needs no others
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             traced = torch.jit.trace(model, example, check_trace=False)
         write_then_rename(path, lambda temporary: traced.save(str(temporary)))

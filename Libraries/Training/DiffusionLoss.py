@@ -1,4 +1,4 @@
-"""The loss of a diffusion model: which t are trained, what each counts for, what is reported."""
+"""The loss of a diffusion model: the t to train, their weights, and the validation loss."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from Libraries.Diffusion import NoiseSchedule, Parameterisation
 from Libraries.Sampling.Likelihood import bound_terms
 from Libraries.Utils import SampleNoise, derive_seed
 
-LABEL_STREAM = 1  # tells the draws that hide labels from those of the noise
+LABEL_STREAM = 1  # separates the draws that drop labels from those of the noise
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 # (scaled x_t, t, cond) -> output, and u(t) from `UncertaintyWeighted`
@@ -19,22 +19,22 @@ TrainedNetwork = Callable[[Tensor, Tensor, Tensor | None], Tensor | tuple[Tensor
 
 
 def stream_timesteps(positions: Tensor, num_timesteps: int) -> Tensor:
-    """Return the timestep of each sample of the training stream, (B,) int64, evenly over all.
+    """Return the timestep of each sample of the training stream, (B,) int64, evenly over all timesteps.
 
-    u_p = frac(p/φ), φ the golden ratio: a low-discrepancy sequence, so that any stretch of the
-    stream covers all timesteps evenly (less variance in the loss than independent draws, the idea of
-    Kingma et al. 2021, appendix I.1). It depends on the position alone, hence neither on the batch
-    size, nor on accumulation, nor on the number of processes.
+    u_p = frac(p/φ), with φ the golden ratio, is a low-discrepancy sequence: any stretch of the stream covers
+    all timesteps evenly, which gives less variance in the loss than independent draws (the idea of Kingma et
+    al. 2021, appendix I.1). u_p depends on the position alone, not on the batch size, accumulation or the
+    number of processes.
     """
     u = torch.frac(positions.double() * GOLDEN)
     return (u * num_timesteps).long().clamp_(max=num_timesteps - 1)
 
 
 def log_normal_timesteps(positions: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Return a t between timesteps for each sample of the stream, (B,) float64 on the CPU.
+    """Return a continuous t for each sample of the training stream, (B,) float64 on the CPU.
 
     ln σ ~ N(log_normal_mean, log_normal_std²) (Karras et al. 2022, table 1), cut at the schedule's ends; the
-    normal is that of the uniform u_p of `stream_timesteps`, through the inverse of its distribution.
+    normal variable is the quantile at the uniform u_p of `stream_timesteps`.
     """
     u = torch.frac(positions.double() * GOLDEN)
     normal = math.sqrt(2) * torch.erfinv(2 * u - 1)
@@ -45,8 +45,8 @@ def log_normal_timesteps(positions: Tensor, schedule: NoiseSchedule) -> Tensor:
 class UncertaintyWeighted(nn.Module):
     """A network with a learned log-variance u(t) of its error (Karras et al. 2024, EDM2, section 2.2).
 
-    loss·e^-u + u is smallest where u = log(loss), so every t ends up counting alike, however hard it is. u is
-    a linear function of sinusoids of t and starts at 0. It is trained with the network and of no use after.
+    loss·e^-u + u is smallest where u = log(loss), so every t comes to count alike, however hard it is. u is a
+    linear function of sinusoids of t and starts at 0; it is trained with the network and not used after.
     """
 
     def __init__(self, network: nn.Module, num_train_timesteps: int, frequencies: int = 64):
@@ -76,12 +76,12 @@ def diffusion_loss(
 ) -> Tensor:
     """Return the loss of each sample, (B,) float32.
 
-    The mean squared error of the network's output (Ho et al. 2020, eq. 14), and if `weighted` what the
-    settings make of it: times the weight of min-SNR, or e^-u of the uncertainty with u beside it, plus
-    `vlb_weight`·T·L_t for a learned variance (Nichol and Dhariwal 2021, eq. 16).
+    This is the mean squared error of the network's output (Ho et al. 2020, eq. 14). If `weighted`, the
+    settings apply: it is multiplied by the min-SNR weight, or by e^-u of the uncertainty with u added, and
+    `vlb_weight`·T·L_t is added for a learned variance (Nichol and Dhariwal 2021, eq. 16).
 
     Args:
-        network: predicts `parameterisation.target`; `UncertaintyWeighted` if the loss weighting is.
+        network: predicts `parameterisation.target`; `UncertaintyWeighted` for that loss weighting.
         x0: (B, C, F, T) data; noise: the same shape, N(0, I).
         t: (B,) int64, or float for continuous time.
         cond: (B,) class labels or None.
@@ -102,7 +102,7 @@ def diffusion_loss(
     else:
         loss = error
     if config.learned_variance:
-        # the mean is trained by the error alone, so the bound sees it without its gradient
+        # the mean is trained by the error alone, so the bound sends no gradient through it
         predicted = parameterisation.to_x0(prediction.detach(), x_t, t)
         bound = bound_terms(schedule, x0, predicted, variance_output, t, "learned")
         loss = loss + config.vlb_weight * schedule.num_train_timesteps * bound
@@ -112,8 +112,8 @@ def diffusion_loss(
 def min_snr_weight(parameterisation: Parameterisation, t: Tensor) -> Tensor:
     """Return the weight of the squared error of the network's output at t (B,), float32 (B,).
 
-    The squared error of x0 has the weight min(snr, γ) (Hang et al. 2023), that of the output slope² times as
-    much: min(snr, γ)/snr for epsilon and min(snr, γ)/(snr + 1) for v. Where ᾱ = 0 it is 0: with
+    The squared error of x0 has the weight min(snr, γ) (Hang et al. 2023), that of the output slope² times
+    that: min(snr, γ)/snr for epsilon and min(snr, γ)/(snr + 1) for v. Where ᾱ = 0 the weight is 0: with
     `zero_terminal_snr` the last timestep is learned from its neighbours alone.
     """
     schedule = parameterisation.schedule
@@ -125,13 +125,13 @@ def min_snr_weight(parameterisation: Parameterisation, t: Tensor) -> Tensor:
 class DiffusionLoss:
     """What `Training.fit` minimises and reports for a diffusion model.
 
-    Timestep and noise of a training sample, and whether its label is hidden, depend on (seed, its position
-    in the stream) alone.
+    The timestep and noise of a training sample, and whether its label is dropped, depend only on the seed and
+    the sample's position in the stream.
 
     Args:
         schedule: the noise schedule, with the settings of the loss.
         seed: of the noise.
-        num_classes: that of the network, which gets the labels of the batch; 0: it gets none. A hidden label
+        num_classes: that of the network, which gets the batch's labels; 0: it gets none. A dropped label
             (`label_dropout`, Ho and Salimans 2022, algorithm 1) is `num_classes`.
         num_buckets: the validation loss is reported for this many equal ranges of t.
     """
@@ -149,15 +149,15 @@ class DiffusionLoss:
             t = log_normal_timesteps(positions, self.schedule)
         else:
             t = stream_timesteps(positions, self.schedule.num_train_timesteps)
-        batch = batch[0], self._hide_labels(batch[1], positions)
+        batch = batch[0], self._drop_labels(batch[1], positions)
         return self._loss_at(model, batch, t, positions, self.seed, weighted=True)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return the mean squared error in every bucket of t and over all, the same noise at every call.
+        """Return the mean squared error for each bucket of t and overall, with the same noise at every call.
 
-        It is unweighted and of the same timesteps whatever the settings of the loss, so that runs of one
-        `prediction_type` and schedule compare.
+        The error is unweighted and at the same timesteps whatever the settings of the loss, so that runs with
+        the same `prediction_type` and schedule can be compared.
         """
         sums, first = torch.zeros(len(self.buckets), dtype=torch.float64), 0
         for batch in batches:
@@ -170,13 +170,13 @@ class DiffusionLoss:
         means = (sums / first).tolist()
         return dict(zip(self.metric_names, [sum(means) / len(means), *means], strict=True))
 
-    def _hide_labels(self, label: Tensor, positions: Tensor) -> Tensor:
+    def _drop_labels(self, label: Tensor, positions: Tensor) -> Tensor:
         fraction = self.schedule.config.label_dropout
         if not (fraction and self.num_classes):
             return label
         draws = [derive_seed(self.seed, position, LABEL_STREAM) / 2**32 for position in positions.tolist()]
-        hidden = torch.tensor([draw < fraction for draw in draws], device=label.device)
-        return label.masked_fill(hidden, self.num_classes)
+        dropped = torch.tensor([draw < fraction for draw in draws], device=label.device)
+        return label.masked_fill(dropped, self.num_classes)
 
     def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
         device = next(model.parameters()).device
@@ -184,12 +184,12 @@ class DiffusionLoss:
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
         noise = SampleNoise(seeds, device, draw_on=device)(x0.shape[1:])
         cond = label if self.num_classes else None
-        self.schedule.to(device)  # a table on the CPU is slow to reach from a GPU
+        self.schedule.to(device)  # reading a table on the CPU is slow from a GPU
         network, x0 = self._network_and_data(model, x0, seeds)
         return diffusion_loss(network, self.parameterisation, x0, t, noise, cond, weighted=weighted)
 
     def _network_and_data(
         self, model: nn.Module, x0: Tensor, seeds: list[int]
     ) -> tuple[TrainedNetwork, Tensor]:
-        """Return the network to train and its data, made of x0 (B, C, F, T) and the seeds of its noise."""
+        """Return the network to train and its data, made from x0 (B, C, F, T) and the seeds of its noise."""
         return model, x0

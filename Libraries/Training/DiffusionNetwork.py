@@ -1,4 +1,4 @@
-"""The network of a diffusion: made as the settings ask, and how it computes."""
+"""The network of a diffusion model: built from the settings, and run at the chosen precision."""
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ def make_diffusion_network(
     shape: tuple[int, int, int],
     conditioning_channels: int = 0,
 ) -> nn.Module:
-    """Return a new network for data of `shape` (C, F, T), with what the settings of the diffusion ask of it.
+    """Return a new network for data of `shape` (C, F, T), as the diffusion settings require.
 
-    A learned variance doubles the output channels; learned weights of the loss wrap the network. An upsampler
-    gets its conditioning in `conditioning_channels` more channels of its input.
+    A learned variance doubles the output channels; learned loss weights wrap the network. An upsampler gets
+    its conditioning in `conditioning_channels` more input channels.
 
     Raises:
         ValueError: rows or frames do not fit the network.

@@ -1,4 +1,4 @@
-"""Stopping long work between two steps instead of in the middle of one."""
+"""Stop long work between two steps instead of in the middle of one."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ class DeferredInterrupt:
         self.requested, self._previous = False, {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             self._previous = {s: signal.signal(s, self._request) for s in self.signals}
         return self
 
@@ -32,4 +32,4 @@ class DeferredInterrupt:
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        logger.info("stopping after this step; once more to stop at once, without saving")
+        logger.info("stopping after this step; interrupt again to stop at once, without saving")

@@ -1,8 +1,8 @@
 """One training loop for every model: mixed precision, accumulation, EMA, exact resume.
 
-A step is a pure function of the state and of its number: batches, timesteps, noise and dropout are
-all derived from (seed, position in the stream of samples). So a run that was killed and resumed, split
-over processes, or cut into smaller micro-batches computes what the uninterrupted one computes.
+A step is a pure function of the state and the step number: batches, timesteps, noise and dropout are all
+derived from (seed, position in the stream of samples). So a run that is killed and resumed, split over
+processes, or cut into smaller micro-batches computes what an uninterrupted run computes.
 """
 
 import math
@@ -29,7 +29,7 @@ logger = get_logger("Training")
 
 
 class Loss(Protocol):
-    """What is minimised. `positions` (B,) int64 number the stream's samples; all randomness hangs on them."""
+    """The loss to minimise; `positions` (B,) int64 number the stream's samples and decide all randomness."""
 
     metric_names: tuple[str, ...]
 
@@ -40,14 +40,13 @@ class Loss(Protocol):
         """Return the values of `metric_names` over the validation batches, with fixed noise."""
 
 
-LoaderFactory = Callable[
-    ..., tuple
-]  # (batch_size, seed, start_step, rank, world_size, ...) -> (train, validation)
-Preview = Callable[[int, nn.Module], None]  # (step, EMA model): draws what it likes
+# (batch_size, seed, start_step, rank, world_size, ...) -> (train, validation)
+LoaderFactory = Callable[..., tuple]
+Preview = Callable[[int, nn.Module], None]  # (step, EMA model): plots what it likes
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number; the last state on disk is from before."""
+    """The loss is no longer finite; the last state on disk is from before that."""
 
 
 @dataclass
@@ -64,7 +63,7 @@ class TrainState:
     recent_losses: list[Tensor] = field(default_factory=list)
 
     def save(self, run_dir: Path) -> None:
-        """Write state-<step>.pth and ema-<step>.pth, then drop older states (the EMA weights stay)."""
+        """Write state-<step>.pth and ema-<step>.pth, then delete older states (the EMA weights stay)."""
         if not self.accelerator.is_main_process or self.step == 0:
             return
         raw = _unwrap(self.accelerator, self.model)
@@ -92,7 +91,7 @@ class TrainState:
             save_snapshot(run_dir, self.step, self.power_ema)
 
     def load(self, path: Path) -> None:
-        """Continue from a state-<step>.pth."""
+        """Resume from a state-<step>.pth."""
         content = load_checkpoint(path, map_location=self.accelerator.device)
         load_weights(_unwrap(self.accelerator, self.model), content["model"], path)
         self.ema.load_state_dict(content["ema"])
@@ -113,15 +112,15 @@ def fit(
     run_dir: Path,
     preview: Preview | None = None,
 ) -> nn.Module:
-    """Train `model` in `run_dir`, continuing from the newest state there if there is one.
+    """Train `model` in `run_dir`, resuming from the newest state there if there is one.
 
-    Ctrl-C, the notebook's stop button and SIGTERM finish the step, save, and then stop.
+    On Ctrl-C, the notebook's stop button or SIGTERM, training finishes the step, saves and stops.
 
     Args:
-        model: on the CPU, freshly built; the same settings and seed as the run's if it is resumed.
+        model: freshly built on the CPU, with the run's settings and seed if it is resumed.
         loss_fn: the loss, as `Loss`.
         make_loaders: called with batch_size, seed, start_step, rank, world_size, num_workers and device;
-            gives an endless loader of training batches and a finite one for validation.
+            returns an endless loader of training batches and a finite one for validation.
         run_dir: receives metrics.csv, log.txt, state-<step>.pth, ema-<step>.pth and snapshot-<step>.pth.
         preview: called every `preview_every` steps with the EMA model, and at the end.
 
@@ -130,7 +129,7 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is not finite.
-        KeyboardInterrupt: after the state was saved.
+        KeyboardInterrupt: training was interrupted; the state is saved.
     """
     accelerator = make_accelerator(config)
     state = _make_state(model, config, accelerator)
@@ -163,27 +162,27 @@ def _loop(
     report: Report,
     interrupt: DeferredInterrupt,
 ) -> None:
-    """Step until `num_steps`; report and save on the way; stop after a step when asked to."""
+    """Step until `num_steps`, reporting and saving on the way; stop after a step when asked to."""
     main = state.accelerator.is_main_process
     bar = tqdm(total=config.num_steps, initial=state.step, desc="training", unit="step", disable=not main)
     with bar:
         while state.step < config.num_steps:
             grad_norm = optimizer_step(state, loss_fn, batches, config)
             bar.update()
-            stopping = _agree(state.accelerator, interrupt.requested)
+            stopping = _any_is_stopping(state.accelerator, interrupt.requested)
             saving = stopping or is_due(state.step, config, "save")
             snapshot = bool(config.power_ema) and is_due(state.step, config, "snapshot")
             if saving or snapshot or is_due(state.step, config, "log"):
                 loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
-            if snapshot:  # before the state: a run killed between the two writes it again, not never
+            if snapshot:  # before the state, so that a run killed between the two writes it again
                 state.save_snapshot(run_dir)
             if saving:
                 state.save(run_dir)
             report.validate_and_preview()
             if stopping and state.step < config.num_steps:
-                logger.info("stopped at step %d; run again to go on from there", state.step)
+                logger.info("stopped at step %d; run again to resume", state.step)
                 raise KeyboardInterrupt
 
 
@@ -194,7 +193,7 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
     grad_norm = torch.zeros(())
     for micro in range(config.grad_accumulation):
         micro_step = state.step * config.grad_accumulation + micro
-        # dropout is the one thing that draws from the global generator
+        # only dropout draws from the global generator
         torch.manual_seed(derive_seed(config.seed, micro_step, accelerator.process_index))
         batch = tuple(part.to(accelerator.device, non_blocking=True) for part in next(batches))
         first = (micro_step * accelerator.num_processes + accelerator.process_index) * config.batch_size
@@ -216,12 +215,12 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
 
 
 def process_state() -> PartialState:
-    """Return which process of how many this is; without a GPU they talk over gloo."""
+    """Return this process's rank among all processes; without a GPU they communicate over gloo."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return an Accelerator of the configured precision, alone or as launched by `accelerate launch`.
+    """Return an Accelerator with the configured precision, for one process or for `accelerate launch`.
 
     Raises:
         ValueError: fp16 without a GPU.
@@ -229,7 +228,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     state = process_state()
     if config.mixed_precision == "fp16" and state.device.type != "cuda":
         raise ValueError("mixed_precision='fp16' needs a CUDA device; set 'auto', 'bf16' or 'no'")
-    # Accelerate keeps one precision a process; a notebook may train twice with two.
+    # Accelerate keeps one precision per process; a notebook may train with one, then with another.
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=resolve_precision(config.mixed_precision),
@@ -239,7 +238,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Return what the learning rate is multiplied with at `step`: linear warm-up, then the schedule."""
+    """Return the factor of the learning rate at `step`: linear warm-up times the schedule."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     progress = step / config.num_steps
     if config.lr_schedule == "cosine":
@@ -252,7 +251,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average of the weights.
 
-    The decay warms up, min(decay, (1 + n)/(10 + n)), so that the first random weights are soon forgotten.
+    The decay warms up as min(decay, (1 + n)/(10 + n)), so that the first random weights are soon forgotten.
     """
     return running_average(model, lambda n: 1 - ((1 + n) / (10 + n)).clamp(max=decay))
 
@@ -281,8 +280,8 @@ def _unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
-def _agree(accelerator: Accelerator, stopping: bool) -> bool:
-    """True when any process was asked to stop, so that all stop at the same step."""
+def _any_is_stopping(accelerator: Accelerator, stopping: bool) -> bool:
+    """Return whether any process was asked to stop, so that all stop at the same step."""
     if accelerator.num_processes == 1:
         return stopping
     return bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)).item())
@@ -292,7 +291,7 @@ def _mean_loss(state: TrainState, grad_norm: Tensor) -> float:
     """Return the mean loss since the last call, over all processes.
 
     Raises:
-        TrainingDiverged: it is not finite, or the last gradients were not (fp16 has skipped such a step).
+        TrainingDiverged: the loss or the last gradients are not finite (fp16 skips such a step instead).
     """
     loss = state.accelerator.reduce(torch.stack(state.recent_losses).mean(), reduction="mean").item()
     state.recent_losses.clear()
@@ -301,6 +300,6 @@ def _mean_loss(state: TrainState, grad_norm: Tensor) -> float:
     if not math.isfinite(loss):
         raise TrainingDiverged(
             f"the loss is {loss} at step {state.step}: lower learning_rate, raise warmup_steps, or set "
-            "mixed_precision to 'bf16' or 'no'; the last saved state is from before and fit goes on from it"
+            "mixed_precision to 'bf16' or 'no'; the last saved state is from before, and fit resumes from it"
         )
     return loss

@@ -1,9 +1,9 @@
-"""Averages of the weights over a training, and the average of any length after it.
+"""Averages of the weights during training, and the average of any length after it.
 
-How long weights are best averaged is known only when the training is over. So it keeps a few averages with
-power profiles (the weights of step tau count as tau^gamma) and stores them now and then; the average of
-another length is a linear combination of those snapshots. A length is given as sigma_rel, the standard
-deviation of a profile in shares of the training so far: 0.10 of 1,000 steps are 100 steps.
+The best length of an average is known only after training. So training keeps a few averages with power
+profiles (the weights of step tau count as tau^gamma) and regularly stores snapshots of them; the average of
+another length is a linear combination of the snapshots. A length is given as sigma_rel, the standard
+deviation of a profile as a fraction of the training so far: 0.10 of 1,000 steps is 100 steps.
 
 Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2),
 section 3 and appendix C.
@@ -23,7 +23,7 @@ from Libraries.Utils import get_logger
 logger = get_logger("PostHocEMA")
 
 LONGEST = 12**-0.5  # sigma_rel of gamma = 0, where all steps count the same
-POOR_FIT = 0.2  # relative L2 error of a rebuilt profile from which on we warn
+POOR_FIT = 0.2  # relative L2 error of a rebuilt profile above which we warn
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -41,11 +41,11 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def running_average(model: nn.Module, share: Callable[[Tensor], Tensor]) -> AveragedModel:
-    """Return an average of the weights that begins as a copy and moves on by a share of the distance.
+    """Return an average of the weights that begins as a copy and moves by a fraction of the distance.
 
     Args:
-        share: called with the number of weights averaged before, int64 scalar, 1 or more; it returns a
-            tensor too, because reading the number would make a GPU wait at every step.
+        share: that fraction, from the number of weights averaged before (int64 scalar, 1 or more); it returns
+            a tensor, because reading the number would make a GPU wait at every step.
     """
 
     @torch.no_grad()
@@ -69,14 +69,14 @@ def power_average(model: nn.Module, sigma_rel: float) -> AveragedModel:
 
 
 def save_snapshot(run_dir: Path, step: int, averages: dict[float, AveragedModel]) -> None:
-    """Write snapshot-<step>.pth: the averages by their sigma_rel, parameters in float16, buffers as they are.
+    """Write snapshot-<step>.pth: the averages by sigma_rel, parameters in float16, buffers as they are.
 
     Measured on a U-Net of 0.4 M parameters, 200 steps, ten snapshots, sigma_rel 0.03: float16 leaves a
-    relative error of 6e-4 in the rebuilt weights (float32: 1e-5) and moves the loss by less than 1e-4 of it,
-    on half the disk.
+    relative error of 6e-4 in the rebuilt weights (float32: 1e-5) and changes the loss by less than a fraction
+    of 1e-4, in half the space.
 
-    Nothing is written before the first update. With `updates` the file says how many weights were averaged:
-    fewer than `step` where fp16 has skipped some.
+    Nothing is written before the first update. `updates` is the number of weights averaged, fewer than `step`
+    where fp16 has skipped steps.
     """
     first = next(iter(averages.values()))
     updates = int(first.n_averaged)
@@ -100,11 +100,11 @@ def reconstruct(run_dir: Path, sigma_rel: float, step: int | None = None) -> dic
     """Return the weights averaged with a power profile of any length, from the snapshots of a run.
 
     Snapshots are read one at a time. Those after `step` are left out: up to `step` their profiles are those
-    of the snapshot there, so they add nothing but weights from after it.
+    of the snapshot there, so they would add only later weights.
 
     Args:
         sigma_rel: length of the average; best between half the shortest stored and twice the longest.
-        step: of a snapshot; None is the last.
+        step: of a snapshot; None: the last.
 
     Returns:
         A state dict, parameters in float32, buffers those of the snapshot at `step`.
@@ -117,22 +117,22 @@ def reconstruct(run_dir: Path, sigma_rel: float, step: int | None = None) -> dic
     paths = _paths_until(run_dir, step)
     profiles = [profile for path in paths for profile in _profiles_in(path)]
     times, gammas = (np.array(column, dtype=np.float64) for column in zip(*profiles, strict=True))
-    shares, error = solve_shares(times, gammas, times[-1], gamma)
+    coefficients, error = solve_shares(times, gammas, times[-1], gamma)
     if error > POOR_FIT:
         logger.warning(
-            "the average of sigma_rel=%g misses its profile by %.0f %%: choose a length nearer to the stored "
+            "the average of sigma_rel=%g misses its profile by %.0f %%: choose a length closer to the stored "
             "ones, or write snapshots more often (snapshot_every)", sigma_rel, 100 * error,
         )  # fmt: skip
-    return _combine(paths, iter(shares.tolist()))
+    return _combine(paths, iter(coefficients.tolist()))
 
 
 def solve_shares(
     times: np.ndarray, gammas: np.ndarray, time: float, gamma: float
 ) -> tuple[np.ndarray, float]:
-    """Return the shares of the stored profiles in the one asked for, and the relative L2 error it leaves.
+    """Return the coefficients of the stored profiles in the one asked for, and the relative L2 error left.
 
-    Least squares between profiles by their inner products, EDM2 algorithm 3. Shares are scaled to sum 1, as
-    in EDM2's program, so that weights which do not change stay as they are.
+    Least squares between profiles by their inner products, EDM2 algorithm 3. Coefficients are scaled to sum
+    to 1, as in EDM2's code, so that weights that do not change stay as they are.
 
     Args:
         times, gammas: of the stored profiles, float64 (N,), in updates and as exponents.
@@ -141,11 +141,11 @@ def solve_shares(
     among = inner_product(times[:, None], gammas[:, None], times, gammas)
     with_target = inner_product(times, gammas, time, gamma)
     # two snapshots are the same profile where fp16 has skipped every step between them
-    shares = np.linalg.lstsq(among, with_target, rcond=None)[0]
-    shares /= shares.sum()
+    coefficients = np.linalg.lstsq(among, with_target, rcond=None)[0]
+    coefficients /= coefficients.sum()
     norm = inner_product(time, gamma, time, gamma)
-    squared_error = norm - 2 * shares @ with_target + shares @ among @ shares
-    return shares, float(np.sqrt(max(squared_error, 0.0) / norm))
+    squared_error = norm - 2 * coefficients @ with_target + coefficients @ among @ coefficients
+    return coefficients, float(np.sqrt(max(squared_error, 0.0) / norm))
 
 
 def inner_product(time_a, gamma_a, time_b, gamma_b) -> np.ndarray:
@@ -166,7 +166,7 @@ def _paths_until(run_dir: Path, step: int | None) -> list[Path]:
     if step is not None and step not in steps:
         nearest = sorted(sorted(steps, key=lambda number: abs(number - step))[:2])
         raise CheckpointError(
-            f"{run_dir} has no snapshot at step {step}, and what lies between two is not stored: choose "
+            f"{run_dir} has no snapshot at step {step}, and steps between snapshots are not stored: choose "
             f"{' or '.join(map(str, nearest))} (the first is {steps[0]}, the last {steps[-1]})"
         )
     return [path for number, path in found if step is None or number <= step]
@@ -178,13 +178,13 @@ def _profiles_in(path: Path) -> list[tuple[int, float]]:
     return [(content["updates"], gamma_of(sigma_rel)) for sigma_rel in content["parameters"]]
 
 
-def _combine(paths: list[Path], shares: Iterator[float]) -> dict[str, Tensor]:
-    """Add up the stored averages, each times its share; `shares` in the order of `_profiles_in`."""
+def _combine(paths: list[Path], coefficients: Iterator[float]) -> dict[str, Tensor]:
+    """Return the sum of the stored averages times `coefficients`, in the order of `_profiles_in`."""
     total = {}
     for path in paths:
         content = load_checkpoint(path)
         for parameters in content["parameters"].values():
-            share = next(shares)
+            coefficient = next(coefficients)
             for name, value in parameters.items():
-                total[name] = total.get(name, 0) + share * value.float()
+                total[name] = total.get(name, 0) + coefficient * value.float()
     return {**total, **content["buffers"]}

@@ -1,4 +1,4 @@
-"""What a training leaves to read: metrics.csv and log.txt of its run folder."""
+"""What training writes for people to read: metrics.csv and log.txt of its run folder."""
 
 import contextlib
 import csv
@@ -12,7 +12,7 @@ logger = get_logger("RunLog")
 
 
 class MetricsFile:
-    """metrics.csv of a run: a line a report; lines after the resumed step are dropped."""
+    """The metrics.csv of a run, one line per report; lines after the resumed step are dropped."""
 
     def __init__(self, path: Path, step: int, metric_names: tuple[str, ...]):
         self.path = path
@@ -40,7 +40,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def log_file(path: Path):
-    """Write this repository's log messages to `path` as well, while the block runs."""
+    """Write this repository's log messages to `path` too while the block runs."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger(ROOT_LOGGER)
@@ -53,12 +53,12 @@ def log_file(path: Path):
 
 
 def is_due(step: int, config, what: str) -> bool:
-    """True every `<what>_every` steps of a `TrainConfig`, and at its end."""
+    """Return whether `step` is a multiple of a `TrainConfig`'s `<what>_every`, or the last."""
     return step == config.num_steps or step % getattr(config, f"{what}_every") == 0
 
 
 class Report:
-    """What a training says of itself: lines of metrics.csv, validation, previews; on the main process alone.
+    """Report on training, on the main process alone: lines of metrics.csv, validation, previews.
 
     Args:
         state, loss_fn, config, preview: those of `Training.fit`.
@@ -84,7 +84,7 @@ class Report:
         self._restart_clock()
 
     def validate_and_preview(self) -> None:
-        """Score and show the EMA model when it is due; the clock of the speed stands still meanwhile."""
+        """Validate and preview the EMA model when due; that time does not count in the speed."""
         due = {
             name: self.main and is_due(self.state.step, self.config, name) for name in ("validate", "preview")
         }

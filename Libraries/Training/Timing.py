@@ -1,4 +1,4 @@
-"""How long things take: calls timed in turns, and a training step to time."""
+"""Time calls in turns, and make a training step to time."""
 
 import statistics
 import time
@@ -18,8 +18,8 @@ def median_in_turns(
 ) -> dict[str, float]:
     """Return the median seconds of each call.
 
-    All are called `warm_ups` times untimed and then in turns, A B C A B C, so that a clock that drifts or a
-    neighbour on the machine hits all alike.
+    All are called `warm_ups` times untimed and then in turns, A B C A B C, so that a drifting clock or other
+    work on the machine affects all alike.
     """
     seconds = {name: [] for name in calls}
     for turn in tqdm(range(turns + warm_ups), desc="timing", unit="turn", leave=False):
@@ -31,7 +31,7 @@ def median_in_turns(
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call, all of its work on the device included."""
+    """Return the seconds of one call, including all its work on the device."""
     synchronise(device)
     start = time.perf_counter()
     call()
@@ -40,7 +40,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for a device that computes while Python goes on."""
+    """Wait for a device that computes asynchronously."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
 
@@ -48,7 +48,7 @@ def synchronise(device: torch.device) -> None:
 def training_step(
     network: nn.Module, loss_fn: Loss, train: TrainConfig, shape: tuple[int, int, int]
 ) -> Callable[[], None]:
-    """Return a call that takes one optimiser step as `train` says, on random x0 (B, *shape) of label 0."""
+    """Return a function that takes one optimiser step with `train`, on random x0 (B, *shape) of label 0."""
     device, B = pick_device(), train.batch_size
     network, precision = network.to(device).train(), resolve_precision(train.mixed_precision)
     optimizer = torch.optim.AdamW(network.parameters(), lr=train.learning_rate)

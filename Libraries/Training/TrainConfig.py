@@ -1,4 +1,4 @@
-"""How a model is trained: the settings of `Training.fit`, checked when they are made."""
+"""The settings of `Training.fit`, checked when they are made."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,19 @@ class TrainConfig:
     """How a model is trained; the values live in `Conf.py`.
 
     Raises:
-        ValueError: a name is unknown or a number impossible.
+        ValueError: a name is unknown or a number is impossible.
     """
 
     num_steps: int  # optimiser steps
-    batch_size: int  # clips of one forward pass, a process
-    grad_accumulation: int  # forward passes an optimiser step
+    batch_size: int  # clips per forward pass and process
+    grad_accumulation: int  # forward passes per optimiser step
     learning_rate: float
     lr_schedule: str  # constant | cosine (to zero) | step (a tenth at 60 % and at 85 %)
     warmup_steps: int  # optimiser steps of linear rise
     betas: tuple[float, float]  # of AdamW
     weight_decay: float
     max_grad_norm: float
-    ema_decay: float  # a step, once warmed up
+    ema_decay: float  # per step, once warmed up
     mixed_precision: str  # auto | no | fp16 | bf16
     compile: bool = False  # torch.compile, on CUDA
     dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
@@ -34,10 +34,10 @@ class TrainConfig:
     seed: int
     log_every: int  # optimiser steps
     validate_every: int
-    num_validation_clips: int  # of the validation split, that are scored
+    num_validation_clips: int  # scored clips of the validation split
     save_every: int
     preview_every: int  # fixed-seed samples as a plot
-    power_ema: tuple[float, ...] = ()  # lengths of the stored averages, share of the steps so far; (): none
+    power_ema: tuple[float, ...] = ()  # lengths of stored averages, fractions of the steps so far; (): none
     snapshot_every: int  # optimiser steps between stored averages
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What an autoencoder is trained for: reconstruction, spectral terms, KL, and a critic for detail."""
+"""The loss of an autoencoder: reconstruction, spectral terms, KL, and a critic for detail."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,12 +20,12 @@ CRITIC_FREQUENCY_FEATURES = 4  # channels
 class VAELossConfig:
     """The weights of the loss; the values live in `Conf.py`.
 
-    Every term is a mean over the values of a clip, the KL too: its sum in nats over the clip's values, so
-    that the loss is the negative log-evidence bound over the number of values and a weight means the same at
+    Every term is a mean over the values of a clip. So is the KL, its sum in nats divided by the number of the
+    clip's values: the loss is the negative evidence lower bound per value, and a weight means the same at
     every size.
 
     Raises:
-        ValueError: a name is unknown or a number impossible.
+        ValueError: a name is unknown or a number is impossible.
     """
 
     reconstruction: str  # l1 | l2
@@ -35,7 +35,7 @@ class VAELossConfig:
     kl_weight: float
     kl_warmup_steps: int  # optimiser steps of linear rise
     adversarial_weight: float = 0.0  # 0: no critic
-    adversarial_start: int = 0  # optimiser step from which the critic is listened to
+    adversarial_start: int = 0  # optimiser step from which the critic counts
     critic_channels: tuple[int, ...] = ()  # width of each halving of the patch critic
 
     def __post_init__(self):
@@ -56,11 +56,11 @@ def reconstruction_error(x0: Tensor, reconstruction: Tensor, kind: str) -> Tenso
 
 
 def spectral_error(x0: Tensor, reconstruction: Tensor, scales: tuple[int, ...]) -> Tensor:
-    """Return how wrong the contrasts are: the mean absolute error of differences between neighbours, (B,).
+    """Return the error of the contrasts: the mean absolute error of differences between neighbours, (B,).
 
-    Differences along time are onsets, along frequency partials and the gaps between them; an average over
-    `scale` rows and frames first finds the broad ones. A blurred spectrogram is near the original value by
-    value but has lost these.
+    Differences along time are onsets, those along frequency partials and the gaps between them; averaging
+    over `scale` rows and frames first finds the broad ones. A blurred spectrogram is close to the original
+    value by value but has lost these differences.
     """
     errors = []
     for scale in scales:
@@ -70,9 +70,9 @@ def spectral_error(x0: Tensor, reconstruction: Tensor, scales: tuple[int, ...]) 
 
 
 class PatchCritic(nn.Module):
-    """Judge patches (Isola et al. 2017): (B, C, F, T) -> logits (B, 1, f, t), each sees some rows and frames.
+    """Judge patches (Isola et al. 2017): (B, C, F, T) -> logits (B, 1, f, t), one per patch.
 
-    Every width of `channels` halves both axes. Rows tell their frequency, as in the autoencoder.
+    Every width of `channels` halves both axes. Rows carry their frequency, as in the autoencoder.
     """
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]):
@@ -93,8 +93,8 @@ class Pass(NamedTuple):
 
     reconstruction: Tensor  # (B, C, F, T)
     posterior: Posterior
-    judged: Tensor | None  # the critic of the reconstruction, with gradients for the autoencoder alone
-    real: Tensor | None  # the critic of the original, and
+    judged: Tensor | None  # logits of the reconstruction, with gradients for the autoencoder alone
+    real: Tensor | None  # logits of the original, and
     fake: Tensor | None  # of the reconstruction, with gradients for the critic alone
 
 
@@ -107,7 +107,7 @@ class TrainableVAE(nn.Module):
         self.critic = PatchCritic(vae.shape[0], config.critic_channels) if config.adversarial_weight else None
 
     def forward(self, x0: Tensor, noise: Tensor) -> Pass:
-        """Reconstruct x0 (B, C, F, T) through one sample of the posterior, and have it judged."""
+        """Reconstruct x0 (B, C, F, T) through one sample of the posterior, and judge the result."""
         reconstruction, posterior = self.vae(x0, noise)
         if self.critic is None:
             return Pass(reconstruction, posterior, None, None, None)
@@ -121,19 +121,19 @@ class VAELoss:
 
     Per value of a clip, with the weights of the settings:
     reconstruction + spectral + warm-up·KL + critic (hinge, Lim and Ye 2017).
-    The noise of a training sample depends on (seed, its position in the stream) alone. The optimiser step,
-    which warm-up and critic need, is its position divided by the samples of a step.
+    The noise of a training sample depends only on the seed and the sample's position in the stream. The
+    optimiser step, which warm-up and critic need, is the position divided by the samples per step.
 
     The origin's loss, 10,000·reproduction + KL, is l2 with `reconstruction_weight` 10,000 and `kl_weight` 1.
-    Of the two readings of the journal's "reprod loss (*weight) = 1.9e5" the squared error is summed over the
-    clip: a mean of 19 is impossible for data in [0, 1]. 1.9e5 is then an RMS error of 1.4 % of the range, and
-    KL = 4e4, summed over the latent, is 0.9 nats a value in conv_v2. Both divided by the values of a clip
-    are this loss, the same minimum.
+    In the journal's "reprod loss (*weight) = 1.9e5" the squared error must be summed over the clip: a mean of
+    19 is impossible for data in [0, 1]. 1.9e5 is then an RMS error of 1.4 % of the range, and KL = 4e4,
+    summed over the latent, is 0.9 nats per value in conv_v2. Divided by the number of values of a clip, both
+    give this loss, with the same minimum.
 
     Args:
         config: the weights.
         latent_shape: of the autoencoder.
-        samples_per_step: clips of an optimiser step, over all batches and processes.
+        samples_per_step: clips per optimiser step, over all batches and processes.
         seed: of the noise.
     """
 
@@ -154,15 +154,15 @@ class VAELoss:
         loss = self._weighted(self._terms(x0, result), warmup)
         if result.judged is None:
             return loss
-        listened = (step >= self.config.adversarial_start) * self.config.adversarial_weight
+        adversarial_weight = (step >= self.config.adversarial_start) * self.config.adversarial_weight
         critic = F.relu(1 - result.real).mean((1, 2, 3)) + F.relu(1 + result.fake).mean((1, 2, 3))
-        return loss - listened * result.judged.mean((1, 2, 3)) + critic
+        return loss - adversarial_weight * result.judged.mean((1, 2, 3)) + critic
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches) -> dict[str, float]:
-        """Return mean loss (full KL, no critic) and terms, with the same noise at every call.
+        """Return the mean loss (full KL, no critic) and its terms, with the same noise at every call.
 
-        `val_kl` is the sum over a clip in nats, the others are means over its values.
+        `val_kl` is the sum over a clip in nats; the others are means over its values.
         """
         device = next(model.parameters()).device
         rows, first = [], 0
