@@ -8,8 +8,8 @@ from Libraries.Studies.ImagesConfig import ImagesConfig
 
 BASE_IMAGES = ImagesConfig(
     source="auto",  # auto (CIFAR-10, or the digits if it cannot be downloaded) | cifar10 | digits
-    validation_share=0.1,  # of the training images
-    test_share=0.2,  # of the digits
+    validation_fraction=0.1,  # of the training images
+    test_fraction=0.2,  # of the digits
     split_seed=0,
     networks=("unet", "unet_v0"),  # the second scaled to the parameter count of the first
     unet=replace(

@@ -34,7 +34,7 @@ PLAYED = ("solo_piano", "string_quartet", "church_organ", "acoustic_guitar", "fi
 OTHER = "accordion"
 SPECTROGRAM = CPU.spectrogram
 RATE, CLIP_SAMPLES = SPECTROGRAM.sample_rate, SPECTROGRAM.clip_samples
-CLIPS_A_PIECE = 4
+CLIPS_PER_PIECE = 4
 SKIPPED_SECONDS = 2.0  # the beginning of a piece is thinner than the rest
 RMS, PEAK = 0.14, 0.9  # -17 dB of full scale, or less if the peak would be higher
 VIBRATO_HZ = 5.5
@@ -70,7 +70,7 @@ def draw_pieces(counts: dict[str, int], seed: int, cache_dir: Path) -> list[Piec
     """
     rng = np.random.default_rng(seed)
     orders = {source: iter(rng.permutation(list(list_scores(source)))) for source in SOURCES}
-    seconds = SKIPPED_SECONDS + CLIPS_A_PIECE * CLIP_SAMPLES / RATE
+    seconds = SKIPPED_SECONDS + CLIPS_PER_PIECE * CLIP_SAMPLES / RATE
     pieces = []
     for ensemble, count in counts.items():
         scores = (
@@ -102,11 +102,11 @@ def render(pieces: Sequence[Piece], held: float = 1.0) -> Clips:
     start = round(SKIPPED_SECONDS * RATE)
     for piece in pieces:
         notes = [note._replace(seconds=held * note.seconds) for note in piece.notes]
-        wave = font.play(notes, start + CLIPS_A_PIECE * CLIP_SAMPLES, RATE)[start:]
+        wave = font.play(notes, start + CLIPS_PER_PIECE * CLIP_SAMPLES, RATE)[start:]
         gain = min(RMS / np.sqrt(np.mean(wave**2)), PEAK / np.abs(wave).max())
-        waves.append(gain * wave.reshape(CLIPS_A_PIECE, 1, CLIP_SAMPLES))
+        waves.append(gain * wave.reshape(CLIPS_PER_PIECE, 1, CLIP_SAMPLES))
     names, ensembles = (
-        np.repeat([getattr(piece, field) for piece in pieces], CLIPS_A_PIECE)
+        np.repeat([getattr(piece, field) for piece in pieces], CLIPS_PER_PIECE)
         for field in ("name", "ensemble")
     )
     return Clips(torch.from_numpy(np.concatenate(waves)).float(), names, ensembles)
@@ -169,7 +169,7 @@ def copied(clips: Clips, training: Tensor, samples: int) -> Clips:
     """
     waveforms, length = clips.waveforms.clone(), training.shape[-1]
     places = range(3, len(waveforms), 4)
-    firsts = np.linspace(0, len(training) // CLIPS_A_PIECE - 1, len(places)).astype(int) * CLIPS_A_PIECE
+    firsts = np.linspace(0, len(training) // CLIPS_PER_PIECE - 1, len(places)).astype(int) * CLIPS_PER_PIECE
     for place, first in zip(places, firsts, strict=True):
         waveforms[place] = torch.cat([training[first], training[first + 1]], -1)[
             :, samples : samples + length
@@ -201,7 +201,7 @@ def damages(held: list[Piece], other: list[Piece], training: Clips) -> dict[str,
 
 def calibrate(clips: int, seed: int, cache_dir: Path) -> Iterator[tuple[str, Measures]]:
     """Yield the name and the measures of every damaged set, the undamaged one first."""
-    count = max(1, clips // (CLIPS_A_PIECE * len(PLAYED)))  # pieces per ensemble
+    count = max(1, clips // (CLIPS_PER_PIECE * len(PLAYED)))  # pieces per ensemble
     pieces = draw_pieces({name: 4 * count for name in PLAYED} | {OTHER: 6 * count}, seed, cache_dir)
     of = {name: [piece for piece in pieces if piece.ensemble == name] for name in (*PLAYED, OTHER)}
     training = render([piece for name in PLAYED for piece in of[name][: 2 * count]])

@@ -22,7 +22,7 @@ import soundfile
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
-MINUTES_A_FILE = 1.0
+MINUTES_PER_FILE = 1.0
 
 
 def main() -> None:
@@ -79,8 +79,8 @@ def make_audio(folder: Path, minutes: float, suffix: str = "wav") -> Path:
     """Write `minutes` of 44.1 kHz stereo in files of a minute: decaying notes over noise."""
     folder.mkdir(parents=True)
     rate, generator = 44100, np.random.default_rng(0)
-    for number in range(max(3, round(minutes / MINUTES_A_FILE))):
-        t = np.arange(round(min(minutes / 3, MINUTES_A_FILE) * 60 * rate)) / rate
+    for number in range(max(3, round(minutes / MINUTES_PER_FILE))):
+        t = np.arange(round(min(minutes / 3, MINUTES_PER_FILE) * 60 * rate)) / rate
         pitch = 220 * 2 ** (generator.integers(0, 24, 600)[(t * 4).astype(int)] / 12)
         note = 0.5 * np.exp(-6 * (t % 0.25)) * np.sin(2 * np.pi * pitch * t)
         samples = note[:, None] + 0.01 * generator.standard_normal((len(t), 2))

@@ -11,10 +11,10 @@ from scipy.stats import ttest_1samp
 
 from Conf import BASE, SMOKE, in_space
 from Journal import TRIAL, choose_experiments, journal_experiments
-from Libraries.Networks.Catalogue import parameters_of, scale_widths
+from Libraries.Networks import as_journal, parameters_of, scale_widths
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
-from Libraries.Sound.Metrics import mean_interval, power_share_above
+from Libraries.Sound.Metrics import mean_interval, power_fraction_above
 from Libraries.Studies import Experiments
 from Libraries.Studies.ExperimentReport import (
     conclusion,
@@ -135,9 +135,9 @@ def test_one_value_has_no_interval():
 def test_power_share_is_that_of_the_sines():
     seconds = torch.arange(8000) / 8000
     low, high = (torch.sin(2 * torch.pi * f * seconds) for f in (500, 3000))
-    share = power_share_above((low + 0.1 * high)[None, None], 8000, 2000.0)
+    share = power_fraction_above((low + 0.1 * high)[None, None], 8000, 2000.0)
     assert share == pytest.approx(10 * math.log10(0.01 / 1.01), abs=0.01)
-    assert power_share_above(0.001 * (low + 0.1 * high)[None, None], 8000, 2000.0) == pytest.approx(share)
+    assert power_fraction_above(0.001 * (low + 0.1 * high)[None, None], 8000, 2000.0) == pytest.approx(share)
 
 
 @pytest.fixture
@@ -145,7 +145,8 @@ def tiny(chords):
     """An experiment of seconds on made-up chords."""
     variants = {"group": Change({}), "batch": Change({"network.norm": "batch"})}
     experiment = Experiment("tiny", "Batch or group", "it differs.", variants)
-    return experiment, replace(chords, preset="TINY"), Trials(seeds=(0, 1), clips=4, names=())
+    settings = replace(chords, preset="TINY", network=as_journal(chords.network))
+    return experiment, settings, Trials(seeds=(0, 1), clips=4, names=())
 
 
 def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):

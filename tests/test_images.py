@@ -244,7 +244,7 @@ def test_digits_are_split_alike_by_class_without_overlap():
 def test_digits_look_like_the_small_ones():
     from sklearn.datasets import load_digits as small_digits
 
-    whole = replace(SMOKE_IMAGES, test_share=0.999, validation_share=0.5)
+    whole = replace(SMOKE_IMAGES, test_fraction=0.999, validation_fraction=0.5)
     test = load_digits(whole).test
     small = torch.from_numpy(small_digits().images)
     averages = torch.nn.functional.avg_pool2d(test.images.float(), 4)[:, 0] / 255 * 16
@@ -304,7 +304,7 @@ def test_smoke_alone_never_tries_the_network(preset):
     "setting, value, reason",
     [
         ("source", "mnist", "choose one of auto, cifar10, digits"),
-        ("test_share", 1.0, r"test_share=1.0 must be within \(0, 1\)"),
+        ("test_fraction", 1.0, r"test_fraction=1.0 must be within \(0, 1\)"),
         ("num_samples", 1, "num_samples=1 must be 2 or more"),
         ("unet", replace(SMOKE_IMAGES.unet, num_classes=0), "num_classes=0 must be 10"),
         ("unet", replace(SMOKE_IMAGES.unet, patch_size=(64, 1)), "'unet' does not fit images of 32x32"),

@@ -15,7 +15,7 @@ from Libraries.Measures.Copies import (
 )
 from Libraries.Measures.Notes import HOP, SAMPLE_RATE, Notes
 from Libraries.Measures.Rhythm import event_times, interval_spread, pulse_clarity
-from Libraries.Measures.Sound import level_of_highs, silent_share, sound_measures, spectral_tilt
+from Libraries.Measures.Sound import level_of_highs, silent_fraction, sound_measures, spectral_tilt
 
 RATE = 16_000
 
@@ -64,7 +64,7 @@ def test_silence_has_no_balance_and_breaks_nothing():
     found = sound_measures(torch.zeros(2, 1, RATE), RATE)
     assert len(found["spectral tilt"].values) == 0
     assert found["silence"].values.tolist() == [100, 100]
-    assert silent_share(torch.zeros(1, 1, RATE), RATE).tolist() == [1]
+    assert silent_fraction(torch.zeros(1, 1, RATE), RATE).tolist() == [1]
 
 
 def test_at_low_sample_rates_there_are_no_highs():

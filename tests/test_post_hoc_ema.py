@@ -17,7 +17,7 @@ from Libraries.Training.PostHocEMA import (
     power_average,
     reconstruct,
     save_snapshot,
-    solve_shares,
+    solve_coefficients,
 )
 
 STORED = (0.05, 0.10)
@@ -144,7 +144,7 @@ def test_shares_are_those_of_least_squares_on_the_explicit_profiles(sigma_rel):
     columns = [profile(time, length, num_steps) for time in times for length in STORED]
     target = profile(num_steps, sigma_rel, num_steps)
     expected = np.linalg.lstsq(np.stack(columns, 1), target, rcond=None)[0]
-    shares, error = solve_shares(*stored_profiles(times), num_steps, gamma_of(sigma_rel))
+    shares, error = solve_coefficients(*stored_profiles(times), num_steps, gamma_of(sigma_rel))
     assert np.allclose(shares, expected / expected.sum(), atol=2e-3)
     rebuilt = np.stack(columns, 1) @ shares
     assert error == pytest.approx(np.linalg.norm(rebuilt - target) / np.linalg.norm(target), rel=1e-2)
@@ -152,16 +152,16 @@ def test_shares_are_those_of_least_squares_on_the_explicit_profiles(sigma_rel):
 
 def test_stored_profile_needs_no_other_and_later_ones_add_nothing():
     earlier, all_of_them = stored_profiles(range(100, 601, 100)), stored_profiles(range(100, 1_001, 100))
-    shares, error = solve_shares(*earlier, 600.0, gamma_of(0.10))
+    shares, error = solve_coefficients(*earlier, 600.0, gamma_of(0.10))
     assert np.allclose(shares, np.eye(12)[11], atol=1e-10) and error < 1e-6
-    some, _ = solve_shares(*earlier, 600.0, gamma_of(0.03))
-    more, _ = solve_shares(*all_of_them, 600.0, gamma_of(0.03))
+    some, _ = solve_coefficients(*earlier, 600.0, gamma_of(0.03))
+    more, _ = solve_coefficients(*all_of_them, 600.0, gamma_of(0.03))
     assert np.allclose(more, [*some, *np.zeros(8)], atol=1e-10)
 
 
 def test_the_same_snapshot_twice_does_no_harm():
-    once, _ = solve_shares(*stored_profiles([100, 200]), 200.0, gamma_of(0.15))
-    twice, _ = solve_shares(*stored_profiles([100, 100, 200]), 200.0, gamma_of(0.15))
+    once, _ = solve_coefficients(*stored_profiles([100, 200]), 200.0, gamma_of(0.15))
+    twice, _ = solve_coefficients(*stored_profiles([100, 100, 200]), 200.0, gamma_of(0.15))
     assert np.allclose(twice[:2] + twice[2:4], once[:2]) and np.allclose(twice[4:], once[2:])
 
 

@@ -12,7 +12,7 @@ from Libraries.VAE import Posterior
 
 SILENT_KL = 0.01  # nats per value; a channel below this carries nothing
 ACTIVE_VARIANCE = 0.01  # of the posterior mean over the data (Burda et al. 2016, section 5.1)
-COLLAPSED_SHARE = 0.5  # of channels that carry nothing
+COLLAPSED_FRACTION = 0.5  # of channels that carry nothing
 LARGEST_MEAN, STD_RANGE = 0.3, (0.7, 1.4)  # of a channel of a standard latent
 IGNORED_RATIO = 1.2  # error with another clip's latent relative to the error with its own
 UNEVEN_RATIO = 2.5  # error of the worst band relative to the mean
@@ -41,7 +41,7 @@ def check_collapse(posterior: Posterior) -> Check:
     kl, variance = kl_per_channel(posterior), posterior.mu.transpose(0, 1).flatten(1).var(1)
     active = int(((kl > SILENT_KL) & (variance > ACTIVE_VARIANCE)).sum())
     silent, total = len(kl) - active, len(kl)
-    failed = silent > COLLAPSED_SHARE * total
+    failed = silent > COLLAPSED_FRACTION * total
     sentence = f"{active} of {total} latent channels are active, {kl.mean():.2f} nats per value"
     if failed:
         sentence = (

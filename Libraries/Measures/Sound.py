@@ -28,7 +28,7 @@ def sound_measures(waveforms: Tensor, sample_rate: int) -> dict[str, Values]:
         "level above 5 kHz": level_of_highs(waveforms, sample_rate),
         "loudness": 10 * waves.square().mean(1).clamp(min=_SMALLEST).log10(),
         "clipping": 100 * (waves.abs() >= CLIPPED).double().mean(1),
-        "silence": 100 * silent_share(waveforms, sample_rate),
+        "silence": 100 * silent_fraction(waveforms, sample_rate),
         "DC": 100 * waves.mean(1).abs(),
     }
     if sample_rate <= 2 * HIGHS_HZ:
@@ -74,7 +74,7 @@ def level_of_highs(waveforms: Tensor, sample_rate: int) -> Tensor:
     return torch.where(total > _SMALLEST, share.clamp(min=-RANGE_DB), torch.nan)
 
 
-def silent_share(waveforms: Tensor, sample_rate: int) -> Tensor:
+def silent_fraction(waveforms: Tensor, sample_rate: int) -> Tensor:
     """Return the share of frames of 20 ms below -60 dB of full scale, (B,) from 0 to 1."""
     frames = waveforms[:, 0].detach().cpu().double().unfold(1, *(2 * [round(FRAME_SECONDS * sample_rate)]))
     level = 10 * frames.square().mean(2).clamp(min=_SMALLEST).log10()

@@ -158,7 +158,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return max(distance.item(), 0.0)
 
 
-def power_share_above(waveforms: Tensor, sample_rate: int, frequency: float) -> float:
+def power_fraction_above(waveforms: Tensor, sample_rate: int, frequency: float) -> float:
     """Return the fraction of the power above a frequency, averaged over clips, in dB.
 
     Every clip counts alike, whatever its level.

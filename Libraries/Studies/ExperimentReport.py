@@ -82,7 +82,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
                 name,
                 f"{own[0].parameters / 1e6:.3g}",
                 str(own[0].num_steps),
-                f"{own[0].seconds_a_step:.3f}",
+                f"{own[0].seconds_per_step:.3f}",
                 f"{statistics.fmean(losses):.3f}" if losses else "-",
                 _with_interval(distances),
                 f"{statistics.fmean(highs):+.1f}" if highs else "-",

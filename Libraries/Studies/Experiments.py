@@ -24,7 +24,7 @@ from Libraries.Runs.DiffusionTraining import diffusion_recipe
 from Libraries.Runs.Preparation import ensure_dataset, load_split_clips
 from Libraries.Runs.Recipe import open_run, train
 from Libraries.Runs.Settings import Settings, changed, to_dict
-from Libraries.Sound.Metrics import power_share_above
+from Libraries.Sound.Metrics import power_fraction_above
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
@@ -81,7 +81,7 @@ class Planned:
     """One variant as it is trained."""
 
     changes: dict[str, Any]  # of the experiment, and the network or steps that equalise parameters or time
-    seconds_a_step: float  # on this machine, with the variants timed in turn
+    seconds_per_step: float  # on this machine, with the variants timed in turn
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Outcome:
     variant: str
     seed: int
     changes: dict[str, Any]
-    seconds_a_step: float
+    seconds_per_step: float
     parameters: int
     num_steps: int
     diverged: bool
@@ -166,12 +166,12 @@ def _budgets(variants: dict[str, Change], settings: Settings) -> dict[str, dict[
         found[name] = {"width": width, "num_steps": own.train.num_steps}
     seconds = _seconds_per_step(
         {
-            name: changed(settings, _planned(settings, change, **found[name], seconds_a_step=0.0).changes)
+            name: changed(settings, _planned(settings, change, **found[name], seconds_per_step=0.0).changes)
             for name, change in variants.items()
         }
     )
     for name, change in variants.items():
-        found[name]["seconds_a_step"] = seconds[name]
+        found[name]["seconds_per_step"] = seconds[name]
         if "time" in change.equal:
             steps = round(settings.train.num_steps * seconds[first] / seconds[name])
             found[name]["num_steps"] = max(1, steps)
@@ -179,7 +179,7 @@ def _budgets(variants: dict[str, Change], settings: Settings) -> dict[str, dict[
 
 
 def _planned(
-    settings: Settings, change: Change, width: float, num_steps: int, seconds_a_step: float
+    settings: Settings, change: Change, width: float, num_steps: int, seconds_per_step: float
 ) -> Planned:
     changes = dict(change.settings)
     if "parameters" in change.equal:
@@ -188,7 +188,7 @@ def _planned(
         changes["network"] = network
     if "time" in change.equal:
         changes["train.num_steps"] = num_steps
-    return Planned(changes, seconds_a_step)
+    return Planned(changes, seconds_per_step)
 
 
 def load_reference(settings: Settings, clips: int) -> Reference:
@@ -262,7 +262,7 @@ def _measure(settings: Settings, reference: Reference, run_dir: Path) -> dict[st
 def _highs(waveforms: Tensor, settings: Settings) -> float:
     """Return in dB the fraction of the power in the upper half of the band that the representation keeps."""
     spectrogram = settings.spectrogram
-    return power_share_above(waveforms, spectrogram.sample_rate, spectrogram.max_frequency / 2)
+    return power_fraction_above(waveforms, spectrogram.sample_rate, spectrogram.max_frequency / 2)
 
 
 def _seconds_per_step(variants: dict[str, Settings]) -> dict[str, float]:

@@ -85,7 +85,7 @@ def load_images(config: ImagesConfig, folder: Path) -> ImageSplits:
         log.warning("%s. Using the digits instead: nothing that follows is about CIFAR-10", error)
         return load_digits(config)
     splits = read_cifar10(archive)
-    train, validation = split_off(splits["train"], config.validation_share, config.split_seed)
+    train, validation = split_off(splits["train"], config.validation_fraction, config.split_seed)
     return ImageSplits("CIFAR-10", train, validation, splits["test"], mirrored=True)
 
 
@@ -125,8 +125,8 @@ def load_digits(config: ImagesConfig) -> ImageSplits:
     values = F.interpolate(small, size=size, mode="bilinear", align_corners=False).mul(255).round()
     classes = tuple(str(digit) for digit in digits.target_names)
     whole = LabelledImages(values.to(torch.uint8), torch.from_numpy(digits.target).long(), classes)
-    rest, test = split_off(whole, config.test_share, config.split_seed)
-    train, validation = split_off(rest, config.validation_share, config.split_seed)
+    rest, test = split_off(whole, config.test_fraction, config.split_seed)
+    train, validation = split_off(rest, config.validation_fraction, config.split_seed)
     return ImageSplits("digits, not CIFAR-10", train, validation, test, mirrored=False)
 
 

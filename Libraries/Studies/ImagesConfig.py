@@ -22,8 +22,8 @@ class ImagesConfig:
     """
 
     source: str  # auto (CIFAR-10, or the digits if it cannot be downloaded) | cifar10 | digits
-    validation_share: float  # of the training images
-    test_share: float  # of the digits; CIFAR-10 has a test split of its own
+    validation_fraction: float  # of the training images
+    test_fraction: float  # of the digits; CIFAR-10 has a test split of its own
     split_seed: int
     networks: tuple[str, ...]  # unet (the settings below) | names of Networks.JOURNAL, scaled to its size
     unet: NetworkConfig
@@ -38,7 +38,7 @@ class ImagesConfig:
 
     def __post_init__(self):
         require(SOURCES, source=self.source)
-        for name in ("validation_share", "test_share"):
+        for name in ("validation_fraction", "test_fraction"):
             require("(0, 1)", **{name: getattr(self, name)})
         for name in ("num_samples", "sample_batch_size"):
             require("[2, inf)", **{name: getattr(self, name)})

@@ -117,7 +117,7 @@ def reconstruct(run_dir: Path, sigma_rel: float, step: int | None = None) -> dic
     paths = _paths_until(run_dir, step)
     profiles = [profile for path in paths for profile in _profiles_in(path)]
     times, gammas = (np.array(column, dtype=np.float64) for column in zip(*profiles, strict=True))
-    coefficients, error = solve_shares(times, gammas, times[-1], gamma)
+    coefficients, error = solve_coefficients(times, gammas, times[-1], gamma)
     if error > POOR_FIT:
         logger.warning(
             "the average of sigma_rel=%g misses its profile by %.0f %%: choose a length closer to the stored "
@@ -126,7 +126,7 @@ def reconstruct(run_dir: Path, sigma_rel: float, step: int | None = None) -> dic
     return _combine(paths, iter(coefficients.tolist()))
 
 
-def solve_shares(
+def solve_coefficients(
     times: np.ndarray, gammas: np.ndarray, time: float, gamma: float
 ) -> tuple[np.ndarray, float]:
     """Return the coefficients of the stored profiles in the one asked for, and the relative L2 error left.
