@@ -35,9 +35,8 @@ def set_log_level(level: int | str) -> None:
         ValueError: the name is not a level.
     """
     logger = logging.getLogger(ROOT_LOGGER)
-    known = ("DEBUG", "LIGHT_DEBUG", "INFO", "WARNING", "ERROR")
-    if isinstance(level, str) and level not in known:
-        raise ValueError(f"log level {level!r} is unknown; choose one of {', '.join(known)}")
+    if isinstance(level, str):
+        require(("DEBUG", "LIGHT_DEBUG", "INFO", "WARNING", "ERROR"), log_level=level)
     logger.setLevel(level)
     if not logger.handlers:
         handler = _ConsoleHandler()

@@ -98,7 +98,7 @@ def test_measured_steps_are_slower_for_a_network_with_more_to_do():
 
 
 def test_what_can_not_be_made_equal_is_refused():
-    with pytest.raises(ValueError, match="choose from parameters, time"):
+    with pytest.raises(ValueError, match="choose one of parameters, time"):
         Change({}, ("memory",))
 
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from Libraries.Evaluation.Comparison import Variant, compare
+from Libraries.Evaluation.Comparison import compare
 from Libraries.Evaluation.Restoration import Restored
 from Libraries.Evaluation.Samples import save_clips
 from Libraries.Plots.SpectrogramPlots import plot_tensors, plot_waveform_spectrograms, save_figure
@@ -89,8 +89,14 @@ def compare_cascade(
         for name, own in models.items()
     }
     sound = model.to_audio(test[:count])
-    return [_row(variant, codecs.get(variant.name), test[:count], sound, model)
-            for variant in compare(model, makers, sound)]  # fmt: skip
+    distances = {
+        name: spectral_distance(codec.low, sound, model.to_audio(upsampled_real(codec, test[:count])))
+        for name, codec in codecs.items()
+    }
+    return [
+        CascadeRow(variant.name, distances.get(variant.name), variant.distance, variant.seconds)
+        for variant in compare(model, makers, sound)
+    ]
 
 
 def upsampled_real(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
@@ -179,13 +185,3 @@ def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:
         lsd = "-" if row.spectral_distance is None else f"{row.spectral_distance:.2f}"
         lines.append(f"{row.name:28s} {lsd:>7s} {row.distance:9.2f} {row.seconds:7.2f}")
     return "\n".join(lines)
-
-
-def _row(
-    variant: Variant, codec: LowResolutionCodec | None, test: Tensor, sound: Tensor, model: DiffusionRun
-) -> CascadeRow:
-    if codec is None:
-        return CascadeRow(variant.name, None, variant.distance, variant.seconds)
-    upsampled = model.to_audio(upsampled_real(codec, test))
-    lsd = spectral_distance(codec.low, sound, upsampled)
-    return CascadeRow(variant.name, lsd, variant.distance, variant.seconds)

@@ -62,8 +62,8 @@ class Change:
     equal: tuple[str, ...] = ()  # to the first variant: parameters (by scaling widths), time (by num_steps)
 
     def __post_init__(self):
-        if unknown := set(self.equal) - set(EQUAL):
-            raise ValueError(f"equal={sorted(unknown)} is unknown; choose from {', '.join(EQUAL)}")
+        for what in self.equal:
+            require(EQUAL, equal=what)
 
 
 @dataclass(frozen=True)
