@@ -18,6 +18,14 @@ QUICK = {"num_steps": 4, "save_every": 2, "validate_every": 2, "preview_every": 
 """Changes of a TrainConfig: a training of seconds that validates and saves twice and draws once."""
 
 
+def randomise(module, scale=0.3):
+    """Move a module away from its first weights, so that nothing is zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module
+
+
 @pytest.fixture(scope="module")
 def chords(tmp_path_factory):
     """SMOKE on a small made-up dataset, chords that change every half second; diffusion on spectrograms."""

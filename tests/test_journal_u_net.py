@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import randomise
 from torch import nn
 
 from Conf import BASE, NETWORKS
@@ -36,22 +37,10 @@ PLAIN = replace(
 SMALL = as_journal(PLAIN)
 
 
-def randomise(module):
-    """Move a module away from its first weights, so that nothing is zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module
-
-
 def randomised(config, in_channels=1):
     """A network whose zero-initialised layers are not zero, as after training."""
     torch.manual_seed(0)
-    network = JournalUNet(config, in_channels)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network.eval()
+    return randomise(JournalUNet(config, in_channels), 0.05).eval()
 
 
 @pytest.mark.parametrize("config", [PLAIN, SMOKE_UNET, CPU_UNET, BASE.network])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import randomise
 from torch.nn import functional as F
 
 from Libraries.Layers import (
@@ -17,14 +18,6 @@ from Libraries.Layers import (
     require_multiples,
     sinusoids,
 )
-
-
-def randomise(module):
-    """Move a module away from its first weights, so that nothing is zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module
 
 
 def test_full_attention_equals_its_formula():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import randomise
 
 from Conf import BASE, NETWORKS, ORIGIN
 from Libraries.Layers import fold, unfold
@@ -27,11 +28,7 @@ SMALL = replace(
 def randomised(config, in_channels=1):
     """A network whose zero-initialised layers are not zero, as after training."""
     torch.manual_seed(0)
-    network = make_network(config, in_channels)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network.eval()
+    return randomise(make_network(config, in_channels), 0.05).eval()
 
 
 # the plain network and, where it is not the same, one of the journal's

@@ -63,16 +63,10 @@ def plot_metrics(rows: list[dict[str, float]], title: str) -> Figure:
     losses.set(title="Loss", ylabel="mean squared error")
     buckets.set(title="Validation loss by timestep", ylabel="mean squared error")
     rates.set(title="Learning rate", ylabel="learning rate")
-    for axis in (losses, buckets, rates):
-        axis.set_xlabel("optimiser step")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            positive = all(
-                (line.get_ydata() > 0).all() for line in axis.lines
-            )  # a loss with learned weights can be negative
-            axis.set_yscale("log" if axis is not rates and positive else "linear")
-            axis.legend(fontsize=8)
-    figure.suptitle(title)
+    for axis in _over_steps(figure, title):
+        positive = all((line.get_ydata() > 0).all() for line in axis.lines)
+        if axis is not rates and positive:  # a loss with learned weights can be negative
+            axis.set_yscale("log")
     return figure
 
 
@@ -88,14 +82,10 @@ def plot_vae_metrics(rows: list[dict[str, float]], title: str) -> Figure:
     losses.set(title="Loss, weighted", ylabel="loss per value")
     errors.set(title="Reconstruction term, validation", ylabel="error per value")
     kl.set(title="KL term, validation", ylabel="nats per clip")
-    for axis in (losses, errors, kl):
-        axis.set_xlabel("optimiser step")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.set_yscale("linear" if axis is kl else "log")
-            axis.legend(fontsize=8)
+    for axis in _over_steps(figure, title):
+        if axis is not kl:
+            axis.set_yscale("log")
     kl.set_ylim(bottom=0)  # shows how close to collapse the KL falls
-    figure.suptitle(title)
     return figure
 
 
@@ -110,11 +100,8 @@ def plot_phase_metrics(rows: list[dict[str, float]], title: str) -> Figure:
     losses.set(title="Loss")
     parts.set(title="Validation")
     for axis in (losses, parts):
-        axis.set(xlabel="optimiser step", ylabel="1 - cos(error), 1 is chance", ylim=(0, None))
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
-    figure.suptitle(title)
+        axis.set(ylabel="1 - cos(error), 1 is chance", ylim=(0, None))
+    _over_steps(figure, title)
     return figure
 
 
@@ -176,3 +163,15 @@ def _curve(axis, rows: list[dict[str, float]], key: str, label: str) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
         axis.plot(*zip(*points, strict=True), label=label)
+
+
+def _over_steps(figure: Figure, title: str) -> list:
+    """Finish a figure of curves over optimiser steps; return the axes that have a curve."""
+    figure.suptitle(title)
+    for axis in figure.axes:
+        axis.set_xlabel("optimiser step")
+        axis.grid(alpha=0.3)
+    drawn = [axis for axis in figure.axes if axis.lines]
+    for axis in drawn:
+        axis.legend(fontsize=8)
+    return drawn
