@@ -274,13 +274,15 @@ CPU = changed(
     {
         "preset": "CPU",
         "demo_music": replace(
-            BASE.demo_music, clips=800, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
+            BASE.demo_music, clips=2_600, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
         ),  # s, Hz
         "spectrogram": replace(
-            BASE_SPECTROGRAM, sample_rate=16_000, narrow_frequency=1_500.0, max_frequency=6_000.0,  # Hz
+            BASE_SPECTROGRAM, sample_rate=16_000,
+            representation="mel",  # at this scale it loses less than bands (Results/README.md)
+            narrow_frequency=1_500.0, max_frequency=7_600.0,  # Hz
             clip_seconds=2.048,  # s = 128 hops
             n_fft=768, win_length=768, hop_length=256,  # samples = 48, 48 and 16 ms
-            n_bands=96, phase="pghi",  # no learned one comes for these magnitudes; Train Phase makes it
+            n_bands=128, phase="pghi",  # no learned one comes for these magnitudes; Train Phase makes it
         ),
         "dataset.name": "cpu",
         "space": "latent",  # better at the same time than on spectrograms (Results/README.md)
@@ -289,12 +291,12 @@ CPU = changed(
         # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
         "sampler": SamplerConfig("dpmpp_2m_sde", num_inference_steps=20, spacing="karras", clip_x0=1.0),
         "evaluation.num_samples": 48, "evaluation.compared_clips": 24,
-        "vae.network": replace(BASE.vae.network, channels=(64, 128), blocks_per_level=1),
+        "vae.network": replace(BASE.vae.network, channels=(64, 128)),  # that of the released autoencoder
         "vae.loss.kl_warmup_steps": 200,
         "vae.train": replace(CPU_TRAIN, num_steps=1_700, learning_rate=2e-3, preview_every=850, power_ema=()),
         "upsampler.network": CPU_UNET,
         "upsampler.train": replace(CPU_TRAIN, power_ema=()),
-        "upsampler.low_resolution.kept_rows": 24,  # of 96
+        "upsampler.low_resolution.kept_rows": 32,  # of 128
         "phase.train": replace(
             BASE.phase.train, num_steps=3_000, batch_size=4, ema_decay=0.998, num_workers=0, log_every=10,
             validate_every=250, num_validation_clips=16, save_every=250, preview_every=500,
@@ -333,6 +335,9 @@ SMOKE = changed(
     CPU,
     {
         "preset": "SMOKE", "demo_music.clips": 60, "dataset.name": "smoke", "dataset.num_workers": 1,
+        # as BASE, and small; no released autoencoder fits, so it trains its own
+        "spectrogram.representation": "bands", "spectrogram.max_frequency": 6_000.0,  # Hz
+        "spectrogram.n_bands": 96,
         "network": NETWORKS["SMOKE"]["latent"], "train": replace(CPU.train, **FEW_STEPS),
         "sampler.num_inference_steps": 4,
         "edit.resamplings": 1, "edit.continue_seconds": 4.0, "edit.loop_seconds": 4.0,
@@ -340,9 +345,11 @@ SMOKE = changed(
             num_samples=8, batch_size=16, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
             guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
         ),
-        "vae.network.channels": (16, 32), "vae.train": replace(CPU.vae.train, **FEW_STEPS),
+        "vae.network.channels": (16, 32), "vae.network.blocks_per_level": 1,
+        "vae.train": replace(CPU.vae.train, **FEW_STEPS),
         "upsampler.network": SMOKE_SPECTROGRAM_UNET,
         "upsampler.train": replace(CPU.upsampler.train, **FEW_STEPS),
+        "upsampler.low_resolution.kept_rows": 24,  # of 96
         "upsampler.sampler.num_inference_steps": 2,
         "phase.network.channels": (16, 32), "phase.network.crop_frames": 32,
         "phase.train": replace(CPU.phase.train, **FEW_STEPS),

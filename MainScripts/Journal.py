@@ -21,9 +21,10 @@ PRESET = Change({})
 TRIAL = replace(
     CPU,
     preset="TRIAL",
-    demo_music=replace(CPU.demo_music, sample_rate=8_000),
+    demo_music=replace(CPU.demo_music, clips=800, sample_rate=8_000),
     spectrogram=replace(
         CPU.spectrogram,
+        representation="bands",  # as BASE
         sample_rate=8_000,  # Hz
         clip_seconds=1.024,  # s = 64 hops
         n_fft=512,  # samples = 64 ms

@@ -2,18 +2,31 @@
 
 import functools
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK
 
+from Conf import CPU
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
-from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, train_vae, vae_recipe
+from Libraries.Runs.Autoencoding import (
+    LatentCodec,
+    find_vae,
+    measure_latents,
+    release_vae,
+    train_vae,
+    vae_recipe,
+)
+from Libraries.Runs.Run import RELEASED
 from Libraries.Runs.Settings import changed
+from Libraries.Sound.Audio import load_audio
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
 from Libraries.Training.RunLog import read_metrics
 
@@ -52,6 +65,39 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
     assert sorted(path.name for path in results.iterdir()) == ["loss.png", "reconstructions-00000004.png"]
     columns = set().union(*read_metrics(run_dir / "metrics.csv"))
     assert {"loss", "val_reconstruction", "val_spectral", "val_kl"} <= columns
+
+
+def test_a_released_run_makes_the_same_latents_and_comes_after_ones_own(
+    settings, run_dir, train_split, tmp_path, monkeypatch
+):
+    release_vae(run_dir, tmp_path / "released" / "vae-test")
+    files = {path.name for path in (tmp_path / "released" / "vae-test").iterdir()}
+    assert files == {"conf.json", "metrics.csv", "ema-00000004.pth", "latent-00000004.pth"}
+    assert str(settings.root) not in (tmp_path / "released" / "vae-test" / "conf.json").read_text()
+    monkeypatch.setattr(sys.modules["Libraries.Runs.Autoencoding"], "RELEASED", tmp_path / "released")
+    elsewhere = replace(settings, root=tmp_path)
+    assert find_vae(settings) == run_dir
+    assert (
+        find_vae(elsewhere).name == find_vae(changed(elsewhere, {"vae.run": "vae-test"})).name == "vae-test"
+    )
+    LatentCodec.prepare(elsewhere)
+    assert not (elsewhere.models_dir / "vae").exists()  # nothing was trained
+    released = LatentCodec.open(elsewhere)
+    x0 = clips(train_split)
+    torch.testing.assert_close(released.encode(x0), LatentCodec.load(run_dir).encode(x0), atol=0.05, rtol=0)
+    assert LatentCodec.open(elsewhere, requires=released.requires).run_dir == released.run_dir
+    other = changed(elsewhere, {"spectrogram.db_range": 60.0})
+    with pytest.raises(CheckpointError, match="no autoencoder for this spectrogram"):
+        find_vae(other)
+
+
+def test_the_released_autoencoder_fits_the_preset_of_the_demo(tmp_path):
+    codec = LatentCodec.open(replace(CPU, root=tmp_path))
+    assert codec.run_dir.parent == RELEASED
+    clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", CPU.spectrogram.sample_rate)
+    x0 = Spectrogram(CPU.spectrogram).encode(clip[None, :, : CPU.spectrogram.clip_samples])
+    error = (codec.decode(codec.encode(x0)) - x0).abs().mean()  # 1 is 40 dB
+    assert error < 0.05
 
 
 def test_latents_of_the_training_split_are_standard(codec, train_split):

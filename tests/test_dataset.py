@@ -690,6 +690,50 @@ def test_polarity_flips_the_signed_feature_and_nothing_without_a_sign(tmp_path, 
     assert not Augmentation(CONFIG, SPECTROGRAM, 90).flips
 
 
+def tone_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two clips (1, 8000) of a second at 8 kHz that share hardly any band."""
+    seconds = torch.arange(8000) / 8000
+    low = 0.5 * torch.sin(2 * torch.pi * 300 * seconds)
+    high = 0.1 * torch.sin(2 * torch.pi * 2500 * seconds)
+    return low[None], high[None]
+
+
+def test_a_mixed_clip_is_the_encoding_of_both_sounds_together():
+    spectrogram, augmentation = Spectrogram(SPECTROGRAM), Augmentation(config_with(mix=1.0), SPECTROGRAM, 90)
+    low, high = tone_and_noise()
+    x0 = [spectrogram.encode(sound[None]) for sound in (low, high, low + high)]
+    difference = x0[1].new_tensor([20 * np.log10(0.1 / 0.5)])  # dB between the two peaks
+    mixed = augmentation.add(x0[0], x0[1], difference)
+    assert (mixed - x0[2]).abs().mean() < 0.02 < (x0[0] - x0[2]).abs().mean()
+
+
+def test_mixing_adds_powers_and_leaves_the_floor():
+    augmentation = Augmentation(config_with(mix=1.0), SPECTROGRAM, 90)
+    x0 = torch.rand(2, 1, 48, 120) * 2 - 1
+    x0[..., :10, :] = -1
+    x0[:, 0, 20, 0] = 1
+    same, silence = augmentation.add(x0, x0, torch.zeros(2)), torch.full_like(x0, -1.0)
+    torch.testing.assert_close(same, x0, atol=1e-5, rtol=0)  # everything 3 dB up, normalised away
+    torch.testing.assert_close(augmentation.add(x0, silence, torch.zeros(2)), x0, atol=1e-5, rtol=0)
+
+
+def test_the_fraction_of_mixed_clips_is_that_of_the_setting(tmp_path):
+    dataset = build_one_file(tmp_path, SPECTROGRAM, mix=0.3)
+    stored = dataset[0][0]
+    changed = [not torch.equal(dataset[(0, seed)][0], stored) for seed in range(200)]
+    assert 0.2 < np.mean(changed) < 0.4
+    torch.testing.assert_close(dataset[(0, 3)][0], dataset[(0, 3)][0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"normalisation": "dataset"}, {"representation": "mdct"}, {"scale": "linear"}]
+)
+def test_mixing_is_off_where_powers_cannot_be_added_and_says_so(tmp_path, logged, change):
+    dataset = build_one_file(tmp_path, spectrogram_with(**change), mix=1.0)
+    assert "mix=1 is off" in logged.text
+    torch.testing.assert_close(dataset[(0, 1)][0], dataset[0][0], rtol=0, atol=0)
+
+
 # ---- memory
 
 

@@ -1,4 +1,4 @@
-"""What varies each time a clip is read: start, level and polarity, a function of one seed per clip."""
+"""What varies each time a clip is read: start, level, polarity, another clip on top; by one seed per clip."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,18 @@ from Libraries.Utils import get_logger
 
 log = get_logger("Augmentation")
 
+MIX_DB = (-20.0, 10.0)  # level of an added clip's peak, relative to the first's
+
 
 class Draw(NamedTuple):
-    """One batch's random numbers; all three are drawn whether they are used or not."""
+    """One batch's random numbers; all are drawn whether they are used or not."""
 
     shift: np.ndarray  # frames, int64 (B,)
     level: Tensor  # dB, float32 (B,)
     flip: Tensor  # bool (B,)
+    mixed: np.ndarray  # whether another clip is added, bool (B,)
+    partner: np.ndarray  # that clip's place in the split, a fraction of its length, float64 (B,)
+    partner_level: Tensor  # dB, float32 (B,)
 
 
 class Augmentation:
@@ -29,6 +34,7 @@ class Augmentation:
       contain mirrored audio, so the seam needs some overlap: about 4 frames, `overlap=0.01`.
     - `random_gain_db` needs normalisation='dataset'; 'per_sample' would undo it.
     - `random_polarity` needs a representation that carries the sign (complex, mdct).
+    - `mix` needs magnitudes in dB with normalisation='per_sample', whose powers can be added.
 
     Args:
         stride: frames from the start of one clip to that of the next.
@@ -39,6 +45,7 @@ class Augmentation:
         self.seam = seam_frame(spectrogram, stride) if config.time_shift else None
         self.level_db = config.random_gain_db if spectrogram.normalisation == "dataset" else 0.0
         self.flips = config.random_polarity and spectrogram.representation in SIGNED
+        self.mix = config.mix if adds_powers(spectrogram) else 0.0
         if config.time_shift and self.seam is None:
             log.warning(
                 "time_shift is off: clips %d frames apart cannot be joined; build with overlap=0.01", stride
@@ -47,14 +54,19 @@ class Augmentation:
             log.warning(
                 "random_gain_db=%g is off: normalisation='per_sample' undoes it", config.random_gain_db
             )
+        if config.mix and not self.mix:
+            log.warning("mix=%g is off: it needs magnitudes in dB, normalised per sample", config.mix)
 
     def draw(self, seeds: list[int]) -> Draw:
         """Return the random numbers of these seeds, one seed per clip."""
-        uniform = np.stack([np.random.default_rng(seed).random(3) for seed in seeds])
+        uniform = np.stack([np.random.default_rng(seed).random(6) for seed in seeds])
         level = torch.from_numpy((2 * uniform[:, 1] - 1) * self.level_db).float()
+        low, high = MIX_DB
         return Draw(
-            (uniform[:, 0] * self.stride).astype(np.int64), level, torch.from_numpy(uniform[:, 2] < 0.5)
-        )
+            (uniform[:, 0] * self.stride).astype(np.int64), level, torch.from_numpy(uniform[:, 2] < 0.5),
+            uniform[:, 3] < self.mix, uniform[:, 4],
+            torch.from_numpy(low + (high - low) * uniform[:, 5]).float(),
+        )  # fmt: skip
 
     def join(self, first: Tensor, second: Tensor, shifts: np.ndarray) -> Tensor:
         """Return frames `shifts` to `shifts + T` of `first` continued by `second`.
@@ -76,6 +88,28 @@ class Augmentation:
         """Return `x0` (B, C, F, T) converted from one gain to another, (B,) each."""
         ratio, shift = gain.scale / target.scale, (gain.offset - target.offset) / target.scale
         return self._in_range(x0 * _per_clip(ratio) + _per_clip(shift))
+
+    def add(self, x0: Tensor, other: Tensor, level: Tensor) -> Tensor:
+        """Return two clips as if they sounded together, normalised anew; all (B, C, F, T).
+
+        The powers of both add up, as they do on average for sounds of independent phase. What lies at the
+        floor counts as zero.
+
+        Args:
+            level: of the peak of `other` relative to that of `x0`, in dB, (B,).
+        """
+        low, high = RANGES[self.spectrogram.value_range]
+        db_range = self.spectrogram.db_range
+
+        def power(x: Tensor, level: Tensor | float) -> Tensor:
+            db = (x - high) * db_range / (high - low)
+            db = db - db.amax((1, 2, 3), keepdim=True) + level
+            return torch.where(x <= low + (high - low) * FLOOR_TOLERANCE / db_range, 0, 10 ** (db / 10))
+
+        total = power(x0, 0.0) + power(other, _per_clip(level.to(x0.device)))
+        relative = total / total.amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
+        db = 10 * torch.log10(relative.clamp(min=1e-30))
+        return self._in_range(high + db * (high - low) / db_range)
 
     def vary(self, x0: Tensor, gain: Gain, draw: Draw) -> Tensor:
         """Return `x0` (B, C, F, T) with the drawn level and polarity."""
@@ -105,6 +139,16 @@ class Augmentation:
 
     def _in_range(self, x0: Tensor) -> Tensor:
         return x0.clamp(*RANGES[self.spectrogram.value_range])
+
+
+def adds_powers(spectrogram: SpectrogramConfig) -> bool:
+    """Return whether values are levels in dB below their own clip's peak, whose powers can be added."""
+    return (
+        spectrogram.scale == "db"
+        and spectrogram.normalisation == "per_sample"
+        and spectrogram.value_range in ("minus_one_to_one", "zero_to_one")
+        and spectrogram.representation not in SIGNED
+    )
 
 
 def seam_frame(config: SpectrogramConfig, stride: int) -> int | None:

@@ -39,6 +39,7 @@ class DatasetConfig:
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
     time_shift: bool  # begin at any frame at read time, where the next clip continues this one
+    mix: float = 0.0  # fraction of clips to which another is added at read time; for autoencoders
 
     def __post_init__(self):
         rules = {
@@ -49,6 +50,7 @@ class DatasetConfig:
             "num_workers": (self.num_workers >= 0, "at least 0"),
             "silence_db": (self.silence_db < 0, "below 0"),
             "random_gain_db": (self.random_gain_db >= 0, "at least 0"),
+            "mix": (0 <= self.mix <= 1, "from 0 to 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

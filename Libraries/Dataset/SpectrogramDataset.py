@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from Libraries.Dataset.Augmentation import Augmentation
+from Libraries.Dataset.Augmentation import Augmentation, Draw
 from Libraries.Dataset.Batches import StepSampler, loaders_of
 from Libraries.Dataset.Build import BuildReport, build_dataset
 from Libraries.Dataset.Manifest import (
@@ -91,7 +91,8 @@ class SpectrogramDataset(TorchDataset):
         positions = np.array([item[0] for item in items] if seeded else items, dtype=np.int64)
         x0 = self._read(positions)
         if seeded and self._augmentation:
-            x0 = self._augmented(x0, positions, [seed for _, seed in items])
+            draw = self._augmentation.draw([seed for _, seed in items])
+            x0 = self._mixed(self._augmented(x0, positions, draw), draw)
         return x0, self.labels[positions]
 
     @property
@@ -134,8 +135,7 @@ class SpectrogramDataset(TorchDataset):
             return self._resident[torch.from_numpy(positions).to(self._resident.device)].float()
         return torch.from_numpy(self._memmap[self._rows[positions]].astype(np.float32))
 
-    def _augmented(self, x0: Tensor, positions: np.ndarray, seeds: list[int]) -> Tensor:
-        draw = self._augmentation.draw(seeds)
+    def _augmented(self, x0: Tensor, positions: np.ndarray, draw: Draw) -> Tensor:
         gain = self._gains_at(positions)
         moved = np.flatnonzero(self._continued[positions] & (draw.shift > 0))
         if self._augmentation.seam is not None and len(moved):
@@ -144,6 +144,14 @@ class SpectrogramDataset(TorchDataset):
             for values, of_both in zip(gain, common, strict=True):
                 values[moved] = of_both
         return self._augmentation.vary(x0, gain, draw)
+
+    def _mixed(self, x0: Tensor, draw: Draw) -> Tensor:
+        """Return the clips, those that were drawn with another clip of the split on top."""
+        rows = np.flatnonzero(draw.mixed)
+        if len(rows):
+            others = self._read((draw.partner[rows] * len(self)).astype(np.int64))
+            x0[rows] = self._augmentation.add(x0[rows], others, draw.partner_level[rows])
+        return x0
 
     def _shifted(self, x0: Tensor, positions: np.ndarray, shifts: np.ndarray) -> tuple[Tensor, Gain]:
         """Return the clips begun `shifts` frames later, and the gain of the louder half."""

@@ -13,15 +13,18 @@ from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
 from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
-from Libraries.Runs.Run import Run, find_run, with_inverse_of
+from Libraries.Runs.Release import release
+from Libraries.Runs.Run import RELEASED, Run, find_run, with_inverse_of
 from Libraries.Runs.Settings import LATEST, Settings
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from Libraries.Training.Loop import process_state
 from Libraries.Training.VAELoss import TrainableVAE, VAELoss
-from Libraries.Utils import autocast, pick_device, resolve_precision, spread_indices
+from Libraries.Utils import autocast, get_logger, pick_device, resolve_precision, spread_indices
 from Libraries.VAE import VAE, Posterior, require_shape
+
+log = get_logger("Autoencoding")
 
 PREVIEW_CLIPS = 4
 CODEC_BATCH = 16  # clips at a time: more is no faster and takes more memory
@@ -82,8 +85,8 @@ class LatentCodec:
             CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
-            return cls._required(settings.models_dir / "vae", requires, device)
-        codec = cls.load(_find(settings), device)
+            return cls._required(_named(settings, requires["run"]), requires, device)
+        codec = cls.load(find_vae(settings), device)
         theirs = codec.spectrogram.config
         if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
             raise ValueError(
@@ -93,8 +96,7 @@ class LatentCodec:
         return codec
 
     @classmethod
-    def _required(cls, parent: Path, requires: dict[str, str], device: torch.device | None) -> "LatentCodec":
-        run_dir = parent / requires["run"]
+    def _required(cls, run_dir: Path, requires: dict[str, str], device: torch.device | None) -> "LatentCodec":
         if codec_record(run_dir) != requires:
             raise CheckpointError(
                 f"this diffusion was trained in the latents of {requires['run']}, but the weights in "
@@ -104,9 +106,14 @@ class LatentCodec:
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an autoencoder if the settings ask for the newest and there is none yet."""
-        if settings.vae.run == LATEST and _newest(settings) is None:
+        """Train an autoencoder if the settings ask for the newest and none fits, not even a released one."""
+        if settings.vae.run != LATEST:
+            return
+        run = _newest(settings)
+        if run is None:
             train_vae(settings)
+        elif run.folder.parent == RELEASED:
+            log.info("the released autoencoder %s fits this spectrogram", run.name)
 
     @property
     def requires(self) -> dict[str, str]:
@@ -249,23 +256,45 @@ def save_vae_preview(settings: Settings, run: Run, step: int, network: Trainable
     save_preview_figures(run, f"reconstructions-{step:08d}", figure, plot_vae_metrics)
 
 
-def _find(settings: Settings) -> Path:
-    """Return the run of `settings.vae.run`."""
-    parent = settings.models_dir / "vae"
+def find_vae(settings: Settings) -> Path:
+    """Return the run of `settings.vae.run`: by name, or the newest that fits, else a released one that fits.
+
+    Raises:
+        CheckpointError: "latest" is asked for and no autoencoder fits the spectrogram.
+    """
     if settings.vae.run != LATEST:
-        return parent / settings.vae.run
+        return _named(settings, settings.vae.run)
     run = _newest(settings)
     if run is None:
         raise CheckpointError(
-            f"there is no autoencoder in {parent} for space='latent': train one first (Train VAE), or set "
-            "space='spectrogram'"
+            f"there is no autoencoder for this spectrogram in {settings.models_dir / 'vae'}, and none came "
+            "with the repository: train one first (Train VAE), or set space='spectrogram'"
         )
     return run.folder
 
 
+def release_vae(run_dir: Path, folder: Path) -> None:
+    """Write a run's newest weights and the statistics of its latents to `folder` (`Release.release`)."""
+    for earlier in Path(folder).glob("latent-*.pth"):
+        earlier.unlink()
+    release(run_dir, folder, ("spectrogram", "vae", "phase.run"), also=("gain",))
+    run = Run(run_dir)
+    statistics = _statistics_path(run)
+    save_checkpoint(Path(folder) / statistics.name, _read_statistics(run))
+
+
+def _named(settings: Settings, name: str) -> Path:
+    own = settings.models_dir / "vae" / name
+    return own if own.is_dir() or not (RELEASED / name).is_dir() else RELEASED / name
+
+
 def _newest(settings: Settings) -> Run | None:
-    """Return the newest run with measured latents; runs of earlier versions do not count."""
-    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
+    """Return the newest run with measured latents that fits the spectrogram, else the released one."""
+
+    def fits(run: Run) -> bool:
+        return with_inverse_of(run.config("spectrogram"), settings.spectrogram) == settings.spectrogram
+
+    return find_run([settings.models_dir / "vae", RELEASED], "latent-*.pth", fits)
 
 
 def _statistics_path(run: Run) -> Path:

@@ -17,12 +17,12 @@ from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseLoss, PhaseNet, rela
 from Libraries.Plots.CurvePlots import plot_phase_metrics
 from Libraries.Plots.SpectrogramPlots import plot_inverses
 from Libraries.Runs.Recipe import Recipe, music_record, save_preview_figures, train
-from Libraries.Runs.Run import FORMAT, Run, with_inverse_of
+from Libraries.Runs.Release import release
+from Libraries.Runs.Run import Run, with_inverse_of
 from Libraries.Runs.Settings import Settings, from_dict
 from Libraries.Sound.PhaseRetrieval import heap_edges, stft
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
 from Libraries.Utils import resolve_precision, spread_indices
 
 MIX_DB = (-20.0, 10.0)  # level of an added clip, relative to the first
@@ -200,20 +200,5 @@ def inverse_by(config: SpectrogramConfig, phase: str, learned: LearnedPhase | No
 
 
 def release_phase(run_dir: Path, folder: Path) -> None:
-    """Write a run's newest weights in float16 to `folder`, with their settings, provenance and losses.
-
-    The rest of conf.json, such as the folder of the dataset, is left out.
-    """
-    run = Run(run_dir)
-    path, values = run.weights_path(), run.conf["settings"]
-    phase = {name: values["phase"][name] for name in ("network", "train")}
-    content = load_checkpoint(path)
-    content["weights"] = {name: value.half() for name, value in content["weights"].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / path.name, content)
-    for earlier in set(folder.glob("ema-*.pth")) - {folder / path.name}:
-        earlier.unlink()
-    settings = {"spectrogram": values["spectrogram"], "phase": phase}
-    conf = {"format": FORMAT, "settings": settings, "provenance": run.conf["provenance"]}
-    save_json(folder / "conf.json", conf)
-    (folder / "metrics.csv").write_bytes((run.folder / "metrics.csv").read_bytes())
+    """Write a run's newest weights to `folder`, as `Release.release` does."""
+    release(run_dir, folder, ("spectrogram", "phase.network", "phase.train"))

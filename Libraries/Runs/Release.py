@@ -1,0 +1,40 @@
+"""Weights that come with the repository: written from a run, found after the user's own runs."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+from Libraries.Runs.Run import FORMAT, Run
+from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
+
+
+def release(run_dir: Path, folder: Path, settings: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Write a run's newest averaged weights in float16 to `folder`, with what is needed to use them.
+
+    Everything else in conf.json, such as the folder of the dataset, is left out.
+
+    Args:
+        settings: paths of the settings that are kept, such as "vae.network".
+        also: keys of conf.json beside the settings that are kept, such as "gain".
+    """
+    run = Run(run_dir)
+    path, folder = run.weights_path(), Path(folder)
+    content = load_checkpoint(path)
+    content["weights"] = {name: value.half() for name, value in content["weights"].items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("ema-*.pth"):
+        earlier.unlink()
+    save_checkpoint(folder / path.name, content)
+    kept = {name: run.conf[name] for name in ("provenance", *also)}
+    save_json(folder / "conf.json", {"format": FORMAT, "settings": _kept(run, settings), **kept})
+    (folder / "metrics.csv").write_bytes((run.folder / "metrics.csv").read_bytes())
+
+
+def _kept(run: Run, paths: Iterable[str]) -> dict:
+    """Return the tree of settings cut to some paths."""
+    kept: dict = {}
+    for path in paths:
+        *parents, name = path.split(".")
+        value = functools.reduce(lambda part, key: part[key], path.split("."), run.conf["settings"])
+        functools.reduce(lambda part, key: part.setdefault(key, {}), parents, kept)[name] = value
+    return kept
