@@ -59,7 +59,7 @@ TRIALS_OF = {
 }
 
 # The autoencoder that works, at 8 to 64 spectrogram values per latent value, and the origin's three.
-_RESIDUAL = CPU.vae.network
+_RESIDUAL = replace(CPU.vae.network, latent_channels=4)
 _CONV = replace(
     _RESIDUAL,
     kind="conv",

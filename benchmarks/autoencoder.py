@@ -1,16 +1,15 @@
 """Train the autoencoder that comes with the repository: any music at the preset CPU's scale.
 
-    python benchmarks/autoencoder.py [--root folder] [--steps 6000] [--release]
+    python benchmarks/autoencoder.py [--root folder] [--scale 1] [--release]
 
 It hears five hours of eleven ensembles that play none of the scores of the preset's demo music, half of the
-clips with another one on top. Music, dataset and run are below --root, and a second call resumes an
-interrupted run. The learning rate stays constant and the weights are averaged, so a longer training begins
-with the same steps as a shorter one. `--release` wrote `Models/released/vae-cpu`; `benchmarks/stages.py`
-says what it is worth.
+clips with another one on top: first without a critic, then with one, each stage from the weights of the one
+before. Music, dataset and runs are below --root, and a second call resumes an interrupted run. `--release`
+wrote `Models/released/vae-cpu`, from which training in the preset CPU begins (`vae.start`).
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,19 +34,44 @@ MUSIC = DemoMusicConfig(
 )
 
 
-def settings_of(root: Path, steps: int) -> Settings:
-    """Return the settings of the training."""
+@dataclass(frozen=True)
+class Stage:
+    """One training, from the weights of the stage before."""
+
+    name: str
+    steps: int  # of the optimiser, 16 clips each
+    learning_rate: float
+    lr_schedule: str
+    adversarial_weight: float
+    warmup_steps: int  # of the learning rate, and of the KL
+    ema_decay: float
+
+
+STAGES = (
+    Stage("plain", 2_515, 1e-3, "constant", 0.0, 100, 0.999),
+    Stage("critic", 1_000, 5e-4, "constant", 0.03, 50, 0.995),
+    Stage("stronger", 1_800, 5e-4, "cosine", 0.05, 50, 0.995),
+)
+
+
+def settings_of(stage: Stage, start: str | None, root: Path, scale: float) -> Settings:
+    """Return the settings of a stage; `scale` shortens or lengthens it."""
     train = replace(
-        CPU.vae.train, num_steps=steps, batch_size=16, learning_rate=1e-3, lr_schedule="constant",
-        warmup_steps=100, ema_decay=0.999, log_every=50, validate_every=250, num_validation_clips=64,
+        CPU.vae.train, num_steps=round(scale * stage.steps), batch_size=16,
+        learning_rate=stage.learning_rate, lr_schedule=stage.lr_schedule, warmup_steps=stage.warmup_steps,
+        ema_decay=stage.ema_decay, log_every=25, validate_every=250, num_validation_clips=64,
         save_every=250, preview_every=1_000,
     )  # fmt: skip
+    loss = replace(CPU.vae.loss, adversarial_weight=stage.adversarial_weight, kl_warmup_steps=200)
+    if start is not None:
+        loss = replace(loss, kl_warmup_steps=0)
     dataset = replace(CPU.dataset, name=NAME, split=(0.94, 0.03, 0.03), mix=0.5)
-    return changed(replace(CPU, preset=NAME, root=root), {"dataset": dataset, "vae.train": train})
+    changes = {"dataset": dataset, "vae.train": train, "vae.loss": loss, "vae.start": start}
+    return changed(replace(CPU, preset=f"{NAME}-{stage.name}", root=root), changes)
 
 
-def train_or_resume(settings: Settings) -> Path:
-    """Return the finished run, after rendering, building and training what is missing."""
+def prepare(settings: Settings) -> None:
+    """Render the music and build its dataset, if that is missing."""
     music, scores = settings.root / "Data" / f"music-{NAME}", settings.score_cache_dir
     pieces = render_demo_music(music, MUSIC, scores)
     demo = render_demo_music(settings.root / "Data" / "demo_music-CPU", CPU.demo_music, scores)
@@ -55,21 +79,29 @@ def train_or_resume(settings: Settings) -> Path:
     if shared:
         raise SystemExit(f"{len(shared)} scores are also in the demo ({min(shared)}): choose other ensembles")
     build_dataset(music, settings.dataset_dir, settings.spectrogram, settings.dataset)
-    known = find_run([vae_recipe(settings).parent], "conf.json", lambda run: run.name.endswith(f"-{NAME}"))
+
+
+def train_or_resume(settings: Settings) -> Path:
+    """Return the finished run of a stage."""
+    parent = vae_recipe(settings).parent
+    known = find_run([parent], "conf.json", lambda run: run.name.endswith(f"-{settings.preset}"))
     return train_vae(settings, known and known.folder)
 
 
 def main() -> None:
-    """Parse the arguments, train, and release if asked to."""
+    """Parse the arguments, train the stages, and release the last if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data and Models")
-    parser.add_argument("--steps", type=int, default=6_000, help="of the optimiser (default 6000)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps; .1 for a trial")
     parser.add_argument("--release", action="store_true", help="write Models/released/vae-cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run_dir = train_or_resume(settings_of(args.root, args.steps))
+    prepare(settings_of(STAGES[0], None, args.root, args.scale))
+    run_dir = None
+    for stage in STAGES:
+        run_dir = train_or_resume(settings_of(stage, run_dir and run_dir.name, args.root, args.scale))
     if args.release:
         release_vae(run_dir, RELEASED / "vae-cpu")
 

@@ -51,7 +51,9 @@ def main() -> None:
 
 def variant(name: str, settings: Settings, minutes: float) -> Settings:
     """Return the settings of a variant, whose preset names its runs."""
-    settings = changed(settings, {"preset": f"{name}-{minutes:g}min", "vae.network": VAES[name]})
+    settings = changed(
+        settings, {"preset": f"{name}-{minutes:g}min", "vae.network": VAES[name], "vae.start": None}
+    )
     if settings.vae.network.kind == "residual":
         return settings
     names = ("batch_size", "learning_rate", "lr_schedule")

@@ -18,7 +18,9 @@ from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.Autoencoding import (
     LatentCodec,
     find_vae,
+    first_network,
     measure_latents,
+    named_vae,
     release_vae,
     train_vae,
     vae_recipe,
@@ -67,7 +69,7 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
     assert {"loss", "val_reconstruction", "val_spectral", "val_kl"} <= columns
 
 
-def test_a_released_run_makes_the_same_latents_and_comes_after_ones_own(
+def test_a_released_run_makes_the_same_latents_and_is_found_by_name(
     settings, run_dir, train_split, tmp_path, monkeypatch
 ):
     release_vae(run_dir, tmp_path / "released" / "vae-test")
@@ -75,29 +77,46 @@ def test_a_released_run_makes_the_same_latents_and_comes_after_ones_own(
     assert files == {"conf.json", "metrics.csv", "ema-00000004.pth", "latent-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "vae-test" / "conf.json").read_text()
     monkeypatch.setattr(sys.modules["Libraries.Runs.Autoencoding"], "RELEASED", tmp_path / "released")
-    elsewhere = replace(settings, root=tmp_path)
+    elsewhere = changed(settings, {"root": tmp_path, "vae.run": "vae-test"})
     assert find_vae(settings) == run_dir
-    assert (
-        find_vae(elsewhere).name == find_vae(changed(elsewhere, {"vae.run": "vae-test"})).name == "vae-test"
-    )
-    LatentCodec.prepare(elsewhere)
-    assert not (elsewhere.models_dir / "vae").exists()  # nothing was trained
     released = LatentCodec.open(elsewhere)
     x0 = clips(train_split)
     torch.testing.assert_close(released.encode(x0), LatentCodec.load(run_dir).encode(x0), atol=0.05, rtol=0)
     assert LatentCodec.open(elsewhere, requires=released.requires).run_dir == released.run_dir
-    other = changed(elsewhere, {"spectrogram.db_range": 60.0})
     with pytest.raises(CheckpointError, match="no autoencoder for this spectrogram"):
-        find_vae(other)
+        find_vae(changed(elsewhere, {"vae.run": "latest"}))
+
+
+def test_training_begins_with_the_weights_of_another_run(settings, run_dir):
+    start = changed(settings, {"vae.start": run_dir.name})
+    begun, trained = first_network(start).vae.state_dict(), LatentCodec.load(run_dir).vae.state_dict()
+    assert all(torch.equal(begun[name], trained[name]) for name in trained)
+    with_critic = {"vae.loss.adversarial_weight": 0.1, "vae.loss.critic_channels": (8,)}
+    critic = first_network(changed(start, with_critic)).critic  # one that the run has not
+    assert critic is not None and all(value.isfinite().all() for value in critic.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"vae.network.latent_channels": 2}, "latent_channels is 4 there and 2 here"),
+        ({"spectrogram.db_range": 60.0}, "db_range is 80.0 there and 60.0 here"),
+    ],
+)
+def test_a_run_that_does_not_fit_cannot_be_begun_with(settings, run_dir, change, sentence):
+    with pytest.raises(ValueError, match=f"{run_dir.name}, with which vae.start begins, .*{sentence}"):
+        first_network(changed(settings, {"vae.start": run_dir.name, **change}))
 
 
 def test_the_released_autoencoder_fits_the_preset_of_the_demo(tmp_path):
-    codec = LatentCodec.open(replace(CPU, root=tmp_path))
-    assert codec.run_dir.parent == RELEASED
+    conf = replace(CPU, root=tmp_path)
+    assert named_vae(conf, conf.vae.start).parent == RELEASED
+    vae = first_network(conf).vae.eval()
     clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", CPU.spectrogram.sample_rate)
     x0 = Spectrogram(CPU.spectrogram).encode(clip[None, :, : CPU.spectrogram.clip_samples])
-    error = (codec.decode(codec.encode(x0)) - x0).abs().mean()  # 1 is 40 dB
-    assert error < 0.05
+    with torch.no_grad():
+        error = (vae.decode(vae.encode(x0).mu) - x0).abs().mean()  # 1 is 40 dB
+    assert error < 0.08
 
 
 def test_latents_of_the_training_split_are_standard(codec, train_split):

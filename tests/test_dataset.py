@@ -713,8 +713,8 @@ def test_mixing_adds_powers_and_leaves_the_floor():
     x0[..., :10, :] = -1
     x0[:, 0, 20, 0] = 1
     same, silence = augmentation.add(x0, x0, torch.zeros(2)), torch.full_like(x0, -1.0)
-    torch.testing.assert_close(same, x0, atol=1e-5, rtol=0)  # everything 3 dB up, normalised away
-    torch.testing.assert_close(augmentation.add(x0, silence, torch.zeros(2)), x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(same, x0, atol=2e-3, rtol=0)  # everything 3 dB up, normalised away
+    torch.testing.assert_close(augmentation.add(x0, silence, torch.zeros(2)), x0, atol=2e-3, rtol=0)
 
 
 def test_the_fraction_of_mixed_clips_is_that_of_the_setting(tmp_path):

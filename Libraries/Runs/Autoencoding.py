@@ -8,14 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from Libraries.Dataset.Manifest import INVERSE_ONLY
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Recipe import (
+    Recipe,
+    clip_loaders,
+    music_record,
+    require_same,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Release import release
 from Libraries.Runs.Run import RELEASED, Run, find_run, with_inverse_of
-from Libraries.Runs.Settings import LATEST, Settings
+from Libraries.Runs.Settings import LATEST, Settings, to_dict
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
@@ -85,7 +93,7 @@ class LatentCodec:
             CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
-            return cls._required(_named(settings, requires["run"]), requires, device)
+            return cls._required(named_vae(settings, requires["run"]), requires, device)
         codec = cls.load(find_vae(settings), device)
         theirs = codec.spectrogram.config
         if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
@@ -106,14 +114,9 @@ class LatentCodec:
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an autoencoder if the settings ask for the newest and none fits, not even a released one."""
-        if settings.vae.run != LATEST:
-            return
-        run = _newest(settings)
-        if run is None:
+        """Train an autoencoder if the settings ask for the newest and there is none yet."""
+        if settings.vae.run == LATEST and _newest(settings) is None:
             train_vae(settings)
-        elif run.folder.parent == RELEASED:
-            log.info("the released autoencoder %s fits this spectrogram", run.name)
 
     @property
     def requires(self) -> dict[str, str]:
@@ -200,15 +203,38 @@ def vae_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "vae",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "vae.network", "vae.loss", "vae.train"),
+        made_of=("spectrogram", "vae.network", "vae.loss", "vae.train", "vae.start"),
         train=vae.train,
-        build=lambda: TrainableVAE(VAE(vae.network, settings.spectrogram.shape), vae.loss),
+        build=functools.partial(first_network, settings),
         loss=VAELoss(vae.loss, latent_shape, samples_per_step, vae.train.seed),
         loaders=functools.partial(clip_loaders, settings, vae.train),
         dataset=functools.partial(music_record, settings),
         preview=functools.partial(save_vae_preview, settings),
         finish=functools.partial(save_latent_statistics, settings),
     )
+
+
+def first_network(settings: Settings) -> TrainableVAE:
+    """Return the network that training begins with: random weights, or those of the run `vae.start`.
+
+    Raises:
+        CheckpointError: there is no such run, or it lacks weights.
+        ValueError: that run has another spectrogram or another network.
+    """
+    vae = settings.vae
+    network = TrainableVAE(VAE(vae.network, settings.spectrogram.shape), vae.loss)
+    if vae.start is None:
+        return network
+    run = Run(named_vae(settings, vae.start))
+    theirs, ours = run.conf["settings"], to_dict(settings)
+    owner = f"{run.name}, with which vae.start begins,"
+    require_same(owner, theirs["spectrogram"], ours["spectrogram"], INVERSE_ONLY)
+    require_same(owner, theirs["vae"]["network"], ours["vae"]["network"])
+    there, own = run.weights(), network.state_dict()
+    fitting = {name: value for name, value in there.items() if name in own and value.shape == own[name].shape}
+    load_weights(network, {**own, **fitting}, run.weights_path())  # a critic of another size begins anew
+    log.info("training begins with the weights of %s", run.name)
+    return network
 
 
 def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
@@ -257,18 +283,18 @@ def save_vae_preview(settings: Settings, run: Run, step: int, network: Trainable
 
 
 def find_vae(settings: Settings) -> Path:
-    """Return the run of `settings.vae.run`: by name, or the newest that fits, else a released one that fits.
+    """Return the run of `settings.vae.run`: by name (`named_vae`), or the newest that fits the spectrogram.
 
     Raises:
-        CheckpointError: "latest" is asked for and no autoencoder fits the spectrogram.
+        CheckpointError: "latest" is asked for and no autoencoder fits.
     """
     if settings.vae.run != LATEST:
-        return _named(settings, settings.vae.run)
+        return named_vae(settings, settings.vae.run)
     run = _newest(settings)
     if run is None:
         raise CheckpointError(
-            f"there is no autoencoder for this spectrogram in {settings.models_dir / 'vae'}, and none came "
-            "with the repository: train one first (Train VAE), or set space='spectrogram'"
+            f"there is no autoencoder for this spectrogram in {settings.models_dir / 'vae'}: train one first "
+            "(Train VAE), or set space='spectrogram'"
         )
     return run.folder
 
@@ -283,18 +309,19 @@ def release_vae(run_dir: Path, folder: Path) -> None:
     save_checkpoint(Path(folder) / statistics.name, _read_statistics(run))
 
 
-def _named(settings: Settings, name: str) -> Path:
+def named_vae(settings: Settings, name: str) -> Path:
+    """Return the folder of a run in Models/vae, else of that in Models/released if there is one."""
     own = settings.models_dir / "vae" / name
     return own if own.is_dir() or not (RELEASED / name).is_dir() else RELEASED / name
 
 
 def _newest(settings: Settings) -> Run | None:
-    """Return the newest run with measured latents that fits the spectrogram, else the released one."""
+    """Return the newest run with measured latents that fits the spectrogram."""
 
     def fits(run: Run) -> bool:
         return with_inverse_of(run.config("spectrogram"), settings.spectrogram) == settings.spectrogram
 
-    return find_run([settings.models_dir / "vae", RELEASED], "latent-*.pth", fits)
+    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits)
 
 
 def _statistics_path(run: Run) -> Path:

@@ -35,7 +35,8 @@ class VAESettings:
     network: VAEConfig
     loss: VAELossConfig
     train: TrainConfig
-    run: str = LATEST  # or a name in Models/vae
+    run: str = LATEST  # or a name in Models/vae or Models/released
+    start: str | None = None  # a run in either folder with whose weights training begins
 
 
 @dataclass(frozen=True)
