@@ -351,7 +351,7 @@ SMOKE = changed(
             guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
         ),
         "vae.start": None, "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=200),
-        "vae.network.channels": (16, 32), "vae.network.blocks_per_level": 1,
+        "vae.network.channels": (16, 32), "vae.network.blocks_per_level": 1, "vae.network.latent_channels": 4,
         "vae.train": replace(CPU.vae.train, **FEW_STEPS),
         "upsampler.network": SMOKE_SPECTROGRAM_UNET,
         "upsampler.train": replace(CPU.upsampler.train, **FEW_STEPS),
