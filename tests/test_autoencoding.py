@@ -83,7 +83,7 @@ def test_a_released_run_makes_the_same_latents_and_is_found_by_name(
     x0 = clips(train_split)
     torch.testing.assert_close(released.encode(x0), LatentCodec.load(run_dir).encode(x0), atol=0.05, rtol=0)
     assert LatentCodec.open(elsewhere, requires=released.requires).run_dir == released.run_dir
-    with pytest.raises(CheckpointError, match="no autoencoder for this spectrogram"):
+    with pytest.raises(CheckpointError, match="there is no autoencoder in"):
         find_vae(changed(elsewhere, {"vae.run": "latest"}))
 
 

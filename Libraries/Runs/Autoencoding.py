@@ -283,17 +283,17 @@ def save_vae_preview(settings: Settings, run: Run, step: int, network: Trainable
 
 
 def find_vae(settings: Settings) -> Path:
-    """Return the run of `settings.vae.run`: by name (`named_vae`), or the newest that fits the spectrogram.
+    """Return the run of `settings.vae.run`: by name (`named_vae`), or the newest.
 
     Raises:
-        CheckpointError: "latest" is asked for and no autoencoder fits.
+        CheckpointError: "latest" is asked for and there is none.
     """
     if settings.vae.run != LATEST:
         return named_vae(settings, settings.vae.run)
     run = _newest(settings)
     if run is None:
         raise CheckpointError(
-            f"there is no autoencoder for this spectrogram in {settings.models_dir / 'vae'}: train one first "
+            f"there is no autoencoder in {settings.models_dir / 'vae'} for space='latent': train one first "
             "(Train VAE), or set space='spectrogram'"
         )
     return run.folder
@@ -316,12 +316,8 @@ def named_vae(settings: Settings, name: str) -> Path:
 
 
 def _newest(settings: Settings) -> Run | None:
-    """Return the newest run with measured latents that fits the spectrogram."""
-
-    def fits(run: Run) -> bool:
-        return with_inverse_of(run.config("spectrogram"), settings.spectrogram) == settings.spectrogram
-
-    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits)
+    """Return the newest run with measured latents; runs of earlier versions do not count."""
+    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
 
 
 def _statistics_path(run: Run) -> Path:
