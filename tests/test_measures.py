@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from Libraries.Measures import compare, describe, load_tagger, measure, plot_measures
+from Libraries.Measures import Yardstick, compare, describe, load_tagger, plot_measures
 from Libraries.Measures.Description import UNITS
 
 RATE = 16_000
@@ -40,7 +40,7 @@ def compared(described, generated=None):
     sets, _, tagger = described
     own = sets["generated"] if generated is None else describe(generated, RATE, tagger)
     pieces = np.arange(CLIPS) // 3
-    return compare(own, sets["reference"], sets["training"], sets["training"], pieces, seed=0)
+    return compare(own, sets["reference"], sets["training"], pieces, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_clips_of_the_same_kind_are_at_the_floor(honest):
     assert not beyond
 
 
-def test_one_call_describes_and_compares(described, honest):
+def test_a_yardstick_describes_and_compares(described, honest):
     waves = described[1]
     pieces = np.arange(CLIPS) // 3
-    found = measure(waves["generated"], waves["reference"], waves["training"], RATE, pieces, seed=0)
-    assert found.table() == honest.table()
+    yardstick = Yardstick(waves["reference"], waves["training"], RATE, pieces, seed=0)
+    assert yardstick.measure(waves["generated"]).table() == honest.table()
 
 
 def test_the_table_has_a_line_a_measure_and_says_what_it_could_not_see(honest):
@@ -127,9 +127,9 @@ def test_sets_that_are_too_small_or_pieces_that_are_too_few_are_refused(describe
     sets = described[0]
     one = sets["generated"].select(np.array([0]))
     with pytest.raises(ValueError, match="2 are needed"):
-        compare(one, sets["reference"], sets["training"], sets["training"], range(CLIPS), seed=0)
+        compare(one, sets["reference"], sets["training"], range(CLIPS), seed=0)
     with pytest.raises(ValueError, match="each clip needs one"):
-        compare(sets["generated"], sets["reference"], sets["training"], sets["training"], [1], seed=0)
+        compare(sets["generated"], sets["reference"], sets["training"], [1], seed=0)
 
 
 def test_an_unknown_row_names_the_known(honest):
