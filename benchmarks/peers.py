@@ -36,7 +36,7 @@ from torch import Tensor
 from Conf import CPU, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Evaluation.Samples import make_yardstick
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Measures import COMPARED, Row, cell, floor_cell, number
 from Libraries.Measures.Table import FLOOR, HOW_TO_READ
 from Libraries.Networks.Catalogue import count_parameters

@@ -9,7 +9,8 @@ import torch
 from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import copying, evaluate, make_yardstick, nearest_in_training, spread_clips
+from Libraries.Evaluation.Reference import make_yardstick, spread_clips
+from Libraries.Evaluation.Samples import copying, evaluate, nearest_in_training
 from Libraries.Networks.Catalogue import journal_network
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
@@ -45,7 +46,7 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
     assert sorted(path.name for path in results.iterdir()) == ["loss.png", "samples-00000004.png"]
 
 
-def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
+def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path, few_draws):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
     metrics = evaluate(DiffusionRun.load(run_dir), *splits, settings, tmp_path)
     assert len(list((tmp_path / "audio").glob("*.wav"))) == 4
@@ -54,6 +55,8 @@ def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
     assert all(row["low"] <= row["value"] <= row["high"] for row in measured.values() if row["value"])
     assert metrics["seconds_per_clip"] > 0 and metrics["clips"] == 4
     assert json.loads((tmp_path / "measures.json").read_text())["clips"] == 4
+    assert list(metrics["stages"]) == ["real clips through the spectrogram", "generated"]
+    assert "Against the recordings themselves" in (tmp_path / "measures.md").read_text()
     assert (tmp_path / "samples.png").stat().st_size > 10_000
 
 
@@ -160,7 +163,7 @@ def test_real_clips_are_spread_over_their_split_and_have_their_piece(settings):
 def test_a_split_that_is_too_small_to_measure_against_is_named(settings, monkeypatch):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation")]
     monkeypatch.setattr(SpectrogramDataset, "__len__", lambda self: 9 if self.split == "train" else 1)
-    with pytest.raises(ValueError, match="the validation split of .* has 1 clips; measuring needs two"):
+    with pytest.raises(ValueError, match=r"the validation split of .* has 1 clips; measuring needs two"):
         make_yardstick(Spectrogram(settings.spectrogram).decode, *splits, 4)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import make_yardstick
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Measures import Measures, Yardstick, number, sets_table
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings

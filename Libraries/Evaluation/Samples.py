@@ -1,12 +1,8 @@
-"""Measure generated clips against the dataset that they should resemble.
-
-Real and generated clips pass through the same decoder at the same level, so that the figures measure the
-model and neither the inverse transform nor the loudness.
-"""
+"""Generate clips of a trained run, measure them, and write what can be seen and heard of them."""
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +10,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import (
+    SHOWN,
+    against_recordings,
+    make_yardstick,
+    recordings_table,
+    spread_clips,
+)
 from Libraries.Evaluation.Seams import SeamReport, measure_seams
-from Libraries.Measures import POOL, Measures, Yardstick, plot_measures
+from Libraries.Measures import Measures, plot_measures
 from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
@@ -24,38 +27,6 @@ from Libraries.Sampling.Likelihood import bits_per_dimension
 from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
 from Libraries.Utils import spread_indices, write_then_rename
-
-
-def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
-    """Return `count` clips spread evenly over a split (all if there are fewer): x0 (N, C, F, T)."""
-    return dataset.__getitems__(spread_indices(len(dataset), count))[0]
-
-
-def make_yardstick(
-    to_audio: Callable[[Tensor], Tensor], train: SpectrogramDataset, real: SpectrogramDataset, count: int
-) -> Yardstick:
-    """Describe the real music that sets of `count` clips are measured against.
-
-    Args:
-        to_audio: decodes x0 to waveforms, as it decodes the clips that are measured.
-        train: the training split; of it 2·count clips, spread evenly, give the floors and are searched for
-            copies.
-        real: the split to compare with, of which `count` clips are taken, spread evenly.
-
-    Raises:
-        ValueError: a split has fewer than two clips.
-    """
-    for split in (train, real):
-        if len(split) < 2:
-            raise ValueError(
-                f"the {split.split} split of {split.folder} has {len(split)} clips; measuring needs two or "
-                "more: add music, or change dataset.split and build the dataset again"
-            )
-    reference, training = (
-        to_audio(spread_clips(split, clips)) for split, clips in ((real, count), (train, POOL * count))
-    )
-    pieces = [real.sources[index] for index in spread_indices(len(real), count)]
-    return Yardstick(reference, training, real.spectrogram_config.sample_rate, pieces, seed=0)
 
 
 def evaluate(
@@ -67,8 +38,9 @@ def evaluate(
 ) -> dict:
     """Sample clips, write their audio and pictures to `folder`, and return the figures.
 
-    The keys are those of `Measures.summary` and of `copying`, and `seconds_per_clip` for sampling and
-    decoding. All measures are in measures.md, measures.json and measures.png (`save_measures`).
+    The keys are those of `Measures.summary` and of `copying`, `stages` (against the recordings, by stage) and
+    `seconds_per_clip` for sampling and decoding. All measures are in measures.md, measures.json and
+    measures.png (`save_measures`).
     """
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
@@ -88,16 +60,25 @@ def evaluate(
         plot_trajectory(states, model.spectrogram.config, "From noise to music"),
         folder / "trajectory.png",
     )
-    measures = make_yardstick(model.to_audio, train, test, len(seeds)).measure(samples)
-    save_measures(measures, folder)
-    return {**measures.summary(), **copying(x0, real, train), "seconds_per_clip": seconds}
+    yardstick = make_yardstick(model.to_audio, train, test, len(seeds))
+    generated = yardstick.describe(samples)
+    measures = yardstick.compare(generated)
+    stages = against_recordings(model, settings, yardstick, generated, test)
+    save_measures(measures, folder, below=recordings_table(stages, settings, test))
+    return {
+        **measures.summary(),
+        "stages": {name: found.summary(SHOWN) for name, found in stages.items()},
+        **copying(x0, real, train),
+        "seconds_per_clip": seconds,
+    }
 
 
 def save_measures(
-    measures: Measures, folder: Path, title: str = "Generated clips against real ones"
+    measures: Measures, folder: Path, title: str = "Generated clips against real ones", below: str = ""
 ) -> Figure:
-    """Write measures.md, measures.json and measures.png to `folder`; return the picture."""
-    for suffix, text in (("md", measures.table()), ("json", measures.to_json())):
+    """Write measures.md (with a text below the table), measures.json and measures.png; return the picture."""
+    table = f"{measures.table()}\n\n{below}".rstrip()
+    for suffix, text in (("md", table), ("json", measures.to_json())):
         write = functools.partial(Path.write_text, data=text + "\n", encoding="utf-8")
         write_then_rename(folder / f"measures.{suffix}", write)
     figure = plot_measures(measures, title)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Comparison import Variant, compare, variant_table
+from Libraries.Evaluation.Reference import spread_clips
 from Libraries.Evaluation.Restoration import Restored
-from Libraries.Evaluation.Samples import save_clips, spread_clips
+from Libraries.Evaluation.Samples import save_clips
 from Libraries.Measures import Yardstick
 from Libraries.Plots.SpectrogramPlots import plot_tensors, plot_waveform_spectrograms, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun

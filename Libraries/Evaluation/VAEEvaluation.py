@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import make_yardstick, save_clips, save_measures, spread_clips
+from Libraries.Evaluation.Reference import make_yardstick, spread_clips
+from Libraries.Evaluation.Samples import save_clips, save_measures
 from Libraries.Evaluation.VAEChecks import (
     Check,
     band_errors,

@@ -66,8 +66,11 @@ class Yardstick:
         Raises:
             ValueError: a set has fewer than two clips, or pieces and clips differ in number.
         """
-        described = self.describe(generated)
-        return compare(described, self.reference, self.training, self.pieces, self.seed, pieces)
+        return self.compare(self.describe(generated), pieces)
+
+    def compare(self, generated: Described, pieces: Sequence | None = None) -> Measures:
+        """Measure clips that are described already."""
+        return compare(generated, self.reference, self.training, self.pieces, self.seed, pieces)
 
 
 def compare(
