@@ -33,7 +33,7 @@ class Variant:
     measures: Measures  # of all
 
     def figures(self) -> dict:
-        """Return seconds per clip and the main measures, for JSON."""
+        """Return seconds per clip and all measures, for JSON."""
         return {"seconds_per_clip": self.seconds, **self.measures.summary()}
 
 

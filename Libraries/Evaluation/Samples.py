@@ -11,7 +11,6 @@ from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Reference import (
-    SHOWN,
     against_recordings,
     make_yardstick,
     recordings_table,
@@ -67,7 +66,7 @@ def evaluate(
     save_measures(measures, folder, below=recordings_table(stages, settings, test))
     return {
         **measures.summary(),
-        "stages": {name: found.summary(SHOWN) for name, found in stages.items()},
+        "stages": {name: found.summary() for name, found in stages.items()},
         **copying(x0, real, train),
         "seconds_per_clip": seconds,
     }
