@@ -9,7 +9,13 @@ import torch
 from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Reference import make_yardstick, spread_clips
+from Libraries.Evaluation.Reference import (
+    against_recordings,
+    make_yardstick,
+    missing_music,
+    recordings_table,
+    spread_clips,
+)
 from Libraries.Evaluation.Samples import copying, evaluate, nearest_in_training
 from Libraries.Networks.Catalogue import journal_network
 from Libraries.Runs.DiffusionRun import DiffusionRun
@@ -153,12 +159,24 @@ def test_nearest_training_clip_of_a_training_clip_is_itself(settings):
 
 def test_real_clips_are_spread_over_their_split_and_have_their_piece(settings):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
-    decode = Spectrogram(settings.spectrogram).decode
+    decode = Spectrogram(settings.spectrogram, splits[0].typical_gain).decode
     yardstick = make_yardstick(decode, *splits, 2)
     test = splits[1]
     assert yardstick.pieces == [test.sources[0], test.sources[-1]] and len(yardstick.training) == 4
     ends = yardstick.describe(decode(torch.stack([test[0][0], test[len(test) - 1][0]])))
     assert np.allclose(yardstick.reference.embedding, ends.embedding, atol=1e-4)
+
+
+def test_music_that_is_not_here_any_more_is_said_in_one_sentence(settings, run_dir):
+    test = SpectrogramDataset(settings.dataset_dir, "test")
+    assert missing_music(settings, test) == ""
+    moved = replace(settings, music_dir=settings.root / "moved")
+    stages = against_recordings(DiffusionRun.load(run_dir), moved, None, None, test)
+    said = recordings_table(stages, moved, test)
+    assert said == (
+        f"Not measured against the recordings: {test.sources[0]} of the dataset's music is not in "
+        f"{moved.music_dir}."
+    )
 
 
 def test_a_split_that_is_too_small_to_measure_against_is_named(settings, monkeypatch):
