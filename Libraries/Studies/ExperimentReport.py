@@ -115,7 +115,7 @@ def write_report(
     Returns:
         The text of the page, and the picture.
     """
-    recordings, folder = load_recordings(settings, trials.clips), report_folder(settings)
+    recordings, folder = load_recordings(settings, "validation", trials.clips), report_folder(settings)
     figure = plot_experiment(experiment, outcomes, recordings, settings.spectrogram.sample_rate)
     text = "\n\n".join(
         (

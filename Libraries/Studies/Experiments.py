@@ -7,7 +7,7 @@ interrupted experiment resumes, and a changed setting trains again.
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
         wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(settings, wanted)))
         folder = _folder(wanted, seed, trials.clips)
         if not (folder / OUTCOME).exists():
-            _train_and_measure(wanted, reference(), trials.clips, folder)
+            _train_and_measure(wanted, reference, trials.clips, folder)
         found = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         outcomes.append(Outcome(variant=variant, seed=seed, **vars(planned), **found))
     return outcomes
@@ -203,16 +203,19 @@ def load_reference(settings: Settings, clips: int) -> Reference:
 
     They have not passed through the representation, so that what it loses counts against it.
     """
-    real, training = load_recordings(settings, clips), load_split_clips(settings, "train", POOL * clips)
+    real, training = (
+        load_recordings(settings, split, count)
+        for split, count in (("validation", clips), ("train", POOL * clips))
+    )
     sources = SpectrogramDataset(settings.dataset_dir, "validation").sources
     pieces = [sources[index] for index in spread_indices(len(sources), clips)]
     yardstick = Yardstick(real, training, settings.spectrogram.sample_rate, pieces, seed=0)
     return Reference(yardstick, _highs(real, settings))
 
 
-def load_recordings(settings: Settings, clips: int) -> Tensor:
-    """Return recordings (N, 1, L) spread over the validation split."""
-    return load_split_clips(settings, "validation", clips)
+def load_recordings(settings: Settings, split: str, clips: int) -> Tensor:
+    """Return recordings (N, 1, L) spread over a split, as long as generated clips are."""
+    return load_split_clips(settings, split, clips)[..., : settings.spectrogram.kept_samples]
 
 
 def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -228,7 +231,9 @@ def load_sound(outcome: Outcome) -> Tensor | None:
     return torch.from_numpy(np.load(outcome.clips, allow_pickle=False).astype(np.float32))
 
 
-def _train_and_measure(settings: Settings, reference: Reference, clips: int, folder: Path) -> None:
+def _train_and_measure(
+    settings: Settings, reference: Callable[[], Reference], clips: int, folder: Path
+) -> None:
     """Train, sample and measure; write OUTCOME last."""
     ensure_dataset(settings)
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
@@ -252,7 +257,7 @@ def _train_and_measure(settings: Settings, reference: Reference, clips: int, fol
         },
         "curve": [(row["step"] * samples_per_step, row["loss"]) for row in metrics if "loss" in row],
     }  # fmt: skip
-    found |= UNMEASURED if diverged else _measure(settings, reference, clips, run_dir)
+    found |= UNMEASURED if diverged else _measure(settings, reference(), clips, run_dir)
     save_json(folder / OUTCOME, found)
 
 
