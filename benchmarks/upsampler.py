@@ -57,12 +57,13 @@ def main() -> None:
     settings = changed(in_space(CPU, "spectrogram"), changes)
     make_dataset(settings)
     direct = DiffusionRun.load(train_directly(settings, args.minutes))
+    yardstick = validation_yardstick(direct, settings)
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for kind in args.kinds:
         own = changed(in_space(settings, "small"), {"upsampler.low_resolution.kind": kind})
         model = load_cascade(train_cascade(own, args.minutes), own)
         print(f"\n{kind}, {own.spectrogram.shape} from {model.shape}\n")
-        rows = compare_cascade(model, own, validation_yardstick(model, own), {DIRECT: direct})
+        rows = compare_cascade(model, own, yardstick, {DIRECT: direct})
         print(cascade_table(rows, "way"))
         print(f"\n{save_examples(model, own)}")
 

@@ -12,6 +12,7 @@ real training music, which reconstructions without loss are nearer than.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from common import machine_line, make_dataset, print_table, train_or_find
@@ -19,12 +20,15 @@ from common import machine_line, make_dataset, print_table, train_or_find
 from Conf import CPU, ORIGIN
 from Journal import VAES
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae
+from Libraries.Measures import Yardstick
 from Libraries.Measures.Outcome import Row
 from Libraries.Measures.Table import FLOOR, HOW_TO_READ, cell, floor_cell
 from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import Settings, changed
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Utils import pick_device
 
 VARIANTS = ("linear", "conv", "conv_v2", "residual_8", "residual_16", "residual_32")
@@ -45,12 +49,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--clips", type=int, default=256, help="measured, at most the validation split")
     args = parser.parse_args()
-    settings = changed(CPU, {"root": args.root, "evaluation.num_samples": args.clips})
+    settings = replace(CPU, root=args.root)
     make_dataset(settings)
     line = machine_line(pick_device())
-    found = {name: measure(trained(name, settings, args.minutes), settings) for name in args.only}
+    train, real = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation"))
+    decode, count = Spectrogram(settings.spectrogram, train.typical_gain).decode, min(args.clips, len(real))
+    runs = {name: trained(name, settings, args.minutes) for name in args.only}
+    yardstick = make_yardstick(decode, train, real, count)
+    found = {name: measure(run_dir, yardstick, real) for name, run_dir in runs.items()}
     print(f"\n{line}\n{args.minutes:g} minutes each, {settings.spectrogram.shape}\n")
-    print_table(HEADER, [*(row(name, own) for name, own in found.items()), floor(*found.values())])
+    print_table(HEADER, [*(row(name, own) for name, own in found.items()), floor(next(iter(found.values())))])
     print(f"\n{HOW_TO_READ}")
 
 
@@ -69,11 +77,10 @@ def trained(name: str, settings: Settings, minutes: float) -> Path:
     return train_or_find(vae_recipe, variant(name, settings, minutes), "vae.train", minutes)
 
 
-def measure(run_dir: Path, settings: Settings) -> dict:
+def measure(run_dir: Path, yardstick: Yardstick, real: SpectrogramDataset) -> dict:
     """Return the figures of a run and its size; pictures and audio go to the run's results."""
     codec, run = LatentCodec.load(run_dir), Run(run_dir)
-    splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation"))
-    found = evaluate_vae(codec, *splits, settings.evaluation.num_samples, run.results_dir / "benchmark")
+    found = evaluate_vae(codec, yardstick, real, run.results_dir / "benchmark")
     return found | {"shape": codec.shape, "steps": run.config("vae.train").num_steps}
 
 
@@ -86,8 +93,8 @@ def row(name: str, found: dict) -> list[str]:
     return [name, *size, f"{found['log_spectral_distance']:.2f}", *measures, *seconds]
 
 
-def floor(found: dict, *_: dict) -> list[str]:
-    """Return the last line: what real training music reaches, by the first variant's yardstick."""
+def floor(found: dict) -> list[str]:
+    """Return the last line, what real training music reaches: the same for every variant."""
     measures = [floor_cell(Row.read(found[of])) for of in COMPARED]
     return [FLOOR, *[""] * 5, *measures, "", ""]
 

@@ -9,6 +9,7 @@ import torch
 from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae, from_prior, reconstruct, walk
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents, plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
@@ -134,7 +135,8 @@ def test_random_latents_depend_on_their_seed_alone(codec):
 
 def test_evaluation_writes_sound_and_pictures(settings, codec, train_split, tmp_path, few_draws):
     test = SpectrogramDataset(settings.dataset_dir, "test")
-    metrics = evaluate_vae(codec, train_split, test, 4, tmp_path)
+    yardstick = make_yardstick(codec.to_audio, train_split, test, 4)
+    metrics = evaluate_vae(codec, yardstick, test, tmp_path)
     assert len(list((tmp_path / "audio").glob("*.wav"))) == 2 * metrics["clips"] > 0
     pictures = {path.stem for path in tmp_path.glob("*.png")}
     assert pictures == {"reconstructions", "latents", "bands", "walk", "prior", "measures"}

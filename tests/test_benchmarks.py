@@ -11,7 +11,10 @@ import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
 from Conf import SMOKE, in_space
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Runs.Settings import changed
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Timing import median_in_turns
 
 CPU = torch.device("cpu")
@@ -47,7 +50,9 @@ def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch, few_dr
 
     monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae.network, channels=(8, 16)))
     first, again = (benchmark.trained("residual_16", chords, minutes=0.001) for _ in range(2))
-    found = benchmark.measure(first, chords)
+    train, real = (SpectrogramDataset(chords.dataset_dir, split) for split in ("train", "validation"))
+    yardstick = make_yardstick(Spectrogram(chords.spectrogram, train.typical_gain).decode, train, real, 3)
+    found = benchmark.measure(first, yardstick, real)
     row, floor = benchmark.row("residual_16", found), benchmark.floor(found)
     assert first == again and len(row) == len(floor) == len(benchmark.HEADER)
     assert row[2:4] == ["4x12x16", "16"]

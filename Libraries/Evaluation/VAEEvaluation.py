@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Reference import make_yardstick, spread_clips
+from Libraries.Evaluation.Reference import spread_clips
 from Libraries.Evaluation.Samples import save_clips, save_measures
 from Libraries.Evaluation.VAEChecks import (
     Check,
@@ -24,7 +24,7 @@ from Libraries.Evaluation.VAEChecks import (
     check_standard,
     kl_per_channel,
 )
-from Libraries.Measures import Measures
+from Libraries.Measures import Yardstick
 from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions, plot_tensors, save_figure
@@ -99,26 +99,18 @@ def codec_seconds(codec: LatentCodec, x0: Tensor, repeats: int = 5) -> dict[str,
     }
 
 
-def measure_reconstructions(
-    codec: LatentCodec, waveforms: Tensor, train: SpectrogramDataset, real: SpectrogramDataset
-) -> Measures:
-    """Measure reconstructions (N, 1, L) of N clips spread over a split as generated clips are measured.
-
-    They are near to their own originals, so without loss they are below the floor, which other music gives.
-    """
-    yardstick = make_yardstick(codec.to_audio, train, real, len(waveforms))
-    return yardstick.measure(waveforms, yardstick.pieces)
-
-
-def evaluate_vae(
-    codec: LatentCodec, train: SpectrogramDataset, real: SpectrogramDataset, count: int, folder: Path
-) -> dict:
-    """Reconstruct `count` clips of a split, write audio and pictures to `folder`, and return the figures.
+def evaluate_vae(codec: LatentCodec, yardstick: Yardstick, real: SpectrogramDataset, folder: Path) -> dict:
+    """Reconstruct real clips, write audio and pictures to `folder`, and return the figures.
 
     The keys are those of `reconstruction_metrics`, `Measures.summary` and `codec_seconds`, and `checks`, one
-    sentence per check. All measures are in measures.md, measures.json and measures.png.
+    sentence per check. All measures are in measures.md, measures.json and measures.png. Reconstructions are
+    near to their own originals, so without loss they are below the floor, which other music gives.
+
+    Args:
+        yardstick: `make_yardstick` of this split, whose clips are reconstructed.
+        real: the split.
     """
-    x0 = spread_clips(real, count)
+    x0 = spread_clips(real, len(yardstick.reference))
     reconstruction = reconstruct(codec, x0)
     sound = {"originals": codec.to_audio(x0), "reconstructions": codec.to_audio(reconstruction)}
     rate = codec.spectrogram.config.sample_rate
@@ -126,7 +118,7 @@ def evaluate_vae(
         names = [f"{i:04d}-{kind.removesuffix('s')}" for i in range(len(x0))]
         save_clips(waveforms, names, folder / "audio", rate)
     save_pictures(codec, x0, reconstruction, folder)
-    measures = measure_reconstructions(codec, sound["reconstructions"], train, real)
+    measures = yardstick.measure(sound["reconstructions"], yardstick.pieces)
     save_measures(measures, folder, "Reconstructions against real clips")
     return {
         **reconstruction_metrics(codec, sound, x0, reconstruction),

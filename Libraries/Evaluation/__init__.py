@@ -11,5 +11,4 @@ from Libraries.Evaluation.UpsamplerEvaluation import cascade_table, compare_casc
 from Libraries.Evaluation.UpsamplerEvaluation import save_restored, save_three_ways, low_resolution_error
 from Libraries.Evaluation.VAEChecks import band_errors, kl_per_channel
 from Libraries.Evaluation.VAEEvaluation import PRIOR_SEEDS, codec_seconds, from_prior, reconstruct
-from Libraries.Evaluation.VAEEvaluation import measure_reconstructions, reconstruction_metrics, run_checks
-from Libraries.Evaluation.VAEEvaluation import walk
+from Libraries.Evaluation.VAEEvaluation import reconstruction_metrics, run_checks, walk
