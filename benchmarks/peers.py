@@ -19,6 +19,7 @@ second call trains and measures only what is missing, so that parts can be run o
 import argparse
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Measures import COMPARED, Row, cell, floor_cell, number
-from Libraries.Measures.Table import FLOOR, HOW_TO_READ
+from Libraries.Measures.Table import FLOOR, HOW_TO_READ, not_seen
 from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, vae_recipe
 from Libraries.Runs.Codec import Codec
@@ -99,14 +100,16 @@ def main() -> None:
     line = machine_line(pick_device())
     for seed in args.seeds:  # seed by seed, so that a slow spell of the machine affects all systems
         for system in args.only:
-            if not result_path(args, system, seed).exists():
+            if not is_generated(result_path(args, system, seed)):
                 run_in_fresh_process(args, system, seed)
     judge(settings, [result_path(args, system, seed) for system in args.only for seed in args.seeds])
     print(f"\n{line}\n{args.minutes:g} minutes each, {args.clips} clips, {args.steps} steps of the sampler\n")
     results = {system: [read_result(args, system, seed) for seed in args.seeds] for system in args.only}
     rows = [row(named(system, results), found) for system, found in results.items()]
     print_table(HEADER, [*rows, floor_row(next(iter(results.values()))[0])])
-    print(f"\n{HOW_TO_READ} All but the seeds' own distances are means over the seeds.")
+    kernel = (Row.read(result["kernel distance"]) for found in results.values() for result in found)
+    unseen = not_seen(args.clips, kernel)
+    print(f"\n{HOW_TO_READ}{unseen} All but the distances of the seeds are means over the seeds.")
 
 
 def result_path(args: argparse.Namespace, system: str, seed: int) -> Path:
@@ -114,6 +117,11 @@ def result_path(args: argparse.Namespace, system: str, seed: int) -> Path:
     options = f"{args.minutes:g}min-{args.clips}clips-{args.steps}steps"
     name = f"{system.replace(', ', '-').replace(' ', '-')}-{seed}.json"
     return args.root / "Results" / "peers" / options / name
+
+
+def is_generated(path: Path) -> bool:
+    """Return whether a system has been trained and sampled: its figures and its clips are there."""
+    return path.exists() and path.with_suffix(".npy").exists()
 
 
 def read_result(args: argparse.Namespace, system: str, seed: int) -> dict:
@@ -168,7 +176,7 @@ def with_seed(settings: Settings, seed: int) -> Settings:
 def judge(settings: Settings, paths: list[Path]) -> None:
     """Measure the clips of all results that have no measures yet, by one yardstick, and add them."""
     results = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    missing = {path: found for path, found in results.items() if "clips" not in found}
+    missing = {path: found for path, found in results.items() if "kernel distance" not in found}
     if not missing:
         return
     train, test = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
@@ -183,7 +191,8 @@ def judge(settings: Settings, paths: list[Path]) -> None:
 def named(system: str, results: dict[str, list[dict]]) -> str:
     """Return a system's name, marked where it is the nearer of a peer's two learning rates."""
     rivals = [name for name in results if PEERS.get(name, [name])[0] == PEERS.get(system, [system])[0]]
-    nearest = min(rivals, key=lambda name: mean_of(results[name], "kernel distance"))
+    distances = {name: mean_of(results[name], "kernel distance") for name in rivals}
+    nearest = min(rivals, key=lambda name: math.inf if distances[name] is None else distances[name])
     return f"{system} (its better one)" if len(rivals) > 1 and system == nearest else system
 
 

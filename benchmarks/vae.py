@@ -24,7 +24,7 @@ from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Evaluation.VAEEvaluation import evaluate_vae
 from Libraries.Measures import Yardstick
 from Libraries.Measures.Outcome import Row
-from Libraries.Measures.Table import FLOOR, HOW_TO_READ, cell, floor_cell
+from Libraries.Measures.Table import FLOOR, HOW_TO_READ, cell, floor_cell, not_seen
 from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import Settings, changed
@@ -59,7 +59,8 @@ def main() -> None:
     found = {name: measure(run_dir, yardstick, real) for name, run_dir in runs.items()}
     print(f"\n{line}\n{args.minutes:g} minutes each, {settings.spectrogram.shape}\n")
     print_table(HEADER, [*(row(name, own) for name, own in found.items()), floor(next(iter(found.values())))])
-    print(f"\n{HOW_TO_READ}")
+    kernel = (Row.read(own["kernel distance"]) for own in found.values())
+    print(f"\n{HOW_TO_READ}{not_seen(count, kernel)}")
 
 
 def variant(name: str, settings: Settings, minutes: float) -> Settings:

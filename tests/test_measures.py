@@ -166,6 +166,8 @@ def test_a_row_comes_back_from_json(honest):
     content = json.loads(json.dumps(honest.summary()))
     assert content["clips"] == CLIPS
     assert all(Row.read(content[row.name]) == row for row in honest.rows)
+    unknown = Row("x", "", 1.0, *4 * [float("nan")])
+    assert np.isnan(Row.read(json.loads(json.dumps(unknown.content()))).unseen)
 
 
 def test_an_unknown_row_names_the_known(honest):

@@ -44,13 +44,15 @@ class Row:
     @classmethod
     def read(cls, content: dict) -> "Row":
         """Return the row of which `content` is, without draws."""
-        return cls(**{name: value for name, value in content.items() if name != "unseen"})
+        known = {name: value for name, value in content.items() if name != "unseen" and value is not None}
+        figures = dict.fromkeys(("value", "low", "high", "floor", "floor_deviation"), math.nan)
+        return cls(**(figures | known))
 
     def minus(self, other: "Row") -> tuple[float, float, float]:
         """Return how far this value is above another's, and the 95 % interval of the difference.
 
-        Both sets have as many pieces and one yardstick, so both bootstraps drew the same pieces: what a piece
-        of the reference does to both values cancels.
+        Both sets must have as many pieces and one yardstick. Then both bootstraps drew the same pieces, and
+        what a piece of the reference does to both values cancels.
         """
         value = self.value - other.value
         return value, *interval(value, self.draws - other.draws)
@@ -58,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """The outcome of `measure`."""
+    """The outcome of `Yardstick.measure`."""
 
     clips: int
     rows: list[Row]

@@ -1,6 +1,6 @@
 """Several sets of clips in one table: the figures that tell them apart, and what real music reaches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from Libraries.Measures.Measure import PUBLISHED_CLIPS
 from Libraries.Measures.Outcome import COMPARED, Measures, Row, markdown, number
@@ -31,7 +31,9 @@ def sets_table(
         for i, (name, found) in enumerate(sets.items())
     ]
     lines.append([FLOOR, *(floor_cell(row_of(first, of)) for of in names), *("" for _ in extra)])
-    return "\n".join([markdown(head, lines), "", HOW_TO_READ + _not_seen(sets)])
+    fewest = min(measures.clips for measures in sets.values())
+    unseen = not_seen(fewest, (measures[COMPARED[0]] for measures in sets.values()))
+    return "\n".join([markdown(head, lines), "", HOW_TO_READ + unseen])
 
 
 def row_of(measures: Measures, name: str) -> Row | None:
@@ -62,13 +64,12 @@ def floor_cell(row: Row | None) -> str:
     return f"{number(row.floor)} ± {number(row.floor_deviation)}{median}"
 
 
-def _not_seen(sets: Mapping[str, Measures]) -> str:
-    """Return what these clips could not have shown; nothing where there are enough of them."""
-    fewest = min(measures.clips for measures in sets.values())
-    if fewest >= PUBLISHED_CLIPS:
+def not_seen(clips: int, rows: Iterable[Row]) -> str:
+    """Return what so few clips could not have shown of these kernel distances; "" where there are enough."""
+    if clips >= PUBLISHED_CLIPS:
         return ""
-    unseen = max(measures[COMPARED[0]].unseen for measures in sets.values())
+    unseen = max(row.unseen for row in rows)
     return (
-        f" {fewest} clips: a kernel distance within {number(unseen)} of the floor could not have been told "
+        f" {clips} clips: a kernel distance within {number(unseen)} of the floor could not have been told "
         f"from it; publish {PUBLISHED_CLIPS} or more."
     )
