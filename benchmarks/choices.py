@@ -6,8 +6,8 @@
 
 The run is the newest of CONF_ROOT in the preset's space (CONF_PRESET, without it CPU). Everything is measured
 against the validation split, through the run's own decoder; every variant has the same seeds, and the classes
-in turn. Samplers without noise on the way (ODE): ddim, dpmpp_2m, heun, unipc; with noise (SDE): ddpm,
-dpmpp_2m_sde.
+in turn. What is not compared, sampler and guidance, is today's of Conf.py. Samplers without noise on the way
+(ODE): ddim, dpmpp_2m, heun, unipc; with noise (SDE): ddpm, dpmpp_2m_sde.
 
 `space` trains anew, for each seed and as many minutes each: a diffusion on spectrograms, and an autoencoder
 with a diffusion in its latents; with the preset's settings and without leaving a run behind.
@@ -18,6 +18,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from common import machine_line
@@ -36,7 +37,7 @@ from Libraries.Evaluation.Comparison import (
 )
 from Libraries.Measures import Yardstick
 from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
-from Libraries.Runs.Settings import Settings, changed
+from Libraries.Runs.Settings import Settings
 from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Utils import pick_device
 
@@ -56,10 +57,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings, for `space`")
     args = parser.parse_args()
     model = DiffusionRun.load(find_diffusion(conf))
-    evaluation = {"compared_clips": args.clips, "samplers": tuple(args.samplers), "steps": tuple(args.steps)}
-    settings = changed(
-        model.run.settings, {f"evaluation.{name}": value for name, value in evaluation.items()}
+    evaluation = replace(
+        conf.evaluation, compared_clips=args.clips, samplers=tuple(args.samplers), steps=tuple(args.steps)
     )
+    today = {"sampler": conf.sampler, "guidance": conf.guidance, "evaluation": evaluation}
+    settings = replace(model.run.settings, **today)
     yardstick = validation_yardstick(model, settings)
     real = f"{len(yardstick.reference)} of the validation split ({len(set(yardstick.pieces))} pieces)"
     print(f"\n{machine_line(pick_device())}\n{model.run.folder}: {args.clips} clips of each against {real}")
