@@ -56,8 +56,6 @@ Done in {minutes:.1f} minutes.
   model and its graph     {run_dir}
 
 {(results / "measures.md").read_text(encoding="utf-8")}
-Log-mel Frechet distance to the test split: samples {metrics["samples_to_test"]:.2f}, \
-real training music {metrics["train_to_test"]:.2f} (the floor), noise {metrics["noise_to_test"]:.2f}
 Seconds per clip: {metrics["seconds_per_clip"]:.2f}""")
 
 

@@ -27,7 +27,7 @@ from Conf import CPU  # noqa: E402
 from Libraries.DemoMusic.Corpus import ENSEMBLES, find_soundfont, perform  # noqa: E402
 from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score  # noqa: E402
 from Libraries.DemoMusic.SoundFont import Note, SoundFont  # noqa: E402
-from Libraries.Measures import Described, Measures, compare, describe, load_tagger  # noqa: E402
+from Libraries.Measures import Measures, Yardstick  # noqa: E402
 from Libraries.Sound.Spectrogram import Spectrogram  # noqa: E402
 
 PLAYED = ("solo_piano", "string_quartet", "church_organ", "acoustic_guitar", "fiddle", "flute")
@@ -207,15 +207,14 @@ def calibrate(clips: int, seed: int, cache_dir: Path) -> Iterator[tuple[str, Mea
     training = render([piece for name in PLAYED for piece in of[name][: 2 * count]])
     reference = render([piece for name in PLAYED for piece in of[name][2 * count : 3 * count]])
     held = [piece for name in PLAYED for piece in of[name][3 * count :]]
-    tagger = load_tagger()
 
-    def described(own: Clips) -> Described:
-        return describe(own.waveforms[..., : SPECTROGRAM.kept_samples], RATE, tagger)
+    def cut(clips: Clips) -> Tensor:
+        return clips.waveforms[..., : SPECTROGRAM.kept_samples]
 
-    known, there = described(training), described(reference)
+    yardstick = Yardstick(cut(reference), cut(training), RATE, reference.pieces, seed)
     for name, make in damages(held, of[OTHER], training).items():
         own = make()
-        yield name, compare(described(own), there, known, known, reference.pieces, seed, own.pieces)
+        yield name, yardstick.measure(cut(own), own.pieces)
 
 
 def print_head(measures: Measures) -> None:

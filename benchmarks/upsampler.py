@@ -1,29 +1,29 @@
 """Compare the cascade with interpolation and with generation at full size, for the same total training time.
 
-    python benchmarks/upsampler.py [--minutes 10] [--root folder] [--kinds smaller lower_bands] [--clips 48]
+    python benchmarks/upsampler.py [--minutes 10] [--root folder] [--kinds smaller lower_bands] [--clips 256]
 
 The dataset is that of the CPU preset, which is built first if it is missing. Half of the minutes train the
 upsampler and half the first model; a diffusion on spectrograms with its own network gets all of them. A timed
 step finds how many steps fit, so that the learning-rate schedules end with the minutes. Runs are in `Models`:
 a second call resumes interrupted runs and keeps finished ones.
 
-LSD: log-spectral distance of real test clips upsampled from their small spectrograms, above the cut if there
-is one. FD: log-mel Frechet distance of generated clips to the test split, for three sets of seeds; the floor
-is real training music. Seconds are per generated clip, without decoding to audio. For each kind, the same
-seeds three ways and a restored test file stored at 8 kHz go to the run's results.
+LSD: log-spectral distance of real clips upsampled from their small spectrograms, above the cut if there is
+one. The other measures are of generated clips. Both are against the validation split. Seconds are per
+generated clip, without decoding to audio. For each kind, the same seeds three ways and a restored test file
+stored at 8 kHz go to the run's results.
 """
 
 import argparse
 from pathlib import Path
 
-from common import machine_line, make_dataset, print_table, train_or_find
+from common import machine_line, make_dataset, train_or_find
 
 from Conf import CPU, in_space
-from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, load_manifest
+from Libraries.Dataset.SpectrogramDataset import load_manifest
+from Libraries.Evaluation.Comparison import validation_yardstick
 from Libraries.Evaluation.Restoration import restore_file
-from Libraries.Evaluation.Samples import distances, spread_clips
 from Libraries.Evaluation.UpsamplerEvaluation import (
-    CascadeRow,
+    cascade_table,
     compare_cascade,
     save_restored,
     save_three_ways,
@@ -39,7 +39,6 @@ from Libraries.Sound.LowResolution import KINDS
 from Libraries.Sound.Metrics import log_spectral_distance
 from Libraries.Utils import pick_device
 
-SETS = 3  # of seeds
 STORED_RATE = 8_000  # Hz, of the file that is restored
 DIRECT = "directly at full size"
 
@@ -52,18 +51,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training in total, per way")
     parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data and Models")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--clips", type=int, default=48, help="per way and set of seeds")
+    parser.add_argument("--clips", type=int, default=256, help="per way")
     args = parser.parse_args()
     changes = {"root": args.root, "evaluation.compared_clips": args.clips}
     settings = changed(in_space(CPU, "spectrogram"), changes)
     make_dataset(settings)
     direct = DiffusionRun.load(train_directly(settings, args.minutes))
+    yardstick = validation_yardstick(direct, settings)
     print(f"\n{machine_line(pick_device())}\n{args.minutes:g} minutes each way, {settings.spectrogram.shape}")
     for kind in args.kinds:
         own = changed(in_space(settings, "small"), {"upsampler.low_resolution.kind": kind})
         model = load_cascade(train_cascade(own, args.minutes), own)
         print(f"\n{kind}, {own.spectrogram.shape} from {model.shape}\n")
-        print_table(*table(model, own, direct))
+        rows = compare_cascade(model, own, yardstick, {DIRECT: direct})
+        print(cascade_table(rows, "way"))
         print(f"\n{save_examples(model, own)}")
 
 
@@ -87,22 +88,6 @@ def load_cascade(first_dir: Path, settings: Settings) -> DiffusionRun:
     return with_codec(DiffusionRun.load(first_dir), LowResolutionCodec(upsampler.low, upsampler))
 
 
-def table(model: DiffusionRun, settings: Settings, direct: DiffusionRun) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: every way, over three sets of seeds."""
-    count = settings.evaluation.compared_clips
-    splits = {name: SpectrogramDataset(settings.dataset_dir, name) for name in ("train", "test")}
-    clips = {name: spread_clips(split, count) for name, split in splits.items()}
-    sets = [
-        compare_cascade(model, settings, clips["test"], {DIRECT: direct}, first_seed=number * count)
-        for number in range(SETS)
-    ]
-    sound = {name: model.to_audio(x0) for name, x0 in clips.items()}
-    rate = settings.spectrogram.sample_rate
-    floor = distances({"train": sound["train"]}, sound["test"], rate)["train_to_test"]
-    header = ["way", "LSD dB", f"FD (floor {floor:.1f})", "s/clip"]
-    return header, [_line(rows) for rows in zip(*sets, strict=True)]
-
-
 def save_examples(model: DiffusionRun, settings: Settings) -> str:
     """Write the same seeds three ways and a restored 8 kHz file to the first model's results; return text."""
     folder, rate = model.run.results_dir / "benchmark", settings.spectrogram.sample_rate
@@ -124,13 +109,6 @@ def save_examples(model: DiffusionRun, settings: Settings) -> str:
         f"{source} at {STORED_RATE} Hz: LSD above {STORED_RATE // 2} Hz {lsd[0]:.1f} dB, restored "
         f"{lsd[1]:.1f} dB; pictures and sound in {folder}"
     )
-
-
-def _line(rows: tuple[CascadeRow, ...]) -> list[str]:
-    first = rows[0]
-    lsd = "-" if first.spectral_distance is None else f"{first.spectral_distance:.2f}"
-    seconds = min(row.seconds for row in rows)  # the least disturbed
-    return [first.name, lsd, ", ".join(f"{row.distance:.1f}" for row in rows), f"{seconds:.2f}"]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 from Conf import SMOKE, in_space
 from Libraries.Dataset.SpectrogramDataset import build_dataset
+from Libraries.Measures import Uncertainty
 from Libraries.Runs.Preparation import find_music
 from Libraries.Runs.Settings import changed
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
@@ -42,6 +43,13 @@ def chords(tmp_path_factory):
     )
     build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
     return settings
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Intervals and floors of the measures from a few draws: coarse, and fast."""
+    monkeypatch.setattr(Uncertainty, "RESAMPLES", 8)
+    monkeypatch.setattr(Uncertainty, "FLOOR_SETS", 3)
 
 
 @pytest.fixture

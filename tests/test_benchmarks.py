@@ -11,8 +11,10 @@ import torch
 
 from benchmarks.common import Peer, machine_line, print_table, size_of
 from Conf import SMOKE, in_space
-from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Runs.Settings import changed
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Timing import median_in_turns
 
 CPU = torch.device("cpu")
@@ -42,19 +44,23 @@ def test_machine_line_names_the_version_of_torch():
     assert torch.__version__ in machine_line(CPU)
 
 
-def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch):
+def test_an_autoencoder_is_trained_once_and_measured(chords, monkeypatch, few_draws):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import vae as benchmark
 
     monkeypatch.setitem(benchmark.VAES, "residual_16", replace(SMOKE.vae.network, channels=(8, 16)))
     first, again = (benchmark.trained("residual_16", chords, minutes=0.001) for _ in range(2))
-    row = benchmark.measure("residual_16", first, chords)
-    assert first == again and len(row) == len(benchmark.HEADER) and row[2:4] == ["4x12x16", "16"]
+    train, real = (SpectrogramDataset(chords.dataset_dir, split) for split in ("train", "validation"))
+    yardstick = make_yardstick(Spectrogram(chords.spectrogram, train.typical_gain).decode, train, real, 3)
+    found = benchmark.measure(first, yardstick, real)
+    row, floor = benchmark.row("residual_16", found), benchmark.floor(found)
+    assert first == again and len(row) == len(floor) == len(benchmark.HEADER)
+    assert row[2:4] == ["4x12x16", "16"]
     journal = benchmark.variant("conv", chords, 1)
     assert (journal.vae.train.batch_size, journal.vae.train.learning_rate) == (32, 1e-4)
 
 
-def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypatch):
+def test_a_cascade_and_its_rival_are_trained_once_and_shown(chords, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import upsampler as benchmark
 
@@ -68,9 +74,6 @@ def test_a_cascade_and_its_rival_are_trained_once_and_compared(chords, monkeypat
     model = benchmark.load_cascade(first, cascade)
     used = model.codec.upsampler.run_dir.name
     assert used.endswith("-0.001min") and newer != first
-    header, lines = benchmark.table(model, cascade, DiffusionRun.load(direct))
-    assert [line[0] for line in lines] == ["interpolation", "upsampler, 1 step", "directly at full size"]
-    assert all(len(line) == len(header) == 4 for line in lines) and lines[-1][1] == "-"
     said = benchmark.save_examples(model, cascade)
     assert said.startswith("piece") and "LSD above" in said
     folder = cascade.results_dir / "diffusion" / first.name / "benchmark"
@@ -141,39 +144,51 @@ def test_the_average_of_unet_v0_follows_its_authors(peer_systems):
         assert averaged.flatten()[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("system", ["ours", "ours, in latents", "UNetV0", "UNet2DModel"])
+@pytest.mark.parametrize("system", ["ours", "ours, in latents", "UNetV0, 1e-4", "UNet2DModel, 1e-3"])
 def test_a_peer_is_trained_sampled_and_judged_once(
-    chords, peer_systems, monkeypatch, tmp_path, capsys, system
+    chords, peer_systems, monkeypatch, tmp_path, capsys, few_draws, system
 ):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import peers
 
     monkeypatch.setattr(peers, "TIMED_STEPS", 4)
-    args = argparse.Namespace(
-        measure=system, seeds=[1], minutes=1e-4, clips=3, steps=2, root=tmp_path, peer_learning_rate=1e-4
-    )
-    found = peers.measure(chords, args)
+    args = argparse.Namespace(measure=system, seeds=[1], minutes=1e-4, clips=3, steps=2, root=tmp_path)
+    peers.generate(chords, args)
+    path = peers.result_path(args, system, 1)
+    peers.judge(chords, [path])
+    found = json.loads(path.read_text())
     assert (found["system"], found["seed"], found["train_steps"], found["clips"]) == (system, 1, 10, 3)
     positive = ("parameters", "train_seconds", "seconds_per_step", "seconds_per_clip", "peak_gigabytes")
-    assert all(found[name] > 0 for name in (*positive, "samples_to_test", "train_to_test"))
-    peers.save_json(peers.result_path(args, system, 1), found)
+    assert all(found[name] > 0 for name in positive)
     monkeypatch.setattr(peers, "make_dataset", lambda settings: None)
     monkeypatch.setattr(peers, "run_in_fresh_process", lambda *_: pytest.fail("it was measured already"))
     options = ["--seeds", "1", "--minutes", "1e-4", "--clips", "3", "--steps", "2", "--only", system]
     monkeypatch.setattr("sys.argv", ["peers.py", "--root", str(tmp_path), *options])
     peers.main()
     table = capsys.readouterr().out.splitlines()
-    assert f"{found['samples_to_test']:.1f}" in next(line for line in table if line.startswith(f"| {system}"))
-    assert table[-1].endswith(f"{found['train_to_test']:.2f}")
-    assert json.loads(peers.result_path(args, system, 1).read_text()) == found
+    value = peers.number(found["kernel distance"]["value"])
+    assert f"| {value} " in next(line for line in table if line.startswith(f"| {system}"))
+    assert any(line.startswith("| real training music: the floor") for line in table)
+    assert json.loads(path.read_text()) == found
+
+
+def test_the_nearer_learning_rate_of_a_peer_is_marked(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import peers
+
+    values = {"ours": 9.0, "UNetV0, 1e-4": 5.0, "UNetV0, 1e-3": 3.0, "UNet2DModel, 1e-3": 1.0}
+    results = {system: [{"kernel distance": {"value": value}}] for system, value in values.items()}
+    assert [peers.named(system, results) for system in results] == [
+        "ours", "UNetV0, 1e-4", "UNetV0, 1e-3 (its better one)", "UNet2DModel, 1e-3",
+    ]  # fmt: skip
 
 
 def test_other_options_of_the_peers_are_other_files(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import peers
 
-    usual = argparse.Namespace(minutes=5, clips=48, steps=50, root=tmp_path, peer_learning_rate=1e-4)
-    others = [{"minutes": 3}, {"clips": 8}, {"steps": 20}, {"peer_learning_rate": 1e-3}]
+    usual = argparse.Namespace(minutes=5, clips=48, steps=50, root=tmp_path)
+    others = [{"minutes": 3}, {"clips": 8}, {"steps": 20}]
     namespaces = [usual, *(argparse.Namespace(**(vars(usual) | other)) for other in others)]
     paths = {
         peers.result_path(args, system, seed)

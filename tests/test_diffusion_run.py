@@ -8,10 +8,13 @@ from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import Parameterisation
+from Libraries.Evaluation import Comparison
 from Libraries.Evaluation.Comparison import (
     compare_ema_lengths,
     compare_guidance,
     compare_samplers,
+    sampler_curves,
+    validation_yardstick,
     variant_table,
 )
 from Libraries.Runs.DiffusionRun import DiffusionRun
@@ -19,6 +22,7 @@ from Libraries.Runs.DiffusionTraining import train_diffusion
 from Libraries.Runs.Settings import changed
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
+from Libraries.Utils import spread_indices
 
 AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, guide_at=0.5)
 BY_LABEL = replace(AUTO, method="classifier_free")
@@ -147,16 +151,46 @@ def test_every_way_of_training_gives_a_run_that_samples(settings, change):
     assert model.to_audio(x0).isfinite().all()
 
 
-def test_comparisons_cover_what_the_settings_name(settings, model, run_dir):
-    test = model.to_audio(SpectrogramDataset(settings.dataset_dir, "test")[0][0][None]).expand(4, -1, -1)
-    found = compare_samplers(model, settings, test)
+def test_comparisons_cover_what_the_settings_name(settings, model, run_dir, few_draws):
+    yardstick = validation_yardstick(model, settings)
+    found = compare_samplers(model, settings, yardstick)
     assert [v.name for _, v in found] == ["ddim, 2 steps", "ddim, 4 steps", "heun, 2 steps", "heun, 4 steps"]
-    assert [v.name for v in compare_guidance(model, settings, test)] == [
+    assert {name: len(points) for name, points in sampler_curves(found).items()} == {"ddim": 2, "heun": 2}
+    assert [v.name for v in compare_guidance(model, settings, yardstick)] == [
         "autoguidance, scale 1", "autoguidance, scale 2",
     ]  # fmt: skip
-    lengths = compare_ema_lengths(run_dir, settings, test)
+    lengths = compare_ema_lengths(run_dir, settings, yardstick)
     assert [v.name for v in lengths] == ["as trained", *map("{:g}".format, settings.evaluation.ema_lengths)]
-    assert len(variant_table(lengths, "length").splitlines()) == 1 + len(lengths)
+    lines = variant_table(lengths, "length").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2 : 3 + len(lengths)]] == [
+        *(f"| {variant.name}" for variant in lengths), "| real training music: the floor",
+    ]  # fmt: skip
+    assert len({line.count("|") for line in lines[: 3 + len(lengths)]}) == 1
+    assert "4 clips: a kernel distance within" in lines[-1]
+
+
+def test_variants_are_judged_by_the_validation_split(settings, model):
+    validation = SpectrogramDataset(settings.dataset_dir, "validation")
+    chosen = [validation.sources[i] for i in spread_indices(len(validation), 4)]
+    assert validation_yardstick(model, settings).pieces == chosen
+
+
+def test_compared_samples_have_the_classes_in_turn_and_the_guidance(settings, conditional, monkeypatch):
+    given = []
+
+    def generate(seeds, config, batch_size, *, labels=None, guidance=None, **_):
+        given.append((labels, guidance))
+        return torch.zeros(len(seeds), *settings.spectrogram.shape)
+
+    monkeypatch.setattr(conditional, "generate", generate)
+    monkeypatch.setattr(Comparison, "compare", lambda model, makers, _: [make() for make in makers.values()])
+    compare_samplers(conditional, replace(settings, guidance=AUTO), None)
+    assert given[0] == (None, None)  # the warm-up
+    assert all(labels.tolist() == [0, 1, 0, 1] and guidance == AUTO for labels, guidance in given[1:])
+    given.clear()
+    compare_guidance(conditional, settings, None)
+    assert [guidance.method for _, guidance in given] == ["classifier_free"] * 2
+    assert [labels.tolist() for labels, _ in given] == [[0, 1, 0, 1]] * 2
 
 
 def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, model):

@@ -9,7 +9,14 @@ import torch
 from conftest import QUICK
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import copying, distances, evaluate, nearest_in_training, spread_clips
+from Libraries.Evaluation.Reference import (
+    against_recordings,
+    make_yardstick,
+    missing_music,
+    recordings_table,
+    spread_clips,
+)
+from Libraries.Evaluation.Samples import copying, evaluate, nearest_in_training
 from Libraries.Networks.Catalogue import journal_network
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
@@ -45,12 +52,18 @@ def test_run_records_what_it_was_made_of(settings, run_dir):
     assert sorted(path.name for path in results.iterdir()) == ["loss.png", "samples-00000004.png"]
 
 
-def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path):
+def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path, few_draws):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
     metrics = evaluate(DiffusionRun.load(run_dir), *splits, settings, tmp_path)
     assert len(list((tmp_path / "audio").glob("*.wav"))) == 4
-    assert {"samples_to_test", "train_to_test", "noise_to_test", "seconds_per_clip"} <= metrics.keys()
-    assert all(np.isfinite(value) for value in metrics.values())
+    stages = metrics.pop("stages")
+    measured = {name: value for name, value in metrics.items() if isinstance(value, dict)}
+    assert {"kernel distance", "log-mel distance"} <= measured.keys()
+    assert all(row["low"] <= row["value"] <= row["high"] for row in measured.values() if row["value"])
+    assert metrics["seconds_per_clip"] > 0 and metrics["clips"] == 4
+    assert json.loads((tmp_path / "measures.json").read_text())["clips"] == 4
+    assert list(stages) == ["real clips through the spectrogram", "generated"]
+    assert "Against the recordings themselves" in (tmp_path / "measures.md").read_text()
     assert (tmp_path / "samples.png").stat().st_size > 10_000
 
 
@@ -144,10 +157,33 @@ def test_nearest_training_clip_of_a_training_clip_is_itself(settings):
     assert copying(x0, x0 + 0.1, train)["test_to_nearest_train"] == pytest.approx(0.1, rel=0.01)
 
 
-def test_distance_of_the_test_split_to_itself_is_zero_and_of_noise_is_not():
-    music = torch.sin(torch.arange(16_000.0) * 0.1).repeat(3, 1, 1)
-    found = distances({"samples": music, "noise": 0.1 * torch.randn(5, 1, 16_000)}, music, 16_000)
-    assert found["samples_to_test"] < 1e-3 < found["noise_to_test"] and found["clips"] == 3
+def test_real_clips_are_spread_over_their_split_and_have_their_piece(settings):
+    splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
+    decode = Spectrogram(settings.spectrogram, splits[0].typical_gain).decode
+    yardstick = make_yardstick(decode, *splits, 2)
+    test = splits[1]
+    assert yardstick.pieces == [test.sources[0], test.sources[-1]] and len(yardstick.training) == 4
+    ends = yardstick.describe(decode(torch.stack([test[0][0], test[len(test) - 1][0]])))
+    assert np.allclose(yardstick.reference.embedding, ends.embedding, atol=1e-4)
+
+
+def test_music_that_is_not_here_any_more_is_said_in_one_sentence(settings, run_dir):
+    test = SpectrogramDataset(settings.dataset_dir, "test")
+    assert missing_music(settings, test) == ""
+    moved = replace(settings, music_dir=settings.root / "moved")
+    stages = against_recordings(DiffusionRun.load(run_dir), moved, None, None, test)
+    said = recordings_table(stages, moved, test)
+    assert said == (
+        f"Not measured against the recordings: {test.sources[0]} of the dataset's music is not in "
+        f"{moved.music_dir}."
+    )
+
+
+def test_a_split_that_is_too_small_to_measure_against_is_named(settings, monkeypatch):
+    splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation")]
+    monkeypatch.setattr(SpectrogramDataset, "__len__", lambda self: 9 if self.split == "train" else 1)
+    with pytest.raises(ValueError, match=r"the validation split of .* has 1 clips; measuring needs two"):
+        make_yardstick(Spectrogram(settings.spectrogram).decode, *splits, 4)
 
 
 def test_own_music_is_preferred_and_a_wrong_folder_is_an_error(settings, tmp_path):

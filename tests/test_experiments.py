@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from Conf import BASE, SMOKE, in_space
 from Journal import TRIAL, choose_experiments, journal_experiments
+from Libraries.Measures import Row
 from Libraries.Networks import as_journal, parameters_of, scale_widths
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
@@ -30,9 +31,14 @@ from Libraries.Training.Loop import TrainingDiverged
 
 
 def outcome(variant, seed, distance):
+    row = Row("", "", 0.0, 0.0, 0.0, floor=5.0, floor_deviation=1.0, generated=0.1, reference=0.2)
+    names = ("note length", "note steadiness", "log-mel distance")
+    measures = {"kernel distance": replace(row, name="kernel distance", value=distance).content()}
+    measures |= {name: replace(row, name=name, value=0.5).content() for name in names}
     return Outcome(
-        variant, seed, {}, 0.1, 1000, 20, distance is None, distance, 0.0, {"0-9": 0.5}, [(8, 1.0)], None
-    )
+        variant, seed, {}, 0.1, 1000, 20, distance is None, None if distance is None else measures, 0.0,
+        {"0-9": 0.5}, [(8, 1.0)], None,
+    )  # fmt: skip
 
 
 def parameters(settings):
@@ -128,6 +134,13 @@ def test_a_training_that_diverged_is_said_and_not_averaged():
     assert "The journal: it would. Measured with 3 seeds" in conclusion(experiment, outcomes)
 
 
+def test_the_table_has_the_means_over_the_seeds_and_the_floor():
+    lines = table([outcome("a", 0, 10.0), outcome("a", 1, 12.0), outcome("b", 0, None)]).splitlines()
+    assert "| 11.0 ± 12.7 | 0.5 (0.1) | 0.5 (0.1) |" in lines[2]
+    assert "| - | - | - | - |" in lines[3]
+    assert lines[4].startswith("| training recordings: the floor |") and "| 5 ± 1 (0.2) |" in lines[4]
+
+
 def test_one_value_has_no_interval():
     assert mean_interval([3.0]) == (3.0, math.inf)
 
@@ -149,7 +162,7 @@ def tiny(chords):
     return experiment, settings, Trials(seeds=(0, 1), clips=4, names=())
 
 
-def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
+def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch, few_draws):
     experiment, settings, trials = tiny
     outcomes = run_experiment(experiment, settings, trials)
     assert [(o.variant, o.seed) for o in outcomes] == [("group", 0), ("group", 1), ("batch", 0), ("batch", 1)]
@@ -158,7 +171,8 @@ def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
     text, figure = write_report(experiment, outcomes, settings, trials)
     folder = report_folder(settings)
     saved = json.loads((folder / "tiny.json").read_text())
-    assert [o["distance"] for o in saved["outcomes"]] == [o.distance for o in outcomes]
+    assert [o["measures"] for o in saved["outcomes"]] == [o.measures for o in outcomes]
+    assert "| training recordings: the floor |" in text
     assert (folder / "tiny.png").stat().st_size > 10_000 and text.strip() in (folder / "tiny.md").read_text()
     titles = {axis.get_title() for sub in figure.subfigs for axis in sub.axes}
     assert {"group\ntraining 0, noise 0", "recordings", "Validation loss"} <= titles
@@ -166,6 +180,7 @@ def test_an_experiment_is_trained_once_and_its_page_says_all(tiny, monkeypatch):
     assert "[Batch or group](tiny.md)" in index and "not-run" not in index
 
     monkeypatch.setattr(Experiments, "train", None)  # nothing is trained again
+    monkeypatch.setattr(Experiments, "load_reference", lambda *_: pytest.fail("nothing is to be measured"))
     assert run_experiment(experiment, settings, trials) == outcomes
 
 
@@ -192,7 +207,7 @@ def test_another_representation_is_another_dataset(tiny):
     assert Experiments._dataset_name(settings, inverse) == settings.dataset.name
 
 
-def test_a_divergence_is_an_outcome(tiny, monkeypatch):
+def test_a_divergence_is_an_outcome(tiny, monkeypatch, few_draws):
     experiment, settings, trials = tiny
 
     def diverge(recipe, run_dir):
@@ -207,7 +222,7 @@ def test_a_divergence_is_an_outcome(tiny, monkeypatch):
     assert "diverged with 2 of 2 seeds" in text
 
 
-def test_an_interrupted_experiment_goes_on(tiny, monkeypatch):
+def test_an_interrupted_experiment_goes_on(tiny, monkeypatch, few_draws):
     experiment, settings, trials = tiny
     settings = changed(settings, {"train.num_steps": 9})
     real, calls = Experiments.train, []

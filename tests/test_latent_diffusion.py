@@ -10,7 +10,8 @@ from conftest import QUICK
 
 from Conf import in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input, spread_clips
+from Libraries.Evaluation.Reference import spread_clips
+from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input
 from Libraries.Runs.Autoencoding import LatentCodec, train_vae
 from Libraries.Runs.CodecEditing import LatentEditor
 from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
@@ -132,9 +133,13 @@ def test_autoencoder_of_another_spectrogram_or_none_is_refused(settings):
         train_diffusion(changed(settings, {"network.patch_size": (32, 32)}))
 
 
-def test_evaluation_and_checks_work_in_latents(settings, model, clips, tmp_path):
+def test_evaluation_and_checks_work_in_latents(settings, model, clips, tmp_path, few_draws):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
-    assert evaluate(model, *splits, settings, tmp_path)["samples_to_test"] > 0
+    found = evaluate(model, *splits, settings, tmp_path)
+    assert found["kernel distance"]["value"] > 0
+    assert list(found["stages"]) == [
+        "real clips through the spectrogram", "and through the autoencoder", "generated"
+    ]  # fmt: skip
     assert bits_of_clips(model, clips, [0, 1]) > -100
     assert model.network(*example_input(model)).shape == (1, *model.shape)
     assert overfit_one_batch(settings, num_steps=2)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from Libraries.Measures import compare, describe, load_tagger, measure, plot_measures
+from Libraries.Measures import (
+    Row,
+    Yardstick,
+    compare,
+    describe,
+    load_tagger,
+    number,
+    plot_measures,
+    sets_table,
+)
 from Libraries.Measures.Description import UNITS
 
 RATE = 16_000
@@ -40,7 +49,7 @@ def compared(described, generated=None):
     sets, _, tagger = described
     own = sets["generated"] if generated is None else describe(generated, RATE, tagger)
     pieces = np.arange(CLIPS) // 3
-    return compare(own, sets["reference"], sets["training"], sets["training"], pieces, seed=0)
+    return compare(own, sets["reference"], sets["training"], pieces, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +72,11 @@ def test_clips_of_the_same_kind_are_at_the_floor(honest):
     assert not beyond
 
 
-def test_one_call_describes_and_compares(described, honest):
+def test_a_yardstick_describes_and_compares(described, honest):
     waves = described[1]
     pieces = np.arange(CLIPS) // 3
-    found = measure(waves["generated"], waves["reference"], waves["training"], RATE, pieces, seed=0)
-    assert found.table() == honest.table()
+    yardstick = Yardstick(waves["reference"], waves["training"], RATE, pieces, seed=0)
+    assert yardstick.measure(waves["generated"]).table() == honest.table()
 
 
 def test_the_table_has_a_line_a_measure_and_says_what_it_could_not_see(honest):
@@ -127,9 +136,38 @@ def test_sets_that_are_too_small_or_pieces_that_are_too_few_are_refused(describe
     sets = described[0]
     one = sets["generated"].select(np.array([0]))
     with pytest.raises(ValueError, match="2 are needed"):
-        compare(one, sets["reference"], sets["training"], sets["training"], range(CLIPS), seed=0)
+        compare(one, sets["reference"], sets["training"], range(CLIPS), seed=0)
     with pytest.raises(ValueError, match="each clip needs one"):
-        compare(sets["generated"], sets["reference"], sets["training"], sets["training"], [1], seed=0)
+        compare(sets["generated"], sets["reference"], sets["training"], [1], seed=0)
+
+
+def test_a_table_of_sets_has_a_line_each_and_one_floor(described, honest):
+    other = compared(described, melodies(CLIPS, 3, octave=2))
+    lines = sets_table("melodies", {"low": honest, "high": other}, extra={"s": ["1", "2"]}).splitlines()
+    assert lines[0].startswith("| melodies | kernel distance | precision | recall | note length (s) |")
+    assert len({line.count("|") for line in lines[:5]}) == 1
+    assert lines[2].startswith("| low | ") and lines[3].startswith("| high | ") and lines[3].endswith("| 2 |")
+    floor = honest["kernel distance"]
+    assert f"| {number(floor.floor)} ± {number(floor.floor_deviation)} |" in lines[4]
+    unseen = max(set_["kernel distance"].unseen for set_ in (honest, other))
+    assert f"{CLIPS} clips: a kernel distance within {number(unseen)} of the floor" in lines[-1]
+
+
+def test_a_difference_is_surer_than_the_two_values_because_both_saw_the_same_pieces(described, honest):
+    row = honest["kernel distance"]
+    same = row.minus(compared(described)["kernel distance"])
+    assert same == (0, 0, 0)
+    louder = compared(described, 0.9 * described[1]["generated"])["kernel distance"]
+    value, low, high = louder.minus(row)
+    assert low <= value <= high and high - low < 0.5 * (row.high - row.low)
+
+
+def test_a_row_comes_back_from_json(honest):
+    content = json.loads(json.dumps(honest.summary()))
+    assert content["clips"] == CLIPS
+    assert all(Row.read(content[row.name]) == row for row in honest.rows)
+    unknown = Row("x", "", 1.0, *4 * [float("nan")])
+    assert np.isnan(Row.read(json.loads(json.dumps(unknown.content()))).unseen)
 
 
 def test_an_unknown_row_names_the_known(honest):

@@ -17,7 +17,7 @@ from Libraries.Measures.Distances import (
     wasserstein_distance,
     wasserstein_statistic,
 )
-from Libraries.Measures.Uncertainty import bootstrap_interval, floor_of, piece_numbers, random_sets
+from Libraries.Measures.Uncertainty import bootstrap, floor_of, interval, piece_numbers, random_sets
 from Libraries.Sound.Metrics import frechet_distance
 
 WIDTH = 8
@@ -143,7 +143,8 @@ def test_the_interval_holds_the_truth_and_is_wider_for_few_pieces():
         values = np.repeat(rng.normal(size=30), 10)  # ten clips of a piece are the same
         pieces = np.repeat(np.arange(30), 10)
         by_piece, by_clip = (
-            bootstrap_interval(mean, own, np.zeros(1, int), seed) for own in (pieces, np.arange(300))
+            interval(values.mean(), bootstrap(mean, own, np.zeros(1, int), seed))
+            for own in (pieces, np.arange(300))
         )
         hits += by_piece[0] <= 0 <= by_piece[1]
         widths.append((by_piece[1] - by_piece[0]) / (by_clip[1] - by_clip[0]))

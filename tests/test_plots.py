@@ -8,7 +8,7 @@ import torch
 
 from Conf import CPU, SMOKE
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Plots.CurvePlots import plot_metrics, plot_schedules, plot_values
+from Libraries.Plots.CurvePlots import plot_metrics, plot_sampler_curves, plot_schedules, plot_values
 from Libraries.Plots.SpectrogramPlots import (
     plot_comparison,
     plot_noising,
@@ -83,3 +83,18 @@ def test_curves_are_labelled():
     ):
         assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in figure.axes)
         assert all(np.isfinite(axis.get_ylim()).all() for axis in figure.axes)
+
+
+def test_sampler_curves_show_intervals_and_the_floor_as_a_band():
+    points = [(5, 0.1, 200.0, 150.0, 280.0), (20, 0.4, -2.0, -9.0, 12.0)]  # the distance may be below 0
+    figure = plot_sampler_curves({"ddim": points, "heun": points}, (6.0, 2.0), "title")
+    left, right = figure.axes
+    for axis, place in ((left, [5, 20]), (right, [0.1, 0.4])):
+        assert len(axis.containers) == 2
+        curve, _, (bars,) = axis.containers[0]
+        assert curve.get_xdata().tolist() == place and curve.get_ydata().tolist() == [200, -2]
+        ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+        assert ends == [[150, 280], [-9, 12]]
+        (band,) = axis.patches
+        assert (band.get_y(), band.get_y() + band.get_height()) == (4, 8)
+    assert "kernel distance" in left.get_ylabel()

@@ -11,7 +11,9 @@ from conftest import QUICK
 from Conf import in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
-from Libraries.Evaluation.Samples import evaluate, spread_clips
+from Libraries.Evaluation.Comparison import validation_yardstick
+from Libraries.Evaluation.Reference import spread_clips
+from Libraries.Evaluation.Samples import evaluate
 from Libraries.Evaluation.UpsamplerEvaluation import (
     cascade_table,
     compare_cascade,
@@ -234,16 +236,20 @@ def test_edits_through_the_cascade_keep_the_masked_part(settings, model, clips):
     assert between.shape == clips[:2].shape
 
 
-def test_evaluation_and_the_table_work_through_the_cascade(settings, model, clips, tmp_path):
+def test_evaluation_and_the_table_work_through_the_cascade(settings, model, tmp_path, few_draws):
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
-    assert evaluate(model, *splits, settings, tmp_path)["samples_to_test"] > 0
+    assert evaluate(model, *splits, settings, tmp_path)["kernel distance"]["value"] > 0
     few = changed(settings, {"evaluation.compared_clips": 3})
-    rows = compare_cascade(model, few, clips, beside={"directly at full size": model})
-    assert [row.name for row in rows] == [
+    yardstick = validation_yardstick(model, few)
+    rows = compare_cascade(model, few, yardstick, beside={"directly at full size": model})
+    assert [row.variant.name for row in rows] == [
         "interpolation", "upsampler, 1 step", "upsampler, 2 steps", "directly at full size"
     ]  # fmt: skip
-    assert rows[-1].spectral_distance is None and min(row.distance for row in rows) > 0
-    assert cascade_table(rows, "way").count("\n") == 4
+    figures = [row.figures() for row in rows]
+    assert figures[-1]["log_spectral_distance"] is None and figures[0]["log_spectral_distance"] > 0
+    assert all(own["seconds_per_clip"] > 0 and "kernel distance" in own for own in figures)
+    table = cascade_table(rows, "way").splitlines()
+    assert "LSD of real clips (dB)" in table[0] and table[6].startswith("| real training music")
 
 
 def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_its_view(settings, model):

@@ -1,8 +1,4 @@
-"""Measure generated clips against the dataset that they should resemble.
-
-Real and generated clips pass through the same decoder at the same level, so that the figures measure the
-model and neither the inverse transform nor the loudness.
-"""
+"""Generate clips of a trained run, measure them, and write what can be seen and heard of them."""
 
 import functools
 import time
@@ -14,8 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Reference import (
+    against_recordings,
+    make_yardstick,
+    recordings_table,
+    spread_clips,
+)
 from Libraries.Evaluation.Seams import SeamReport, measure_seams
-from Libraries.Measures import Measures, measure, plot_measures
+from Libraries.Measures import Measures, plot_measures
 from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
@@ -23,13 +25,7 @@ from Libraries.Sampling.Editing import EditConfig, Editor, seams
 from Libraries.Sampling.Likelihood import bits_per_dimension
 from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
-from Libraries.Sound.Metrics import frechet_distance, log_mel_statistics
-from Libraries.Utils import SampleNoise, spread_indices, write_then_rename
-
-
-def spread_clips(dataset: SpectrogramDataset, count: int) -> Tensor:
-    """Return `count` clips spread evenly over a split (all if there are fewer): x0 (N, C, F, T)."""
-    return dataset.__getitems__(spread_indices(len(dataset), count))[0]
+from Libraries.Utils import spread_indices, write_then_rename
 
 
 def evaluate(
@@ -41,8 +37,9 @@ def evaluate(
 ) -> dict:
     """Sample clips, write their audio and pictures to `folder`, and return the figures.
 
-    The keys are those of `distances` and `copying`, and `seconds_per_clip` for sampling and decoding. All
-    measures are in measures.md, measures.json and measures.png (`measure_samples`).
+    The keys are those of `Measures.summary` and of `copying`, `stages` (against the recordings, by stage) and
+    `seconds_per_clip` for sampling and decoding. All measures are in measures.md, measures.json and
+    measures.png (`save_measures`).
     """
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
@@ -53,75 +50,39 @@ def evaluate(
     )  # fmt: skip
     samples = model.to_audio(x0)
     seconds = (time.perf_counter() - start) / len(seeds)
-    real = {"train": spread_clips(train, len(seeds)), "test": spread_clips(test, len(seeds))}
-    sound = {name: model.to_audio(clips) for name, clips in real.items()}
     save_clips(samples, [f"sample-{seed:04d}" for seed in seeds], folder / "audio", rate)
-    save_figure(
-        plot_comparison(samples, sound["test"], rate, "Generated and real clips"), folder / "samples.png"
-    )
+    real = spread_clips(test, len(seeds))
+    figure = plot_comparison(samples, model.to_audio(real), rate, "Generated and real clips")
+    save_figure(figure, folder / "samples.png")
     states = record_trajectory(model, settings.sampler, seed=0)
     save_figure(
         plot_trajectory(states, model.spectrogram.config, "From noise to music"),
         folder / "trajectory.png",
     )
-    save_measures(measure_samples(model, samples, train, test), folder)
-    noise = model.to_audio(SampleNoise(seeds)(x0.shape[1:]).clamp(-1, 1))
+    yardstick = make_yardstick(model.to_audio, train, test, len(seeds))
+    generated = yardstick.describe(samples)
+    measures = yardstick.compare(generated)
+    stages = against_recordings(model, settings, yardstick, generated, test)
+    save_measures(measures, folder, below=recordings_table(stages, settings, test))
     return {
-        **distances({"samples": samples, "train": sound["train"], "noise": noise}, sound["test"], rate),
-        **copying(x0, real["test"], train),
+        **measures.summary(),
+        "stages": {name: found.summary() for name, found in stages.items()},
+        **copying(x0, real, train),
         "seconds_per_clip": seconds,
     }
 
 
-def measure_samples(
-    model: DiffusionRun, samples: Tensor, train: SpectrogramDataset, test: SpectrogramDataset
-) -> Measures:
-    """Measure generated waveforms (N, 1, L) against N clips of the test split, and look for copies.
-
-    2·N training clips, spread evenly over their split, give the floors and are searched for copies. All real
-    clips pass through the model's own decoder.
-    """
-    count = len(samples)
-    chosen = spread_indices(len(test), count)
-    reference, training = (
-        model.to_audio(clips) for clips in (spread_clips(test, count), spread_clips(train, 2 * count))
-    )
-    pieces = [test.sources[index] for index in chosen]
-    rate = model.spectrogram.config.sample_rate
-    return measure(samples, reference, training, rate, pieces, seed=0)
-
-
-def save_measures(measures: Measures, folder: Path) -> Figure:
-    """Write measures.md, measures.json and measures.png to `folder`; return the picture."""
-    for suffix, text in (("md", measures.table()), ("json", measures.to_json())):
+def save_measures(
+    measures: Measures, folder: Path, title: str = "Generated clips against real ones", below: str = ""
+) -> Figure:
+    """Write measures.md (with a text below the table), measures.json and measures.png; return the picture."""
+    table = f"{measures.table()}\n\n{below}".rstrip()
+    for suffix, text in (("md", table), ("json", measures.to_json())):
         write = functools.partial(Path.write_text, data=text + "\n", encoding="utf-8")
         write_then_rename(folder / f"measures.{suffix}", write)
-    figure = plot_measures(measures, "Generated clips against real ones")
+    figure = plot_measures(measures, title)
     save_figure(figure, folder / "measures.png")
     return figure
-
-
-def distances(sets: dict[str, Tensor], test: Tensor, sample_rate: int) -> dict[str, float]:
-    """Return the log-mel Frechet distance of each set of clips to the test split.
-
-    The distance between finite sets falls with their size, so all are cut to the size of the smallest.
-
-    Args:
-        sets: waveforms (N, 1, L) by name, decoded as `test` was: "samples", "train" for the floor (two
-            sets of real music), "noise" for what an untrained model would give.
-        test: waveforms (N, 1, L) of the test split.
-        sample_rate: Hz.
-
-    Returns:
-        `<name>_to_test` for each set, and `clips`, the number of clips compared per set.
-    """
-    count = min(len(test), *(len(waveforms) for waveforms in sets.values()))
-    reference = log_mel_statistics(test[:count], sample_rate)
-    found = {
-        f"{name}_to_test": frechet_distance(log_mel_statistics(waveforms[:count], sample_rate), reference)
-        for name, waveforms in sets.items()
-    }
-    return {**found, "clips": count}
 
 
 def copying(samples: Tensor, test: Tensor, train: SpectrogramDataset) -> dict[str, float]:

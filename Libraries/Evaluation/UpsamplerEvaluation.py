@@ -10,9 +10,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from Libraries.Evaluation.Comparison import compare
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Evaluation.Comparison import Variant, compare, variant_table
+from Libraries.Evaluation.Reference import spread_clips
 from Libraries.Evaluation.Restoration import Restored
 from Libraries.Evaluation.Samples import save_clips
+from Libraries.Measures import Yardstick
 from Libraries.Plots.SpectrogramPlots import plot_tensors, plot_waveform_spectrograms, save_figure
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
@@ -26,10 +29,12 @@ from Libraries.Upsampler import Upsampler
 class CascadeRow:
     """One way to a full spectrogram with its figures; a row of the table."""
 
-    name: str
+    variant: Variant  # seconds per clip include the first model's sampling
     spectral_distance: float | None  # dB, of upsampled real clips, above the cut; None: no upsampling
-    distance: float  # log-mel Frechet distance of generated clips to the test split
-    seconds: float  # per generated clip, the first model's sampling included
+
+    def figures(self) -> dict:
+        """Return all figures, for JSON."""
+        return {"log_spectral_distance": self.spectral_distance, **self.variant.figures()}
 
 
 def with_steps(upsampler: Upsampler, num_inference_steps: int) -> Upsampler:
@@ -62,18 +67,15 @@ def ways(upsampler: Upsampler | None, steps: Iterable[int]) -> dict[str, LowReso
 def compare_cascade(
     model: DiffusionRun,
     settings: Settings,
-    test: Tensor,
+    yardstick: Yardstick,
     beside: dict[str, DiffusionRun] | None = None,
-    *,
-    first_seed: int = 0,
 ) -> list[CascadeRow]:
-    """Measure every way in `settings.evaluation` on the same seeds and the same test clips.
+    """Measure every way in `settings.evaluation` on the same seeds and the same validation clips.
 
     Args:
         model: the first model of a cascade, with its upsampler.
-        test: real x0 (N, C, F, T) of the test split, at least `settings.evaluation.compared_clips`.
+        yardstick: measures the generated clips (`validation_yardstick`).
         beside: other models of full spectrograms by name, each for a row of its own.
-        first_seed: the first of `settings.evaluation.compared_clips` seeds.
 
     Raises:
         ValueError: the cascade has no upsampler.
@@ -82,21 +84,21 @@ def compare_cascade(
     codecs = ways(upsampler, settings.evaluation.upsampler_steps)
     models = {name: with_codec(model, codec) for name, codec in codecs.items()}
     models |= beside or {}
-    seeds = range(first_seed, first_seed + count)
-    options = {"batch_size": settings.evaluation.batch_size, "progress": False}
     makers = {
-        name: functools.partial(own.generate, seeds, settings.sampler, **options)
+        name: functools.partial(
+            own.generate, range(count), settings.sampler,
+            settings.evaluation.batch_size, labels=own.labels_in_turn(count), progress=False,
+        )
         for name, own in models.items()
-    }
-    sound = model.to_audio(test[:count])
+    }  # fmt: skip
+    real = spread_clips(SpectrogramDataset(settings.dataset_dir, "validation"), count)
+    sound = model.to_audio(real)
     distances = {
-        name: spectral_distance(codec.low, sound, model.to_audio(upsampled_real(codec, test[:count])))
+        name: spectral_distance(codec.low, sound, model.to_audio(upsampled_real(codec, real)))
         for name, codec in codecs.items()
     }
-    return [
-        CascadeRow(variant.name, distances.get(variant.name), variant.distance, variant.seconds)
-        for variant in compare(model, makers, sound)
-    ]
+    variants = compare(model, makers, yardstick)
+    return [CascadeRow(variant, distances.get(variant.name)) for variant in variants]
 
 
 def upsampled_real(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
@@ -179,9 +181,7 @@ def save_restored(
 
 
 def cascade_table(rows: Iterable[CascadeRow], heading: str) -> str:
-    """Return rows as lines of text, with the columns of `CascadeRow`."""
-    lines = [f"{heading:28s} {'LSD dB':>7s} {'distance':>9s} {'s/clip':>7s}"]
-    for row in rows:
-        lsd = "-" if row.spectral_distance is None else f"{row.spectral_distance:.2f}"
-        lines.append(f"{row.name:28s} {lsd:>7s} {row.distance:9.2f} {row.seconds:7.2f}")
-    return "\n".join(lines)
+    """Return rows as a Markdown table: `variant_table` with the log-spectral distance of real clips."""
+    rows = list(rows)
+    lsd = ["–" if row.spectral_distance is None else f"{row.spectral_distance:.2f}" for row in rows]
+    return variant_table([row.variant for row in rows], heading, {"LSD of real clips (dB)": lsd})

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Evaluation.Samples import distances, save_clips, spread_clips
+from Libraries.Evaluation.Reference import spread_clips
+from Libraries.Evaluation.Samples import save_clips, save_measures
 from Libraries.Evaluation.VAEChecks import (
     Check,
     band_errors,
@@ -23,6 +24,7 @@ from Libraries.Evaluation.VAEChecks import (
     check_standard,
     kl_per_channel,
 )
+from Libraries.Measures import Yardstick
 from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Plots.CurvePlots import plot_band_errors, plot_latents
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions, plot_tensors, save_figure
@@ -65,26 +67,23 @@ def run_checks(codec: LatentCodec, x0: Tensor) -> list[Check]:
 def reconstruction_metrics(
     codec: LatentCodec, sound: dict[str, Tensor], x0: Tensor, reconstruction: Tensor
 ) -> dict[str, float]:
-    """Return what the reconstructions of the test split lose, and the compression that this buys.
+    """Return what each reconstruction loses, and the compression that this buys.
 
     Args:
-        sound: waveforms (N, 1, L) named "reconstructions", "train" (real clips, for the floor) and "test".
-        x0, reconstruction: of the test split, (N, C, F, T).
+        sound: waveforms (N, 1, L) named "originals" and "reconstructions".
+        x0, reconstruction: the same as spectrograms (N, C, F, T).
 
     Returns:
-        log_spectral_distance and mel_error in dB, mean_absolute_error of normalised values,
-        reconstructions_to_test and train_to_test (log-mel Frechet distances; the second is the floor),
-        the number of clips, compression and parameters.
+        log_spectral_distance and mel_error in dB, mean_absolute_error of normalised values, compression and
+        parameters.
     """
     config = codec.spectrogram.config
     compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
-    pair = sound["test"], sound["reconstructions"]
-    others = {name: sound[name] for name in ("reconstructions", "train")}
+    pair = sound["originals"], sound["reconstructions"]
     return {
         "log_spectral_distance": log_spectral_distance(*pair, *compared).mean().item(),
         "mel_error": mel_error(*pair, *compared).mean().item(),
         "mean_absolute_error": (reconstruction - x0).abs().mean().item(),
-        **distances(others, sound["test"], config.sample_rate),
         "compression": codec.compression,
         "parameters": count_parameters(codec.vae),
     }
@@ -100,23 +99,30 @@ def codec_seconds(codec: LatentCodec, x0: Tensor, repeats: int = 5) -> dict[str,
     }
 
 
-def evaluate_vae(
-    codec: LatentCodec, train: SpectrogramDataset, test: SpectrogramDataset, count: int, folder: Path
-) -> dict:
-    """Reconstruct `count` test clips, write audio and pictures to `folder`, and return the figures.
+def evaluate_vae(codec: LatentCodec, yardstick: Yardstick, real: SpectrogramDataset, folder: Path) -> dict:
+    """Reconstruct real clips, write audio and pictures to `folder`, and return the figures.
 
-    The keys are those of `reconstruction_metrics` and `codec_seconds`, and `checks`, one sentence per check.
+    The keys are those of `reconstruction_metrics`, `Measures.summary` and `codec_seconds`, and `checks`, one
+    sentence per check. All measures are in measures.md, measures.json and measures.png. Reconstructions are
+    near to their own originals, so without loss they are below the floor, which other music gives.
+
+    Args:
+        yardstick: `make_yardstick` of this split, whose clips are reconstructed.
+        real: the split.
     """
-    x0 = spread_clips(test, count)
+    x0 = spread_clips(real, len(yardstick.reference))
     reconstruction = reconstruct(codec, x0)
-    sets = {"reconstructions": reconstruction, "train": spread_clips(train, count), "test": x0}
-    sound = {name: codec.to_audio(clips) for name, clips in sets.items()}
+    sound = {"originals": codec.to_audio(x0), "reconstructions": codec.to_audio(reconstruction)}
     rate = codec.spectrogram.config.sample_rate
-    for name, kind in (("original", "test"), ("reconstruction", "reconstructions")):
-        save_clips(sound[kind], [f"{i:04d}-{name}" for i in range(len(x0))], folder / "audio", rate)
+    for kind, waveforms in sound.items():
+        names = [f"{i:04d}-{kind.removesuffix('s')}" for i in range(len(x0))]
+        save_clips(waveforms, names, folder / "audio", rate)
     save_pictures(codec, x0, reconstruction, folder)
+    measures = yardstick.measure(sound["reconstructions"], yardstick.pieces)
+    save_measures(measures, folder, "Reconstructions against real clips")
     return {
         **reconstruction_metrics(codec, sound, x0, reconstruction),
+        **measures.summary(),
         **codec_seconds(codec, x0),
         "checks": [check.sentence for check in run_checks(codec, x0)],
     }

@@ -68,9 +68,3 @@ def describe(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
         level_pictures(waveforms, sample_rate),
         note_measures(notes) | rhythm_measures(notes, posteriors) | sound_measures(waveforms, sample_rate),
     )
-
-
-def known_music(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
-    """Return only what copies are looked for in, of clips (N, 1, L)."""
-    embedding = hear(tagger, waveforms, sample_rate).embedding.double().numpy()
-    return Described(embedding, np.zeros((len(waveforms), 0, 0)), level_pictures(waveforms, sample_rate), {})

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from Libraries.Measures.Copies import (
@@ -20,7 +19,7 @@ from Libraries.Measures.Copies import (
     shifted_distances,
     smallest,
 )
-from Libraries.Measures.Description import UNITS, Described, describe, known_music
+from Libraries.Measures.Description import UNITS, Described, describe
 from Libraries.Measures.Distances import (
     NEIGHBOURS,
     Statistic,
@@ -31,60 +30,58 @@ from Libraries.Measures.Distances import (
 )
 from Libraries.Measures.Outcome import Measures, Row
 from Libraries.Measures.Tagger import load_tagger
-from Libraries.Measures.Uncertainty import bootstrap_interval, floor_of, piece_numbers, random_sets
-from Libraries.Utils import derive_seed, spread_indices
+from Libraries.Measures.Uncertainty import bootstrap, floor_of, interval, piece_numbers, random_sets
+from Libraries.Utils import derive_seed
 
 PUBLISHED_CLIPS = 256  # a table with fewer says what it could not have seen
-POOL = 2  # sets of clips that are described for the floor; random sets out of fewer would be nearly the same
+POOL = 2  # sets of clips that the floor needs; random sets out of fewer would be nearly the same
 FEWEST_CLIPS = 2
 
 
-def measure(
-    generated: Tensor,
-    reference: Tensor,
-    training: Tensor,
-    sample_rate: int,
-    reference_pieces: Sequence,
-    seed: int,
-    generated_pieces: Sequence | None = None,
-) -> Measures:
-    """Measure generated clips against real ones.
+class Yardstick:
+    """Real music that sets of generated clips are measured against; it is described once for all of them.
 
     All clips should have come through one decoder at one level, so that the figures judge the model.
 
     Args:
-        generated: waveforms (N, 1, L) float32 in [-1, 1].
-        reference: (M, 1, L), of the split to compare with, drawn by seed or spread over it.
-        training: (K, 1, L), in which copies are looked for; of them the floor takes 2 N spread over all.
+        reference: waveforms (M, 1, L) float32 in [-1, 1], of the split to compare with, drawn by seed or
+            spread over it.
+        training: (K, 1, L), for the floors and to look for copies in; twice as many as a set will have.
         sample_rate: Hz.
-        reference_pieces: whose clip each is, any hashable, (M,).
-        seed: of the bootstrap and of the random sets of the floor.
-        generated_pieces: as `reference_pieces`; without it every clip is a piece of its own.
-
-    Raises:
-        ValueError: a set has fewer than two clips or the pieces are not as many as the clips.
+        pieces: whose clip each of the reference is, any hashable, (M,).
+        seed: of the bootstrap and of the random sets of the floors.
     """
-    tagger = load_tagger()
-    pool = spread_indices(len(training), POOL * len(generated))
-    described = [
-        describe(clips, sample_rate, tagger) for clips in (generated, reference, training[torch.tensor(pool)])
-    ]
-    known = described[2]
-    if len(pool) < len(training):
-        known = known_music(training, sample_rate, tagger)
-    return compare(*described, known, reference_pieces, seed, generated_pieces)
+
+    def __init__(self, reference: Tensor, training: Tensor, sample_rate: int, pieces: Sequence, seed: int):
+        self.tagger, self.sample_rate, self.pieces, self.seed = load_tagger(), sample_rate, pieces, seed
+        self.reference, self.training = self.describe(reference), self.describe(training)
+
+    def describe(self, waveforms: Tensor) -> Described:
+        """Return the description of clips (N, 1, L) at this sample rate."""
+        return describe(waveforms, self.sample_rate, self.tagger)
+
+    def measure(self, generated: Tensor, pieces: Sequence | None = None) -> Measures:
+        """Measure generated clips (N, 1, L); without `pieces` every clip is a piece of its own.
+
+        Raises:
+            ValueError: a set has fewer than two clips, or pieces and clips differ in number.
+        """
+        return self.compare(self.describe(generated), pieces)
+
+    def compare(self, generated: Described, pieces: Sequence | None = None) -> Measures:
+        """Measure clips that are described already."""
+        return compare(generated, self.reference, self.training, self.pieces, self.seed, pieces)
 
 
 def compare(
     generated: Described,
     reference: Described,
     training: Described,
-    known: Described,
     reference_pieces: Sequence,
     seed: int,
     generated_pieces: Sequence | None = None,
 ) -> Measures:
-    """Return the measures of what `describe` has described; `known` is what may have been copied."""
+    """Return the measures of what `describe` has described; arguments as those of `Yardstick`."""
     pieces = range(len(generated)) if generated_pieces is None else generated_pieces
     _check(generated, reference, training, pieces, reference_pieces)
     size = min(len(generated), len(training))
@@ -95,10 +92,10 @@ def compare(
     )  # fmt: skip
     nearest = {
         "spectrogram": tuple(
-            nearest_pictures(own.pictures, known.pictures) for own in (generated, reference)
+            nearest_pictures(own.pictures, training.pictures) for own in (generated, reference)
         ),
         "embedding": tuple(
-            nearest_embeddings(own.embedding, known.embedding) for own in (generated, reference)
+            nearest_embeddings(own.embedding, training.embedding) for own in (generated, reference)
         ),
     }
     rows = [
@@ -133,19 +130,19 @@ class _Comparison:
     ) -> Row:
         """Return a row from the statistic between a described set and the reference, and its bounds."""
         statistic = between(self.generated)
-        interval = self.interval(statistic, bounds)
         value = _plain(statistic, self.generated, self.reference)
+        draws = self.draws(statistic)
 
         def of_training(indices: np.ndarray) -> float:
             chosen = self.training.select(indices)
             return _plain(between(chosen), chosen, self.reference)
 
-        return Row(name, unit, value, *interval, *floor_of(of_training, self.sets), **medians)
+        found = np.clip(interval(value, draws), *bounds).tolist()
+        return Row(name, unit, value, *found, *floor_of(of_training, self.sets), **medians, draws=draws)
 
-    def interval(self, statistic: Statistic, bounds: tuple[float, float]) -> list[float]:
-        """Return the bootstrap's interval, cut to what the statistic can be."""
-        pieces = self.generated_pieces, self.reference_pieces
-        return np.clip(bootstrap_interval(statistic, *pieces, self.seed), *bounds).tolist()
+    def draws(self, statistic: Statistic) -> np.ndarray:
+        """Return the statistic of every draw; sets of as many pieces get the same draws, row by row."""
+        return bootstrap(statistic, self.generated_pieces, self.reference_pieces, self.seed)
 
     def distances(self) -> list[Row]:
         """Return the rows of the tagger's embedding and of the log-mel statistics."""
@@ -208,9 +205,10 @@ class _Comparison:
 
     def _share(self, name: str, ours: np.ndarray, theirs: np.ndarray, floor: tuple[float, float]) -> Row:
         near = 100.0 * nearer_than_most(ours, theirs)
-        interval = self.interval(lambda g, r: float(g @ near / g.sum()), (0, 100))
+        value, draws = float(near.mean()), self.draws(lambda g, r: float(g @ near / g.sum()))
+        found = np.clip(interval(value, draws), 0, 100).tolist()
         medians = float(np.median(ours)), float(np.median(theirs))
-        return Row(name, "%", float(near.mean()), *interval, *floor, *medians)
+        return Row(name, "%", value, *found, *floor, *medians, draws)
 
 
 def _plain(statistic: Statistic, generated: Described, reference: Described) -> float:

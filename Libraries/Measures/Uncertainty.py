@@ -16,23 +16,29 @@ def piece_numbers(pieces: Sequence) -> np.ndarray:
     return np.unique(np.asarray(pieces), return_inverse=True)[1]
 
 
-def bootstrap_interval(
+def bootstrap(
     statistic: Statistic, generated_pieces: np.ndarray, reference_pieces: np.ndarray, seed: int
-) -> tuple[float, float]:
-    """Return the 95 % interval of a statistic when pieces, not clips, are drawn anew with replacement.
+) -> np.ndarray:
+    """Return a statistic of 200 draws of pieces, not clips, with replacement: float64 (200,).
 
     Clips of a piece resemble one another, so eight pieces of twelve clips say less than ninety-six pieces.
-    Drawing twice what is there once makes most distances larger, so the replicates' spread is laid around
-    the statistic itself: their quantiles less their mean.
 
     Args:
         generated_pieces, reference_pieces: (N,) and (M,), from `piece_numbers`.
-        seed: of the draws.
+        seed: of the draws; with as many pieces the same seed draws the same ones.
     """
     rng = np.random.default_rng(seed)
-    draws = [statistic(_draw(generated_pieces, rng), _draw(reference_pieces, rng)) for _ in range(RESAMPLES)]
-    value = statistic(np.ones(len(generated_pieces), int), np.ones(len(reference_pieces), int))
-    found = np.array(draws)[np.isfinite(draws)]
+    draws = (statistic(_draw(generated_pieces, rng), _draw(reference_pieces, rng)) for _ in range(RESAMPLES))
+    return np.fromiter(draws, np.float64, RESAMPLES)
+
+
+def interval(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a value from its draws; NaN where nothing is known.
+
+    Drawing twice what is there once makes most distances larger, so the draws' spread is laid around the
+    value itself: their quantiles less their mean.
+    """
+    found = draws[np.isfinite(draws)]
     if not len(found) or not np.isfinite(value):
         return float("nan"), float("nan")
     tail = (1 - CONFIDENCE) / 2

@@ -26,25 +26,29 @@ def plot_schedules(schedules: dict[str, NoiseSchedule], title: str = "Noise sche
 
 
 def plot_sampler_curves(
-    curves: dict[str, list[tuple[int, float, float]]], floor: float, title: str
+    curves: dict[str, list[tuple[int, float, float, float, float]]], floor: tuple[float, float], title: str
 ) -> Figure:
     """Draw the quality of samples over the number of steps and over sampling time.
 
     Args:
-        curves: by sampler, (steps, seconds per clip, Frechet distance to the test split) at each point.
-        floor: the distance of real training music.
+        curves: by sampler, (steps, seconds per clip, kernel distance, its interval's ends) at each point.
+        floor: mean and deviation of the distance that real training music has.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, points in curves.items():
-        steps, seconds, distances = zip(*points, strict=True)
-        left.plot(steps, distances, marker="o", label=name)
-        right.plot(seconds, distances, marker="o", label=name)
-    left.set(title="over steps", xlabel="steps", ylabel="log-mel Frechet distance to the test split")
+        steps, seconds, distances, low, high = map(np.array, zip(*points, strict=True))
+        reach = np.stack([distances - low, high - distances])
+        for axis, place in ((left, steps), (right, seconds)):
+            axis.errorbar(place, distances, reach, marker="o", capsize=2, elinewidth=0.6, label=name)
+    left.set(title="over steps", xlabel="steps", ylabel="kernel distance, 95 % interval")
     right.set(title="over time", xlabel="seconds per clip")
+    mean, deviation = floor
     for axis in (left, right):
-        axis.axhline(floor, color="black", linestyle="--", label="real training music (the floor)")
-        axis.set(xscale="log", yscale="log")
+        axis.axhspan(mean - deviation, mean + deviation, color="black", alpha=0.15)
+        axis.axhline(mean, color="black", linestyle="--", label="real training music (the floor)")
+        axis.set(xscale="log")
+        axis.set_yscale("symlog", linthresh=max(mean + deviation, 1.0))  # the distance may be below 0
         axis.grid(alpha=0.3, which="both")
     left.legend(fontsize=8)
     figure.suptitle(title)

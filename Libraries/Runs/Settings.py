@@ -76,7 +76,7 @@ class EvaluationConfig:
 
     num_samples: int  # clips generated for the figures
     batch_size: int  # clips sampled at a time
-    compared_clips: int  # per variant compared
+    compared_clips: int  # per variant compared, on the validation split
     samplers: tuple[str, ...]
     steps: tuple[int, ...]  # for every sampler
     guidance_scales: tuple[float, ...]

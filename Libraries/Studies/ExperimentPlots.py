@@ -9,32 +9,37 @@ from torch import Tensor
 
 from Libraries.Plots.SpectrogramPlots import draw_waveform
 from Libraries.Sound.Metrics import mean_interval
-from Libraries.Studies.Experiments import Experiment, Outcome, Reference, by_variant, load_sound
+from Libraries.Studies.Experiments import Experiment, Outcome, by_variant, load_sound
+from Libraries.Utils import spread_indices
 
 CLIPS = 4  # per row
 
 
 def plot_experiment(
-    experiment: Experiment, outcomes: Sequence[Outcome], reference: Reference, sample_rate: int
+    experiment: Experiment, outcomes: Sequence[Outcome], recordings: Tensor, sample_rate: int
 ) -> Figure:
-    """Draw distances with 95 % intervals, losses by range of t and over time, and clips of the same seeds."""
+    """Draw distances with 95 % intervals, losses by range of t and over time, and clips of the same seeds.
+
+    Args:
+        recordings: waveforms (N, 1, L), of which some are drawn below.
+    """
     groups, height = by_variant(outcomes), 1.7
     figure = Figure(figsize=(11, 3.8 + height * (len(groups) + 1)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(3.8, height * (len(groups) + 1)))
     figure.suptitle(experiment.title)
     distances, ranges, curves = above.subplots(1, 3)
-    _draw_distances(distances, groups, reference.floor)
+    _draw_distances(distances, groups)
     _draw_losses(ranges, groups)
     _draw_curves(curves, groups)
     for axis in (distances, ranges, curves):
         axis.grid(alpha=0.3)
     rows = {f"{name}\ntraining {own[0].seed}": load_sound(own[0]) for name, own in groups.items()}
-    rows["recordings"] = reference.test[:: max(1, len(reference.test) // CLIPS), 0]
+    rows["recordings"] = recordings[spread_indices(len(recordings), CLIPS), 0]
     _draw_clips(below, rows, sample_rate)
     return figure
 
 
-def _draw_distances(axis, groups: dict[str, list[Outcome]], floor: float) -> None:
+def _draw_distances(axis, groups: dict[str, list[Outcome]]) -> None:
     for row, own in enumerate(groups.values()):
         values = [outcome.distance for outcome in own if outcome.distance is not None]
         if not values:
@@ -45,14 +50,23 @@ def _draw_distances(axis, groups: dict[str, list[Outcome]], floor: float) -> Non
         reach = half if math.isfinite(half) else 0
         axis.plot([mean - reach, mean + reach], [row, row], color=f"C{row}")
         axis.plot(mean, row, "|", color=f"C{row}", markersize=14)
-    axis.axvline(floor, color="black", linestyle="--", label="training recordings")
-    axis.set(title="Distance to the test recordings", xlabel="log-mel Frechet distance, 95 % interval")
+    _draw_floor(axis, groups)
+    axis.set(title="Distance to the recordings", xlabel="kernel distance, 95 % interval")
     axis.set_yticks(range(len(groups)), list(groups))
     for number, label in enumerate(axis.get_yticklabels()):
         label.set_color(f"C{number}")  # the key to the colours of all three axes
     axis.set_ylim(len(groups) - 0.5, -0.5)
-    axis.set_xlim(left=0)
-    axis.legend(fontsize="small")
+
+
+def _draw_floor(axis, groups: dict[str, list[Outcome]]) -> None:
+    """Draw what training recordings reach: mean and deviation; nothing if all trainings diverged."""
+    known = [outcome.measures for own in groups.values() for outcome in own if outcome.measures]
+    if known:
+        row = known[0]["kernel distance"]
+        mean, deviation = row["floor"], row["floor_deviation"]
+        axis.axvspan(mean - deviation, mean + deviation, color="black", alpha=0.15)
+        axis.axvline(mean, color="black", linestyle="--", label="training recordings")
+        axis.legend(fontsize="small")
 
 
 def _draw_losses(axis, groups: dict[str, list[Outcome]]) -> None:

@@ -7,21 +7,26 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from Libraries.Measures import Row, floor_cell, markdown, number
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import provenance
 from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Metrics import mean_interval
 from Libraries.Studies.ExperimentPlots import plot_experiment
-from Libraries.Studies.Experiments import Experiment, Outcome, Trials, by_variant, load_reference
+from Libraries.Studies.Experiments import Experiment, Outcome, Trials, by_variant, load_recordings
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Utils import write_then_rename
 
 LEGEND = """\
-Each experiment changes one setting of the preset. Distance: log-mel Frechet distance of generated clips to
-recordings of the test split, with the 95 % interval of its mean over the seeds. Highs: power in the upper
-half of the band against that of recordings. Losses compare where data and target are the same. A variant is
-better or worse than the first only where the 95 % interval of the difference, seed by seed, leaves out zero;
-these are single comparisons, so of twenty that are chance one will look like a finding."""
+Each experiment changes one setting of the preset. Kernel distance: of generated clips to recordings of the
+validation split, in a music tagger's embedding, with the 95 % interval of its mean over the seeds. Note
+length and steadiness: how far their distributions are from those of the recordings (median). Log-mel: Frechet
+distance. Highs: power in the upper half of the band against that of recordings. Losses compare where data and
+target are the same. A variant is better or worse than the first only where the 95 % interval of the
+difference in kernel distance, seed by seed, leaves out zero; these are single comparisons, so of twenty that
+are chance one will look like a finding. The tagger hears 3 s at 16 kHz: shorter clips are repeated until they
+fill that, and clips of a lower rate leave its upper bands empty, so compare within one preset only."""
+FLOOR = "training recordings: the floor"
 
 
 def differences(outcomes: Sequence[Outcome], variant: str) -> list[float]:
@@ -61,19 +66,20 @@ def conclusion(experiment: Experiment, outcomes: Sequence[Outcome]) -> str:
     seeds = len({outcome.seed for outcome in outcomes})
     found = "; ".join(f"{name}: {verdict(outcomes, name)}" for name in others)
     return (
-        f"The journal: {experiment.journal} Measured with {seeds} seed{'s' * (seeds > 1)}, Frechet distance "
+        f"The journal: {experiment.journal} Measured with {seeds} seed{'s' * (seeds > 1)}, kernel distance "
         f"against that of {first} [95 % interval]: {found}."
     )
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Return the variants as a Markdown table."""
+    """Return the variants as a Markdown table, and in the last line what training recordings reach."""
+    names = "note length", "note steadiness", "log-mel distance"
     header = (
-        *("variant", "M param.", "steps", "s/step", "validation loss", "distance", "highs dB"),
-        "against the first",
+        *("variant", "M param.", "steps", "s/step", "validation loss", "kernel distance"),
+        *("note length, s", "steadiness, cents", "log-mel", "highs dB", "against the first"),
     )
-    rows = [header, ("---",) * len(header)]
-    for number, (name, own) in enumerate(by_variant(outcomes).items()):
+    rows = []
+    for position, (name, own) in enumerate(by_variant(outcomes).items()):
         distances = [outcome.distance for outcome in own if outcome.distance is not None]
         highs = [outcome.highs for outcome in own if outcome.highs is not None]
         losses = [statistics.fmean(outcome.losses.values()) for outcome in own if outcome.losses]
@@ -85,11 +91,15 @@ def table(outcomes: Sequence[Outcome]) -> str:
                 f"{own[0].seconds_per_step:.3f}",
                 f"{statistics.fmean(losses):.3f}" if losses else "-",
                 _with_interval(distances),
+                *(_means(own, of) for of in names),
                 f"{statistics.fmean(highs):+.1f}" if highs else "-",
-                verdict(outcomes, name) if number else "",
+                verdict(outcomes, name) if position else "",
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    if measures := next((outcome.measures for outcome in outcomes if outcome.measures), None):
+        floors = [floor_cell(Row.read(measures[of])) for of in ("kernel distance", *names)]
+        rows.append((FLOOR, *[""] * 4, *floors, "", ""))
+    return markdown(header, rows)
 
 
 def report_folder(settings: Settings) -> Path:
@@ -105,14 +115,14 @@ def write_report(
     Returns:
         The text of the page, and the picture.
     """
-    reference, folder = load_reference(settings, trials.clips), report_folder(settings)
-    figure = plot_experiment(experiment, outcomes, reference, settings.spectrogram.sample_rate)
+    recordings, folder = load_recordings(settings, "validation", trials.clips), report_folder(settings)
+    figure = plot_experiment(experiment, outcomes, recordings, settings.spectrogram.sample_rate)
     text = "\n\n".join(
         (
             f"# {experiment.title}",
             f"Preset {settings.preset}: {settings.train.num_steps} steps of {settings.train.batch_size}, "
-            f"{len(reference.test)} clips per training, tensors {settings.spectrogram.shape}. Real training "
-            f"recordings are {reference.floor:.1f} from the test recordings.",
+            f"{trials.clips} clips per training, tensors {settings.spectrogram.shape}; against "
+            f"{len(recordings)} recordings of the validation split.",
             table(outcomes),
             conclusion(experiment, outcomes),
             f"![{experiment.title}]({experiment.name}.png)",
@@ -123,7 +133,6 @@ def write_report(
         "title": experiment.title,
         "conclusion": conclusion(experiment, outcomes),
         "provenance": provenance(),
-        "floor": reference.floor,
         "outcomes": [
             {k: v for k, v in vars(outcome).items() if k not in ("clips", "curve")} for outcome in outcomes
         ],
@@ -152,6 +161,14 @@ def write_index(experiments: Iterable[Experiment], settings: Settings) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     write_then_rename(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _means(outcomes: Sequence[Outcome], name: str) -> str:
+    """Return the means over the seeds of a measure and of its median."""
+    rows = [outcome.measures[name] for outcome in outcomes if outcome.measures]
+    found = [[row[part] for row in rows if row[part] is not None] for part in ("value", "generated")]
+    value, median = (number(statistics.fmean(values)) if values else "" for values in found)
+    return (value or "-") + (f" ({median})" if median else "")
 
 
 def _with_interval(values: Sequence[float]) -> str:

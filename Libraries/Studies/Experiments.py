@@ -4,9 +4,10 @@ Each training is stored under a hash of the settings that determine it, so exper
 interrupted experiment resumes, and a changed setting trains again.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY
-from Libraries.Evaluation.Samples import distances
+from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Measures import POOL, Yardstick
 from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
@@ -29,7 +31,7 @@ from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import median_in_turns, training_step
-from Libraries.Utils import get_logger, pick_device, require, write_then_rename
+from Libraries.Utils import get_logger, pick_device, require, spread_indices, write_then_rename
 
 logger = get_logger("Experiments")
 
@@ -38,7 +40,8 @@ EQUAL = ("parameters", "time")
 DECISIVE = ("demo_music", "spectrogram", "dataset", "space", "network", "diffusion", "train", "sampler")
 KEPT_CLIPS = 4  # per training, for the picture
 TIMED_STEPS = 10
-UNMEASURED = {"distance": None, "highs": None, "clips": None}
+UNMEASURED = {"measures": None, "highs": None, "clips": None}
+OUTCOME = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,23 @@ class Outcome:
     parameters: int
     num_steps: int
     diverged: bool
-    distance: float | None  # log-mel Frechet distance to the test recordings; None: diverged
+    measures: dict[str, Any] | None  # `Measures.summary` against the recordings; None: diverged
     highs: float | None  # dB, fraction of the power in the upper half band, relative to the recordings
     losses: dict[str, float]  # validation, by range of t
     curve: list[tuple[int, float]]  # (samples seen, training loss)
     clips: str | None  # file with a few waveforms (N, L), float16
+
+    @property
+    def distance(self) -> float | None:
+        """The kernel distance to the recordings; None: diverged."""
+        return self.measures and self.measures["kernel distance"]["value"]
 
 
 @dataclass(frozen=True)
 class Reference:
     """Recordings that generated clips are compared with."""
 
-    test: Tensor  # (N, 1, L)
-    floor: float  # distance of equally many training recordings
+    yardstick: Yardstick
     highs: float  # dB, fraction of the power in the upper half of the band
 
 
@@ -124,7 +131,7 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
     """
     require(("spectrogram",), space=settings.space)
     ensure_dataset(settings)
-    reference = load_reference(settings, trials.clips)
+    reference = functools.cache(functools.partial(load_reference, settings, trials.clips))
     todo = [
         (variant, seed, planned, changed(settings, {**planned.changes, "train.seed": seed}))
         for variant, planned in plan(experiment, settings).items()
@@ -134,9 +141,9 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
     for variant, seed, planned, wanted in tqdm(todo, desc=experiment.name, unit="training"):
         wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(settings, wanted)))
         folder = _folder(wanted, seed, trials.clips)
-        if not (folder / "outcome.json").exists():
-            _train_and_measure(wanted, reference, folder)
-        found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        if not (folder / OUTCOME).exists():
+            _train_and_measure(wanted, reference, trials.clips, folder)
+        found = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         outcomes.append(Outcome(variant=variant, seed=seed, **vars(planned), **found))
     return outcomes
 
@@ -192,14 +199,23 @@ def _planned(
 
 
 def load_reference(settings: Settings, clips: int) -> Reference:
-    """Return recordings of the test split, and the distance of equally many training recordings.
+    """Describe recordings of the validation split: what helps is chosen by them, not by the test split.
 
     They have not passed through the representation, so that what it loses counts against it.
     """
-    rate = settings.spectrogram.sample_rate
-    train, test = (load_split_clips(settings, split, clips) for split in ("train", "test"))
-    floor = distances({"train": train}, test, rate)["train_to_test"]
-    return Reference(test, floor, _highs(test, settings))
+    real, training = (
+        load_recordings(settings, split, count)
+        for split, count in (("validation", clips), ("train", POOL * clips))
+    )
+    sources = SpectrogramDataset(settings.dataset_dir, "validation").sources
+    pieces = [sources[index] for index in spread_indices(len(sources), clips)]
+    yardstick = Yardstick(real, training, settings.spectrogram.sample_rate, pieces, seed=0)
+    return Reference(yardstick, _highs(real, settings))
+
+
+def load_recordings(settings: Settings, split: str, clips: int) -> Tensor:
+    """Return recordings (N, 1, L) spread over a split, as long as generated clips are."""
+    return load_split_clips(settings, split, clips)[..., : settings.spectrogram.kept_samples]
 
 
 def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -215,8 +231,10 @@ def load_sound(outcome: Outcome) -> Tensor | None:
     return torch.from_numpy(np.load(outcome.clips, allow_pickle=False).astype(np.float32))
 
 
-def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -> None:
-    """Train, sample and measure; write outcome.json last."""
+def _train_and_measure(
+    settings: Settings, reference: Callable[[], Reference], clips: int, folder: Path
+) -> None:
+    """Train, sample and measure; write OUTCOME last."""
     ensure_dataset(settings)
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
     run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
@@ -239,21 +257,23 @@ def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -
         },
         "curve": [(row["step"] * samples_per_step, row["loss"]) for row in metrics if "loss" in row],
     }  # fmt: skip
-    found |= UNMEASURED if diverged else _measure(settings, reference, run_dir)
-    save_json(folder / "outcome.json", found)
+    found |= UNMEASURED if diverged else _measure(settings, reference(), clips, run_dir)
+    save_json(folder / OUTCOME, found)
 
 
-def _measure(settings: Settings, reference: Reference, run_dir: Path) -> dict[str, Any]:
+def _measure(settings: Settings, reference: Reference, count: int, run_dir: Path) -> dict[str, Any]:
     """Sample the same seeds as every other training and compare them with the recordings."""
     model = DiffusionRun.load(run_dir)
-    seeds, rate = range(len(reference.test)), settings.spectrogram.sample_rate
-    x0 = model.generate(seeds, settings.sampler, settings.evaluation.batch_size, progress=False)
+    x0 = model.generate(
+        range(count), settings.sampler, settings.evaluation.batch_size,
+        labels=model.labels_in_turn(count), progress=False,
+    )  # fmt: skip
     sound = model.to_audio(x0)
     clips = run_dir / "clips.npy"
     kept = sound[:KEPT_CLIPS, 0] / sound[:KEPT_CLIPS, 0].abs().amax(1, keepdim=True).clamp(min=1e-9)
     write_then_rename(clips, lambda path: np.save(path, kept.numpy().astype(np.float16)))
     return {
-        "distance": distances({"samples": sound}, reference.test, rate)["samples_to_test"],
+        "measures": reference.yardstick.measure(sound).summary(),
         "highs": _highs(sound, settings) - reference.highs,
         "clips": str(clips),
     }
