@@ -17,6 +17,7 @@ from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Measures import Measures, Yardstick, number, sets_table
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
+from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Sampling.Loop import SamplerConfig, switch_sampler
 
 CHOSEN_BY = "kernel distance"
@@ -82,7 +83,7 @@ def compare_samplers(
         for steps in settings.evaluation.steps
         if steps <= model.schedule.num_train_timesteps
     }
-    makers = {name: _maker(model, replace(settings, sampler=config)) for name, config in configs.items()}
+    makers = {name: _maker(model, settings, config, settings.guidance) for name, config in configs.items()}
     return list(zip(configs.values(), compare(model, makers, yardstick), strict=True))
 
 
@@ -98,7 +99,7 @@ def compare_guidance(model: DiffusionRun, settings: Settings, yardstick: Yardsti
         guidance = replace(guidance, method=method)
     makers = {
         f"{guidance.method}, scale {scale:g}": _maker(
-            model, replace(settings, guidance=replace(guidance, scale=scale))
+            model, settings, settings.sampler, replace(guidance, scale=scale)
         )
         for scale in settings.evaluation.guidance_scales
     }
@@ -110,7 +111,8 @@ def compare_ema_lengths(run_dir: Path, settings: Settings, yardstick: Yardstick)
     lengths = {"as trained": None, **{f"{length:g}": length for length in settings.evaluation.ema_lengths}}
 
     def make(length: float | None) -> Tensor:
-        return _maker(DiffusionRun.load(run_dir, ema_length=length), settings)()
+        own = DiffusionRun.load(run_dir, ema_length=length)
+        return _maker(own, settings, settings.sampler, settings.guidance)()
 
     makers = {name: functools.partial(make, length) for name, length in lengths.items()}
     return compare(DiffusionRun.load(run_dir), makers, yardstick)
@@ -147,10 +149,12 @@ def variant_table(
     return sets_table(heading, {variant.name: variant.measures for variant in variants}, extra=columns)
 
 
-def _maker(model: DiffusionRun, settings: Settings) -> Callable[[], Tensor]:
-    """Return what samples the compared seeds by these settings, the classes in turn."""
+def _maker(
+    model: DiffusionRun, settings: Settings, sampler: SamplerConfig, guidance: GuidanceConfig
+) -> Callable[[], Tensor]:
+    """Return what samples the compared seeds in this way, the classes in turn."""
     count = settings.evaluation.compared_clips
     return functools.partial(
-        model.generate, range(count), settings.sampler, settings.evaluation.batch_size,
-        labels=model.labels_in_turn(count), guidance=settings.guidance, progress=False,
+        model.generate, range(count), sampler, settings.evaluation.batch_size,
+        labels=model.labels_in_turn(count), guidance=guidance, progress=False,
     )  # fmt: skip
