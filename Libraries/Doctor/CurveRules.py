@@ -16,7 +16,7 @@ RECOVERED = 1.1  # times the loss before the spike
 ROSE = 1.2  # times the first loss; noise of a row is some per cent
 EARLY = 1 / 3  # of the training: what rises later is a spike
 LATE_SHARE = 0.4  # of the fall in the second half of the learning; .5 is a straight line, the demo has .32
-MOVED = 0.2  # of their first length that weights move; the demo's move .9
+MOVED = 0.2  # of their first length that weights move; the demo's move .39
 ALWAYS = 0.95  # of the rows
 CLIPPED_ROWS = 10  # of gradient norms
 PARTED = 1.1  # times its best validation loss; the scatter of EMA weights with fixed noise is 1 %
@@ -34,8 +34,8 @@ def loss_stalls_at_a_constant(case: Case) -> Finding | None:
     if loss <= STALLED * level:
         return None
     return Finding(
-        f"after {case.step} steps the validation loss is {loss:.3f}, and that of a network that always answers "
-        f"the same is {level:.3f}",
+        f"after {case.step} steps the validation loss is {loss:.3f}, and that of a network that always "
+        f"answers the same is {level:.3f}",
         "see whether one batch can be learned (Train Diffusion), raise learning_rate, and look for a layer "
         "that passes nothing on",
         {"loss": loss, "constant": level},
