@@ -71,10 +71,14 @@ class Case:
 
     def __init__(self, run_dir: Path, device: torch.device | None = None):
         self.run, self.device = Run(run_dir), device or pick_device()
-        self.settings: Settings = self.run.settings
         self.kind = self._kind()
         self.train: TrainConfig = self.run.config(KINDS[self.kind])
         self.sampled: dict[SamplerConfig, Tensor] = {}  # the same seeds by several samplers
+
+    @cached_property
+    def settings(self) -> Settings:
+        """All settings of the run; of what was released there are a few parts alone."""
+        return self.run.settings
 
     def _kind(self) -> str:
         """Return the kind by the folder; experiments train diffusions, and what is released is phase."""

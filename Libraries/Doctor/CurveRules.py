@@ -14,6 +14,7 @@ SPIKE_DEVIATIONS = 6.0  # of the scatter of the whole curve; one row in a billio
 BEFORE = 8  # rows whose median a spike is measured from
 RECOVERED = 1.1  # times the loss before the spike
 ROSE = 1.2  # times the first loss; noise of a row is some per cent
+DIVERGED = 2.0  # times the first loss, where training broke off
 EARLY = 1 / 3  # of the training: what rises later is a spike
 LATE_SHARE = 0.4  # of the fall in the second half of the learning; .5 is a straight line, the demo has .32
 MOVED = 0.2  # of their first length that weights move; the demo's move .39
@@ -77,16 +78,20 @@ def learning_rate_too_high(case: Case) -> Finding | None:
 
     Well known; in the journal, 03.03.2025, the training that spiked was repeated and not slowed down.
     """
-    steps, losses = _training_losses(case)
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(losses, 3), axis=1)
-    early = smooth[: max(1, int(EARLY * len(smooth)))]
-    if early.max() <= ROSE * losses[0]:
+    losses = np.array([row["loss"] for row in case.training_rows])
+    broken_off = case.step < case.train.num_steps
+    if not (broken_off and len(losses) > 1 and losses[-1] > DIVERGED * losses[0]):
+        _, losses = _training_losses(case)
+        losses = np.median(np.lib.stride_tricks.sliding_window_view(losses, 3), axis=1)
+        losses = np.append(losses[: max(2, int(EARLY * len(losses)))], losses[-1])
+    highest = losses.max()
+    if highest <= ROSE * losses[0]:
         return None
+    end = f"broke off at step {case.step}" if broken_off else f"ended at {losses[-1]:.3f}"
     return Finding(
-        f"the loss rose from {losses[0]:.3f} to {early.max():.3f} before step {steps[len(early)]} and ends "
-        f"at {losses[-1]:.3f}",
+        f"the loss rose from {losses[0]:.3f} to {highest:.3f} early in the training, which {end}",
         f"lower learning_rate, now {case.train.learning_rate:g}, to a tenth, or raise warmup_steps",
-        {"first": losses[0], "highest": early.max(), "end": losses[-1]},
+        {"first": losses[0], "highest": highest, "end": losses[-1]},
     )
 
 
@@ -99,7 +104,7 @@ def learning_rate_too_low(case: Case) -> Finding | None:
     _, losses = _training_losses(case)
     learned = np.cumsum([row["lr"] for row in case.training_rows])
     half = int(np.searchsorted(learned, learned[-1] / 2))
-    around = max(2, len(losses) // 20)
+    around = max(2, len(losses) // 10)
     first, last = losses[:around].mean(), losses[-2 * around :].mean()
     middle = losses[max(0, half - around) : half + around].mean()
     fall = first - last

@@ -141,7 +141,7 @@ def one_piece_in_two_splits(case: Case) -> Finding | None:
     prints = {source["file"]: source["fingerprint"] for source in manifest["sources"]}
     for identify in (piece_of, prints.__getitem__):
         if shared := _shared(manifest["clips"], identify):
-            sentence = f"{len(shared)} pieces are in more than one split, among them {shared[0]}"
+            sentence = f"pieces in more than one split: {len(shared)}, such as {shared[0]}"
             return Finding(sentence, _SPLIT_ADVICE, {"pieces": len(shared)})
     distances = nearest_in_training(case, case.held_out)
     copies = int((distances < COPY).sum())

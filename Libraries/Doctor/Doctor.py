@@ -50,12 +50,12 @@ class Diagnosis:
     unseen: dict[str, str]  # the rules that could not look, and why
 
     def __str__(self) -> str:
-        heading = (
-            f"{self.run}: {len(self.findings)} mistakes found" if self.findings else f"{self.run}: healthy"
-        )
-        if not self.findings and self.unseen:
-            heading = f"{self.run}: no mistake found, as far as could be seen"
-        lines = [f"{heading}; {len(self.sound)} rules found nothing"]
+        count, verdict = len(self.findings), "healthy"
+        if count:
+            verdict = f"{count} mistake{'s' * (count > 1)} found"
+        elif self.unseen:
+            verdict = "no mistake found, as far as could be seen"
+        lines = [f"{self.run}: {verdict}; {len(self.sound)} rules found nothing"]
         lines += [f"  - {finding}" for finding in self.findings]
         lines += [f"  could not look for {rule}: {why}" for rule, why in self.unseen.items()]
         return "\n".join([*lines, f"  found nothing: {', '.join(self.sound)}"])

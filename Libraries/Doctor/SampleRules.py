@@ -37,7 +37,8 @@ def samples_are_noise(case: Case) -> Finding | None:
         return None
     return Finding(
         f"the loss fell to {loss:.2f}, but samples lie {way:.0%} of the way from music to noise (log-mel "
-        f"distance {found['samples_to_test']:.1f}; real clips {floor:.1f}, noise {found['noise_to_test']:.1f})",
+        f"distance {found['samples_to_test']:.1f}, of real clips {floor:.1f}, of noise "
+        f"{found['noise_to_test']:.1f})",
         "look at the other findings on sampler, data and EMA first; if there are none, train longer",
         {"way": way, "distance": found["samples_to_test"]},
     )
