@@ -28,7 +28,7 @@ def latent_not_standard(case: Case) -> Finding | None:
     """Find latents that are not of mean 0 and deviation 1, under noise that is.
 
     Rombach et al. 2022, section 4.3.2 and appendix G: the scale of the latent decides the signal-to-noise
-    ratio; in the issues of peers a forgotten `scaling_factor`.
+    ratio; asked in huggingface/diffusers#437 and Stability-AI/stable-audio-tools#62.
     """
     check = check_standard(case.codec.encode(case.clips("train")))
     return _finding(

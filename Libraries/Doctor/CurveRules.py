@@ -27,8 +27,8 @@ GAP = 1.5  # times the loss on training clips
 def loss_stalls_at_a_constant(case: Case) -> Finding | None:
     """Find a loss that stays where a network is that always answers zero, or another constant.
 
-    Journal, 03.03.2025: the first training with "Totally noisy output no characteristics whatsoever"; a loss
-    of 1.0 with predicted noise is the commonest question in the issues of `denoising-diffusion-pytorch`.
+    Journal, 03.03.2025: the first training with "Totally noisy output no characteristics whatsoever";
+    beresandras/clear-diffusion-keras#4: nothing but noise, and losses that do not get lower.
     """
     _training_losses(case)
     loss, level = case.final_loss, level_of_a_constant(case)
@@ -76,7 +76,7 @@ def loss_spike(case: Case) -> Finding | None:
 def learning_rate_too_high(case: Case) -> Finding | None:
     """Find a loss that rises above its start before it falls, or falls no more.
 
-    Well known; in the journal, 03.03.2025, the training that spiked was repeated and not slowed down.
+    Well known. Journal, 03.03.2025: the loss that spiked; facebookresearch/ViewDiff#10: a loss that is NaN.
     """
     losses = np.array([row["loss"] for row in case.training_rows])
     broken_off = case.step < case.train.num_steps
@@ -121,8 +121,8 @@ def learning_rate_too_low(case: Case) -> Finding | None:
 def gradients_clipped_at_every_step(case: Case) -> Finding | None:
     """Find gradients that are always longer than `max_grad_norm`, so that it decides how long a step is.
 
-    Well known in peers' issues with max_grad_norm=1.0 copied from elsewhere. With Adam, which divides by the
-    gradient's own size, it costs less than with SGD, but the second moment follows the clip.
+    Well known where max_grad_norm was copied from elsewhere. With Adam, which divides by the gradient's own
+    size, it costs less than with SGD, but every batch then counts alike, however little it has to teach.
     """
     norms = np.array([row["grad_norm"] for row in case.training_rows if np.isfinite(row["grad_norm"])])
     norms = norms[len(norms) // 2 :]

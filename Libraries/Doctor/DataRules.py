@@ -39,7 +39,7 @@ def data_in_zero_to_one(case: Case) -> Finding | None:
     """Find data that are never negative under noise that is as often negative as positive.
 
     Journal, 03.03.2025: "i had to switch the training data interval to [-1 1] rather than [0, 1] as the noise
-    added is of form N(0, I)".
+    added is of form N(0, I)"; asked in teticio/audio-diffusion#15.
     """
     x = case.encoded
     low, mean, std = x.min().item(), x.mean().item(), x.std().item()
@@ -82,8 +82,8 @@ def one_scale_for_all_clips(case: Case) -> Finding | None:
 def near_silent_clips(case: Case) -> Finding | None:
     """Find clips whose loudest value is 60 dB below full scale.
 
-    Audiocraft, stable-audio-tools and others drop silence from training, since normalisation of a clip
-    without music brings its noise to full level, and that is learned as music.
+    Normalisation of a clip without music brings its noise to full level, and that is learned as music;
+    jneem/nnnoiseless#27: "I had to preprocess the files to exclude the silent parts".
     """
     loudest = _loudest_db(case)
     quiet = (loudest < QUIETEST_DB).float().mean().item()
@@ -100,7 +100,7 @@ def near_silent_clips(case: Case) -> Finding | None:
 def clipped_recordings(case: Case) -> Finding | None:
     """Find recordings that were cut off at full scale: their distortion is learned as timbre.
 
-    A well-known fault of home-made collections, named in the data checks of RAVE and Dance Diffusion.
+    A well-known fault of transfers and of loud masters.
     """
     fraction = (case.recordings.abs() >= CLIPPED).float().mean((1, 2))
     clipped = (fraction > CLIPPED_SAMPLES).float().mean().item()
@@ -134,8 +134,7 @@ def too_few_clips(case: Case) -> Finding | None:
 def one_piece_in_two_splits(case: Case) -> Finding | None:
     """Find music on both sides of a split: the same name, the same file, or clips that are copies.
 
-    Well known as leakage: with clips dealt out one by one, validation cannot see memorising. In the journal
-    clips were dealt out so.
+    Well known as leakage: where clips are dealt out one by one, validation cannot see memorising.
     """
     manifest = case.manifest
     prints = {source["file"]: source["fingerprint"] for source in manifest["sources"]}

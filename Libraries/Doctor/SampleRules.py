@@ -21,7 +21,8 @@ def samples_are_noise(case: Case) -> Finding | None:
     """Find samples that sound like noise although the loss fell.
 
     Journal, 03.03.2025: "Second training run also ends in no senseful data, noise too high but training
-    seemed fine". Log-mel distances say where samples lie between real clips and decoded noise.
+    seemed fine"; lucidrains/imagen-pytorch#25: random noise though both losses go down. Log-mel distances say
+    where samples lie between real clips and decoded noise.
     """
     loss, level = case.final_loss, level_of_a_constant(case)
     if loss > LEARNED * level:

@@ -24,7 +24,7 @@ def noise_leaves_signal(case: Case) -> Finding | None:
     """Find a schedule under whose last timestep the data can still be seen.
 
     Sampling starts from noise alone, where training has never been: Lin et al. 2023, "Common diffusion noise
-    schedules and sample steps are flawed"; in `diffusers` the reason for `rescale_betas_zero_snr`.
+    schedules and sample steps are flawed".
     """
     signal = case.schedule.signal[-1].item()
     visible = signal * case.encoded.mean(0).norm().item()
@@ -63,8 +63,8 @@ def epsilon_without_signal(case: Case) -> Finding | None:
 def too_few_sampling_steps(case: Case) -> Finding | None:
     """Find samples that are far from what the same noise becomes with many steps.
 
-    Journal, 03.03.2025: 47 minutes for one sample invite to save steps; in the issues of `diffusers` blurred
-    or noisy samples at few steps come back again and again. A stochastic sampler is judged without its noise.
+    Journal, 03.03.2025: "it takes 47 minutes to create a single Sample", which invites to save steps;
+    huggingface/diffusers#7401. A stochastic sampler is judged without its noise.
     """
     suited = switch_sampler(*_without_noise(case.settings.sampler))
     error = _error(case, suited)
@@ -81,8 +81,8 @@ def spacing_does_not_suit(case: Case) -> Finding | None:
     """Find sampling steps that stand at the wrong timesteps for this sampler and schedule.
 
     Lin et al. 2023, section 3.3: "leading" never visits the last timestep; solvers in σ are spoilt by steps
-    even in t, whose first jump from the cosine's σ of 20,000 is most of the way (issues of `diffusers` on
-    `timestep_spacing`).
+    even in t, whose first jump from the cosine's σ of 20,000 is most of the way. huggingface/diffusers#7401
+    and #12588: results differ greatly between spacings.
     """
     own, name, steps = case.settings.sampler, *_without_noise(case.settings.sampler)[1:]
     suited = switch_sampler(own, name, steps)

@@ -48,8 +48,8 @@ def sigmoid_on_the_output(case: Case) -> Finding | None:
 def ema_never_updated(case: Case) -> Finding | None:
     """Find an average of the weights that has stayed where training began.
 
-    Well known in peers' issues: the EMA object is made and `update` never called, or it copies at the start
-    and samples stay noise however low the loss.
+    tue-bmd/zea#172: training did not update the average that sampling used; huggingface/diffusers#1772:
+    noise after 1,000 epochs with EMA, and images after 100 without.
     """
     if case.ema_moved > STILL * case.moved:
         return None
@@ -64,8 +64,8 @@ def ema_never_updated(case: Case) -> Finding | None:
 def ema_lags(case: Case) -> Finding | None:
     """Find an average that is too long for the training, and worse than the weights themselves.
 
-    Karras et al. 2024 (EDM2), section 3: the best length depends on the training; in peers' issues a decay of
-    0.9999 in a run of a few thousand steps gives noise.
+    konpatp/diffae#16 and openai/improved-diffusion#59: with a decay of .9999 the EMA's samples are noise for
+    the first ten thousand steps. Karras et al. 2024 (EDM2), section 3: the best length depends on the training.
     """
     if case.ema_moved <= STILL * case.moved:
         return None  # another rule's
@@ -86,8 +86,8 @@ def ema_lags(case: Case) -> Finding | None:
 def fp16_overflow(case: Case) -> Finding | None:
     """Find a training in fp16 that skips steps because gradients or activations overflow.
 
-    Journal, 03.03.2025: "i added gradient scaling and mixed precision training"; 15.03.2025: "numerical
-    instability during inference"; NaN in fp16 is the commonest issue of `diffusers`' training scripts.
+    Journal, 03.03.2025: "i added gradient scaling and mixed precision training with cuda";
+    lucidrains/imagen-pytorch#129: attention that overflows in fp16.
     """
     scale = case.state["scaler"].get("scale")
     if scale is None:  # trained in another precision
