@@ -65,7 +65,7 @@ def ema_lags(case: Case) -> Finding | None:
     """Find an average that is too long for the training, and worse than the weights themselves.
 
     konpatp/diffae#16 and openai/improved-diffusion#59: with a decay of .9999 the EMA's samples are noise for
-    the first ten thousand steps. Karras et al. 2024 (EDM2), section 3: the best length depends on the training.
+    the first ten thousand steps. Karras et al. 2024 (EDM2), section 3: the best length depends on training.
     """
     if case.ema_moved <= STILL * case.moved:
         return None  # another rule's
