@@ -15,8 +15,7 @@ from Libraries.Measures import hear, kernel_distance, load_tagger
 from Libraries.Measures.Copies import shifted_distances
 from Libraries.Measures.Sound import CLIPPED
 from Libraries.Sound.Metrics import spectral_convergence
-from Libraries.Sound.SpectrogramConfig import RANGES, SIGNED
-from Libraries.Utils import spread_indices
+from Libraries.Sound.SpectrogramConfig import RANGES
 
 FILLED = 0.9  # of its range that half of the clips should reach: 8 dB of 80 is a matter of taste, more is not
 QUIET_FILLED = 0.75  # that nine in ten should reach
@@ -191,26 +190,13 @@ def nearest_in_training(case: Case, x0: Tensor) -> Tensor:
     return shifted_distances(x0.flatten(1, 2), known).amin(1) / known.std()
 
 
-def _loudest_db(case: Case) -> Tensor:
-    """Return the loudest value of training clips in dB of full scale, (N,)."""
-    dataset, config = case.dataset("train"), case.settings.spectrogram
-    chosen = spread_indices(len(dataset), LISTENED)
-    gains = [dataset.gain(i) for i in chosen]
-    offset, scale = (torch.cat([gain[part] for gain in gains]).reshape(-1, 1, 1, 1) for part in (0, 1))
-    features = dataset.__getitems__(chosen)[0] * scale + offset
-    if config.scale == "db" and config.representation not in SIGNED:
-        return features.amax((1, 2, 3))
-    power = 1 / config.compression if config.representation in SIGNED else 1
-    return 20 * power * features.abs().amax((1, 2, 3)).clamp(min=1e-10).log10()
-
-
 def _shared(clips: Iterable[dict], identify) -> list[str]:
     """Return a file of each piece that is in more than one split."""
     splits, files = defaultdict(set), {}
     for clip in clips:
         piece = identify(clip["source"])
         splits[piece].add(clip["split"])
-        files[piece] = clip["source"]
+        files.setdefault(piece, clip["source"])
     return sorted(files[piece] for piece, found in splits.items() if len(found) > 1)
 
 
