@@ -60,7 +60,11 @@ def autoencoder_is_the_limit(case: Case) -> Finding | None:
 
 
 def _finding(check: Check, advice: str) -> Finding | None:
-    return Finding(check.sentence, advice, dict(enumerate(check.values))) if check.failed else None
+    return (
+        Finding(check.sentence, advice, {f"value {i}": value for i, value in enumerate(check.values)})
+        if check.failed
+        else None
+    )
 
 
 AUTOENCODER_RULES = (latent_collapsed, latent_not_standard, autoencoder_is_the_limit)

@@ -29,6 +29,7 @@ from Libraries.Utils import pick_device, spread_indices
 KINDS = {"diffusion": "train", "vae": "vae.train", "upsampler": "upsampler.train", "phase": "phase.train"}
 """Every kind of run, and which part of the settings trained it."""
 
+RECORDINGS = 64  # of clips, read from the music
 CLIPS = 32  # of a split: enough for means, and read in a moment
 SEARCHED = 2048  # training clips among which copies are looked for
 SAMPLES, FEWEST_SAMPLES = 16, 4  # generated clips
@@ -164,7 +165,7 @@ class Case:
         if not folder.is_dir():
             raise CannotLook(f"the music is neither in {own} nor in {folder}")
         clips = [clip for clip in self.manifest["clips"] if clip["split"] == "train"]
-        chosen = [clips[i] for i in spread_indices(len(clips), CLIPS // 2)]
+        chosen = [clips[i] for i in spread_indices(len(clips), RECORDINGS)]
         return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
 
     @cached_property
