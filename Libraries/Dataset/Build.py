@@ -129,7 +129,7 @@ def _existing(folder: Path, settings: dict, sources: list[dict], overwrite: bool
     if not overwrite:
         raise DatasetError(
             f"{folder} already holds another dataset: {found}. "
-            f"Choose another name, or pass overwrite=True to replace it"
+            "Choose another dataset.name, or replace it: build_dataset(..., overwrite=True)"
         )
     return None
 

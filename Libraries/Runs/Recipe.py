@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash
 from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run
@@ -98,16 +98,28 @@ def music_record(settings: Settings) -> dict[str, Any]:
     """Return what a run records about its dataset: folder, hash, typical gain and classes.
 
     Raises:
-        ValueError: the dataset was built with another spectrogram.
+        ValueError: as `require_dataset`.
     """
-    manifest = load_manifest(settings.dataset_dir)
-    theirs, ours = manifest["settings"]["spectrogram"], to_dict(settings.spectrogram)
-    require_same("the dataset", theirs, ours, INVERSE_ONLY)
+    manifest = require_dataset(settings)
     return {
         "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
         "gain": manifest["gain"],
         "classes": manifest["classes"],
     }
+
+
+def require_dataset(settings: Settings) -> dict[str, Any]:
+    """Return the manifest of the dataset of these settings.
+
+    Raises:
+        DatasetError: there is none.
+        ValueError: it was built with another spectrogram, overlap, split, seed or silence_db.
+    """
+    manifest = load_manifest(settings.dataset_dir)
+    wanted = content_settings(settings.spectrogram, settings.dataset)
+    for part, ours in wanted.items():
+        require_same(f"the dataset {settings.dataset_dir}", manifest["settings"][part], ours, INVERSE_ONLY)
+    return manifest
 
 
 def clip_loaders(settings: Settings, config: TrainConfig, **options) -> tuple[DataLoader, DataLoader]:

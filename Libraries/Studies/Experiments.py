@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings
 from Libraries.Evaluation.Samples import distances
 from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
-from Libraries.Runs.Preparation import ensure_dataset, load_split_clips
+from Libraries.Runs.Preparation import ensure_dataset, load_split_clips, own_music
 from Libraries.Runs.Recipe import open_run, train
 from Libraries.Runs.Settings import Settings, changed, to_dict
 from Libraries.Sound.Metrics import power_fraction_above
@@ -120,7 +120,8 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
         The outcomes, grouped by variant.
 
     Raises:
-        ValueError: the settings diffuse in another space.
+        ValueError: the settings diffuse in another space, or a variant changes the demo music, which is not
+            in use.
     """
     require(("spectrogram",), space=settings.space)
     ensure_dataset(settings)
@@ -132,7 +133,7 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
     ]
     outcomes = []
     for variant, seed, planned, wanted in tqdm(todo, desc=experiment.name, unit="training"):
-        wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(settings, wanted)))
+        wanted = with_own_dataset(settings, wanted)
         folder = _folder(wanted, seed, trials.clips)
         if not (folder / "outcome.json").exists():
             _train_and_measure(wanted, reference, folder)
@@ -279,11 +280,30 @@ def _parameters(settings: Settings) -> int:
     return parameters_of(settings.network, settings.spectrogram.shape[0])
 
 
+def with_own_dataset(base: Settings, wanted: Settings) -> Settings:
+    """Return the settings of a variant with a dataset, and demo music, of its own if they are not the base's.
+
+    Raises:
+        ValueError: the demo music differs, but the music is the user's own.
+    """
+    if wanted.demo_music != base.demo_music:
+        if own := own_music(base):
+            raise ValueError(f"a variant changes demo_music, but the music is your own, in {own}")
+        wanted = replace(wanted, preset=f"{wanted.preset}-{_hash(to_dict(wanted.demo_music))}")
+    return replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(base, wanted)))
+
+
 def _dataset_name(base: Settings, wanted: Settings) -> str:
-    """Return the name of the dataset; another representation gets a dataset of its own."""
-    encoding = {k: v for k, v in to_dict(wanted.spectrogram).items() if k not in INVERSE_ONLY}
-    same = all(getattr(base.spectrogram, name) == value for name, value in encoding.items())
-    return wanted.dataset.name if same else f"{wanted.dataset.name}-{_hash(encoding)}"
+    """Return the name of the dataset, with a hash of each part that decides its content otherwise."""
+    parts = zip(_content_of(base), _content_of(wanted), strict=True)
+    return "-".join([wanted.dataset.name, *(_hash(theirs) for ours, theirs in parts if ours != theirs)])
+
+
+def _content_of(settings: Settings) -> tuple[dict[str, Any], ...]:
+    """Return the settings that decide the rows of the dataset, which clips they are, and of which music."""
+    encoding = {k: v for k, v in to_dict(settings.spectrogram).items() if k not in INVERSE_ONLY}
+    clips = content_settings(settings.spectrogram, settings.dataset)["dataset"]
+    return encoding, clips, to_dict(settings.demo_music)
 
 
 def _folder(settings: Settings, seed: int, clips: int) -> Path:
