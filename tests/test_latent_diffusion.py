@@ -15,6 +15,7 @@ from Libraries.Runs.Autoencoding import LatentCodec, train_vae
 from Libraries.Runs.CodecEditing import LatentEditor
 from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
 from Libraries.Runs.DiffusionTraining import EncodedLoader, overfit_one_batch, train_diffusion
+from Libraries.Runs.Run import latest_run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec, prepare_space
 from Libraries.Sampling.Editing import mask_outside
@@ -104,14 +105,31 @@ def test_an_autoencoder_is_trained_for_latents_that_have_none_and_only_then(sett
     earlier.mkdir(parents=True)
     (earlier / "latent-00000004.pth").touch()
     (earlier / "conf.json").write_text('{"settings": {}}')
-    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", trained.append)
+    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", lambda own, run: trained.append((own, run)))
     elsewhere = replace(settings, root=tmp_path)
     named = changed(elsewhere, {"vae.run": "00007-none"})
     for own in (settings, named, replace(elsewhere, space="spectrogram")):
         prepare_space(own)
     assert not trained
+    shutil.copytree(settings.dataset_dir, elsewhere.dataset_dir)
     prepare_space(elsewhere)
-    assert trained == [elsewhere]
+    assert trained == [(elsewhere, None)]
+
+
+def test_an_unfinished_autoencoder_is_resumed(settings, monkeypatch, tmp_path):
+    elsewhere, trained = replace(settings, root=tmp_path), []
+    shutil.copytree(settings.dataset_dir, elsewhere.dataset_dir)
+    newest = latest_run(settings.models_dir / "vae", "latent-*.pth")
+    unfinished = elsewhere.models_dir / "vae" / newest.name
+    leave_out = shutil.ignore_patterns("*-00000004.pth")
+    shutil.copytree(newest, unfinished, ignore=leave_out)
+    other = elsewhere.models_dir / "vae" / "00001-other"
+    shutil.copytree(newest, other, ignore=leave_out)
+    conf = (other / "conf.json").read_text()
+    (other / "conf.json").write_text(conf.replace('"kl_weight": 0.01', '"kl_weight": 0.5'))
+    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", lambda own, run: trained.append(run))
+    prepare_space(elsewhere)
+    assert trained == [unfinished]
 
 
 def test_the_newest_run_of_a_space_is_found(settings, run_dir):

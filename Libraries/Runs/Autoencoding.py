@@ -12,13 +12,20 @@ from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Recipe import (
+    Recipe,
+    clip_loaders,
+    music_record,
+    resumable,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Run import Run, find_run, with_inverse_of
 from Libraries.Runs.Settings import LATEST, Settings
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from Libraries.Training.Loop import process_state
+from Libraries.Training.Loop import decided_once, process_state
 from Libraries.Training.VAELoss import TrainableVAE, VAELoss
 from Libraries.Utils import autocast, pick_device, resolve_precision, spread_indices
 from Libraries.VAE import VAE, Posterior, require_shape
@@ -104,9 +111,9 @@ class LatentCodec:
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an autoencoder if the settings ask for the newest and there is none yet."""
-        if settings.vae.run == LATEST and _newest(settings) is None:
-            train_vae(settings)
+        """Train an autoencoder to its end if the settings ask for the newest and none is finished."""
+        if settings.vae.run == LATEST and decided_once(lambda: _newest(settings) is None):
+            train_vae(settings, resumable(vae_recipe(settings)))
 
     @property
     def requires(self) -> dict[str, str]:
@@ -264,7 +271,7 @@ def _find(settings: Settings) -> Path:
 
 
 def _newest(settings: Settings) -> Run | None:
-    """Return the newest run with measured latents; runs of earlier versions do not count."""
+    """Return the newest finished run, whose latents are measured; runs of earlier versions do not count."""
     return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
 
 

@@ -27,7 +27,7 @@ class Codec(Protocol):
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train the model that the codec needs, if there is none yet."""
+        """Train the model that the codec needs to its end, if none is finished."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

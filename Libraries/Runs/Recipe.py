@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Subset
 from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash
 from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
-from Libraries.Runs.Run import Run, claim_run
+from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Runs.Settings import Settings, to_dict
-from Libraries.Training.Loop import LoaderFactory, Loss, fit, process_state
+from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import spread_indices
@@ -67,6 +67,19 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
             recipe.finish(run, network)
         process_state().wait_for_everyone()
     return run.folder
+
+
+def resumable(recipe: Recipe) -> Path | None:
+    """Return the newest run that this recipe can resume, in all processes the same; None: there is none."""
+
+    def fits(run: Run) -> bool:
+        try:
+            return bool(open_run(recipe, run.folder))
+        except ValueError:
+            return False
+
+    run = decided_once(lambda: find_run([recipe.parent], "conf.json", fits))
+    return run and run.folder
 
 
 def open_run(recipe: Recipe, run_dir: Path | None) -> Run:

@@ -13,12 +13,20 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.CodecEditing import CascadeEditor
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Recipe import (
+    Recipe,
+    clip_loaders,
+    music_record,
+    resumable,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings, to_dict
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Loop import decided_once
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
 from Libraries.Utils import get_logger, pick_device, spread_indices
 
@@ -46,7 +54,7 @@ class LowResolutionCodec:
     def open(
         cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
     ) -> "LowResolutionCodec":
-        """Return the codec of the newest upsampler for the settings' low resolution.
+        """Return the codec of the newest finished upsampler for the settings' low resolution.
 
         Without an upsampler, which the first model of a cascade does not need to train, the codec
         interpolates and logs a warning.
@@ -54,16 +62,18 @@ class LowResolutionCodec:
         run = find_upsampler(settings)
         if run is None:
             parent = settings.models_dir / "upsampler"
-            logger.warning("no fitting upsampler in %s: small spectrograms are interpolated", parent)
+            logger.warning(
+                "no finished upsampler that fits in %s: small spectrograms are interpolated", parent
+            )
             return cls(LowResolution(settings.upsampler.low_resolution, settings.spectrogram), None)
         upsampler = load_upsampler(run.folder, device)
         return cls(upsampler.low, upsampler)
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an upsampler if there is none for the settings' low resolution yet."""
-        if find_upsampler(settings) is None:
-            train_upsampler(settings)
+        """Train an upsampler to its end if none for the settings' low resolution is finished."""
+        if decided_once(lambda: find_upsampler(settings) is None):
+            train_upsampler(settings, resumable(upsampler_recipe(settings)))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -184,9 +194,11 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
 
 
 def find_upsampler(settings: Settings) -> Run | None:
-    """Return the newest upsampler for the low resolution of these settings."""
+    """Return the newest finished upsampler for the low resolution of these settings."""
 
     def fits(run: Run) -> bool:
+        if not run.is_finished("upsampler.train"):
+            return False
         theirs, ours = (to_dict(config) for config in (run.config("spectrogram"), settings.spectrogram))
         same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution

@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -217,6 +218,16 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
 def process_state() -> PartialState:
     """Return this process's rank among all processes; without a GPU they communicate over gloo."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def decided_once(decide: Callable[[], Any]) -> Any:
+    """Return what `decide` returns in the main process, in all processes of a launch."""
+    state, found = process_state(), [None]
+    if state.is_main_process:
+        found = [decide()]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
