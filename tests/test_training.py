@@ -13,10 +13,11 @@ from torch import nn
 
 from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import StepSampler
+from Libraries.Training import Loop
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
 from Libraries.Training.Loop import TrainingDiverged, fit, learning_rate_factor, make_accelerator, make_ema
 from Libraries.Training.RunLog import read_metrics
-from Libraries.Utils import SampleNoise, derive_seed, resolve_precision
+from Libraries.Utils import FolderInUse, SampleNoise, derive_seed, resolve_precision
 
 CONFIG = replace(
     SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,
@@ -134,6 +135,16 @@ train(Path(sys.argv[1]), loss_fn=Kill())
 """
 
 
+HOLDS = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize("at", [1, 6, 11])
 def test_killed_run_resumes_bit_for_bit(tmp_path, at):
     tests = Path(__file__).parent
@@ -153,6 +164,18 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, at):
         [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")] for run in ("whole", "cut")
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "LET_GO", 0.1)
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(FolderInUse, match="run is in use by another process: wait for it, or end it"):
+            train(tmp_path / "run")
+        other.kill()
+    train(tmp_path / "run")
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):

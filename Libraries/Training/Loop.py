@@ -5,6 +5,7 @@ derived from (seed, position in the stream of samples). So a run that is killed 
 processes, or cut into smaller micro-batches computes what an uninterrupted run computes.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from Libraries.Training.Interrupt import DeferredInterrupt
 from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
 from Libraries.Training.RunLog import Report, is_due, log_file
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, resolve_precision
+from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, hold, resolve_precision
 
 logger = get_logger("Training")
+
+LET_GO = 10.0  # s in which the loader workers of a killed training end, and with them its hold on the run
 
 
 class Loss(Protocol):
@@ -130,26 +133,33 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is not finite.
+        FolderInUse: another process trains in `run_dir`.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
     accelerator = make_accelerator(config)
-    state = _make_state(model, config, accelerator)
-    states = find_checkpoints(run_dir, "state")
-    if states:
-        state.load(states[-1][1])
-        logger.info("resuming %s at step %d", run_dir.name, state.step)
-    train_loader, validation_loader = make_loaders(
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=state.step * config.grad_accumulation,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=config.num_workers,
-        device=accelerator.device if config.dataset_on_device and accelerator.device.type == "cuda" else None,
-    )
-    report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
     fork_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with log_file(run_dir / "log.txt"), DeferredInterrupt() as interrupt, torch.random.fork_rng(fork_devices):
+    with (
+        hold(run_dir, wait=LET_GO) if accelerator.is_main_process else contextlib.nullcontext(),
+        log_file(run_dir / "log.txt"),
+        DeferredInterrupt() as interrupt,
+        torch.random.fork_rng(fork_devices),
+    ):
+        state = _make_state(model, config, accelerator)
+        states = find_checkpoints(run_dir, "state")
+        if states:
+            state.load(states[-1][1])
+            logger.info("resuming %s at step %d", run_dir.name, state.step)
+        on_device = config.dataset_on_device and accelerator.device.type == "cuda"
+        train_loader, validation_loader = make_loaders(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=state.step * config.grad_accumulation,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=config.num_workers,
+            device=accelerator.device if on_device else None,
+        )
+        report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
         _loop(state, loss_fn, iter(train_loader), config, run_dir, report, interrupt)
     return state.ema.module.eval()
 
