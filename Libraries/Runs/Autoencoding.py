@@ -13,6 +13,7 @@ from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
 from Libraries.Runs.Recipe import (
+    AUGMENTATION,
     Recipe,
     clip_loaders,
     music_record,
@@ -200,7 +201,7 @@ def vae_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "vae",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "vae.network", "vae.loss", "vae.train"),
+        made_of=("spectrogram", *AUGMENTATION, "vae.network", "vae.loss", "vae.train"),
         train=vae.train,
         build=lambda: TrainableVAE(VAE(vae.network, settings.spectrogram.shape), vae.loss),
         loss=VAELoss(vae.loss, latent_shape, samples_per_step, vae.train.seed),

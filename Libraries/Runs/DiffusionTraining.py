@@ -15,7 +15,14 @@ from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Recipe import (
+    AUGMENTATION,
+    Recipe,
+    clip_loaders,
+    music_record,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
@@ -42,7 +49,7 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         parent=settings.models_dir / "diffusion",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "diffusion", "space", "network", "train", *codec.made_of),
+        made_of=("spectrogram", *AUGMENTATION, "diffusion", "space", "network", "train", *codec.made_of),
         train=settings.train,
         build=lambda: make_diffusion_network(settings.network, settings.diffusion, codec.shape),
         loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),

@@ -21,6 +21,11 @@ from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import spread_indices
 
+AUGMENTATION = (
+    "dataset.random_gain_db",
+    "dataset.random_polarity",
+    "dataset.time_shift",
+)  # of the clips at reading
 Preview = Callable[[Run, int, nn.Module], None]  # (run, step, EMA model): draws to the run's results
 
 

@@ -14,6 +14,7 @@ from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.CodecEditing import CascadeEditor
 from Libraries.Runs.Recipe import (
+    AUGMENTATION,
     Recipe,
     clip_loaders,
     music_record,
@@ -150,7 +151,7 @@ def upsampler_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "upsampler",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "diffusion", *(f"upsampler.{part}" for part in parts)),
+        made_of=("spectrogram", *AUGMENTATION, "diffusion", *(f"upsampler.{part}" for part in parts)),
         train=upsampler.train,
         build=lambda: make_upsampler_network(upsampler.network, settings.diffusion, spectrogram),
         loss=UpsamplerLoss(schedule, upsampler.train.seed, low, upsampler.conditioning),
