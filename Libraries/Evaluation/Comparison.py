@@ -70,12 +70,12 @@ def compare_guidance(model: DiffusionRun, settings: Settings, test: Tensor) -> l
     """Sample the same seeds with every guidance scale in `settings.evaluation`.
 
     The method is that of the settings. If that is "none", it is classifier-free guidance for a network with
-    classes, else autoguidance.
+    classes that can do without a label, else autoguidance.
     """
     seeds, guidance = range(settings.evaluation.compared_clips), settings.guidance
     labels = model.labels_in_turn(len(seeds))
     if guidance.method == "none":
-        method = "autoguidance" if labels is None else "classifier_free"
+        method = "autoguidance" if labels is None or model.needs_labels else "classifier_free"
         guidance = replace(guidance, method=method)
     makers = {
         f"{guidance.method}, scale {scale:g}": functools.partial(
