@@ -48,7 +48,11 @@ def evaluate(
 
     The keys are those of `distances` and `copying`, and `seconds_per_clip` for sampling and decoding. All
     measures are in measures.md, measures.json and measures.png (`measure_samples`).
+
+    Raises:
+        LeakageError: the model was trained on test pieces.
     """
+    model.require_unheard(test.folder)
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
     start = time.perf_counter()
@@ -85,7 +89,11 @@ def measure_samples(
 
     2·N training clips, spread evenly over their split, give the floors and are searched for copies. All real
     clips pass through the model's own decoder.
+
+    Raises:
+        LeakageError: the model was trained on test pieces.
     """
+    model.require_unheard(test.folder)
     count = len(samples)
     chosen = spread_indices(len(test), count)
     reference, training = (

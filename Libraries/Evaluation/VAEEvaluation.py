@@ -106,7 +106,11 @@ def evaluate_vae(
     """Reconstruct `count` test clips, write audio and pictures to `folder`, and return the figures.
 
     The keys are those of `reconstruction_metrics` and `codec_seconds`, and `checks`, one sentence per check.
+
+    Raises:
+        LeakageError: the autoencoder was trained on test pieces.
     """
+    codec.require_unheard(test.folder)
     x0 = spread_clips(test, count)
     reconstruction = reconstruct(codec, x0)
     sets = {"reconstructions": reconstruction, "train": spread_clips(train, count), "test": x0}

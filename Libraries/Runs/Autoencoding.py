@@ -12,6 +12,7 @@ from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
+from Libraries.Runs.Leakage import find_unheard, require_unheard
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
     Recipe,
@@ -87,11 +88,14 @@ class LatentCodec:
 
         Raises:
             ValueError: the autoencoder was trained on another spectrogram.
+            LeakageError: the autoencoder was trained on test pieces of the settings' dataset.
             CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
             return cls._required(settings.models_dir / "vae", requires, device)
-        codec = cls.load(_find(settings), device)
+        run_dir = _find(settings)
+        require_unheard(settings.dataset_dir, [Run(run_dir)])
+        codec = cls.load(run_dir, device)
         theirs = codec.spectrogram.config
         if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
             raise ValueError(
@@ -113,8 +117,12 @@ class LatentCodec:
     @staticmethod
     def prepare(settings: Settings) -> None:
         """Train an autoencoder to its end if the settings ask for the newest and none is finished."""
-        if settings.vae.run == LATEST and decided_once(lambda: _newest(settings) is None):
+        if settings.vae.run == LATEST and decided_once(lambda: _newest(settings, unheard=True) is None):
             train_vae(settings, resumable(vae_recipe(settings)))
+
+    def require_unheard(self, dataset_dir: Path) -> None:
+        """Raise a LeakageError if the run was trained on a test piece of the dataset."""
+        require_unheard(dataset_dir, [Run(self.run_dir)] if self.run_dir else [])
 
     @property
     def requires(self) -> dict[str, str]:
@@ -271,9 +279,14 @@ def _find(settings: Settings) -> Path:
     return run.folder
 
 
-def _newest(settings: Settings) -> Run | None:
-    """Return the newest finished run, whose latents are measured; runs of earlier versions do not count."""
-    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
+def _newest(settings: Settings, *, unheard: bool = False) -> Run | None:
+    """Return the newest finished run, whose latents are measured; runs of earlier versions do not count.
+
+    One that was trained on no test piece of the dataset comes first; with `unheard` no other will do.
+    """
+    parent, holding = settings.models_dir / "vae", "latent-*.pth"
+    run = find_unheard(settings.dataset_dir, parent, holding, fits=lambda run: bool(run.conf))
+    return run if run or unheard else find_run([parent], holding, fits=lambda run: bool(run.conf))
 
 
 def _statistics_path(run: Run) -> Path:

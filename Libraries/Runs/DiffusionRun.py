@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from Libraries.Diffusion import Denoiser, NoiseSchedule, Parameterisation
 from Libraries.Runs.Codec import Codec
+from Libraries.Runs.Leakage import require_unheard
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
@@ -107,6 +108,16 @@ class DiffusionRun:
         step = min(earlier, key=lambda step: abs(step - fraction * last))
         self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
+
+    @property
+    def runs(self) -> list[Run]:
+        """All trained runs that a generated clip passes through: network, codec and learned phase."""
+        others = self.codec.run_dir, getattr(self.spectrogram.phase_model, "run_dir", None)
+        return [self.run, *map(Run, filter(None, others))] if self.run else []
+
+    def require_unheard(self, dataset_dir: Path) -> None:
+        """Raise a LeakageError if one of `runs` was trained on a test piece of the dataset."""
+        require_unheard(dataset_dir, self.runs)
 
     @property
     def shape(self) -> tuple[int, int, int]:

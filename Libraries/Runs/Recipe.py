@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash, pieces_of
 from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
@@ -95,7 +95,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
     """
     schema, values, record = type(recipe.settings), to_dict(recipe.settings), recipe.dataset()
     if run_dir is None:
-        conf = {"settings": values, **record, "requires": recipe.requires}
+        conf = {"settings": values, "requires": recipe.requires, **record}
         return Run(claim_run(recipe.parent, recipe.name, conf), schema)
     run = Run(run_dir, schema)
     for part in recipe.made_of:
@@ -113,7 +113,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
 
 
 def music_record(settings: Settings) -> dict[str, Any]:
-    """Return what a run records about its dataset: folder, hash, typical gain and classes.
+    """Return what a run records about its dataset: folder, hash, typical gain, classes, training pieces.
 
     Raises:
         ValueError: as `require_dataset`.
@@ -123,6 +123,7 @@ def music_record(settings: Settings) -> dict[str, Any]:
         "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
         "gain": manifest["gain"],
         "classes": manifest["classes"],
+        "training_pieces": sorted(pieces_of(manifest, "train")),
     }
 
 

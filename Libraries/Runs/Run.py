@@ -66,10 +66,10 @@ class Run:
 
     @cached_property
     def conf(self) -> dict:
-        """All of conf.json: settings, data, requires, gain, classes, provenance."""
+        """All of conf.json: settings, requires, dataset, gain, classes, training_pieces, provenance."""
         path = self.folder / "conf.json"
         try:
-            conf = json.loads(path.read_text(encoding="utf-8"))
+            conf = json.loads(path.read_text("utf-8", "surrogateescape"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
@@ -197,7 +197,7 @@ def claim_run(parent: Path, name: str, conf: dict) -> Path:
 
     def claim() -> Path:
         run_dir = new_run_dir(parent, name)
-        save_json(run_dir / "conf.json", {"format": FORMAT, **conf, "provenance": provenance()})
+        save_json(run_dir / "conf.json", {"format": FORMAT, "provenance": provenance(), **conf})
         return run_dir
 
     return decided_once(claim)
@@ -285,7 +285,9 @@ def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | 
         )
     network = run.load_into(PhaseNet(run.config("phase.network"), theirs))
     device = device or pick_device()
-    return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+    learned = LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+    learned.run_dir = run.folder
+    return learned
 
 
 def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:

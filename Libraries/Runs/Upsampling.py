@@ -13,6 +13,7 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.CodecEditing import CascadeEditor
+from Libraries.Runs.Leakage import find_unheard
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
     Recipe,
@@ -50,6 +51,7 @@ class LowResolutionCodec:
 
     def __init__(self, low: LowResolution, upsampler: Upsampler | None):
         self.low, self.upsampler = low, upsampler
+        self.run_dir = upsampler and upsampler.run_dir
 
     @classmethod
     def open(
@@ -73,7 +75,7 @@ class LowResolutionCodec:
     @staticmethod
     def prepare(settings: Settings) -> None:
         """Train an upsampler to its end if none for the settings' low resolution is finished."""
-        if decided_once(lambda: find_upsampler(settings) is None):
+        if decided_once(lambda: find_upsampler(settings, unheard=True) is None):
             train_upsampler(settings, resumable(upsampler_recipe(settings)))
 
     @property
@@ -194,8 +196,11 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
     save_preview_figures(run, f"upsampled-{step:08d}", figure, plot_metrics)
 
 
-def find_upsampler(settings: Settings) -> Run | None:
-    """Return the newest finished upsampler for the low resolution of these settings."""
+def find_upsampler(settings: Settings, *, unheard: bool = False) -> Run | None:
+    """Return the newest finished upsampler for the low resolution of these settings.
+
+    One that was trained on no test piece of the dataset comes first; with `unheard` no other will do.
+    """
 
     def fits(run: Run) -> bool:
         if not run.is_finished("upsampler.train"):
@@ -204,4 +209,6 @@ def find_upsampler(settings: Settings) -> Run | None:
         same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
-    return find_run([settings.models_dir / "upsampler"], fits=fits)
+    parent = settings.models_dir / "upsampler"
+    run = find_unheard(settings.dataset_dir, parent, "ema-*.pth", fits)
+    return run if run or unheard else find_run([parent], fits=fits)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, pieces_of
 from Libraries.Evaluation.Samples import distances
 from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
+from Libraries.Runs.Leakage import require_separate
 from Libraries.Runs.Preparation import ensure_dataset, load_split_clips, own_music
 from Libraries.Runs.Recipe import open_run, train
 from Libraries.Runs.Settings import Settings, changed, to_dict
@@ -109,6 +110,7 @@ class Reference:
     test: Tensor  # (N, 1, L)
     floor: float  # distance of equally many training recordings
     highs: float  # dB, fraction of the power in the upper half of the band
+    pieces: frozenset[str]  # of the test split
 
 
 def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -> list[Outcome]:
@@ -122,6 +124,7 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
     Raises:
         ValueError: the settings diffuse in another space, or a variant changes the demo music, which is not
             in use.
+        LeakageError: a variant with another split trains on pieces that it is measured on.
     """
     require(("spectrogram",), space=settings.space)
     ensure_dataset(settings)
@@ -200,7 +203,8 @@ def load_reference(settings: Settings, clips: int) -> Reference:
     rate = settings.spectrogram.sample_rate
     train, test = (load_split_clips(settings, split, clips) for split in ("train", "test"))
     floor = distances({"train": train}, test, rate)["train_to_test"]
-    return Reference(test, floor, _highs(test, settings))
+    pieces = frozenset(pieces_of(load_manifest(settings.dataset_dir), "test"))
+    return Reference(test, floor, _highs(test, settings), pieces)
 
 
 def by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
@@ -219,6 +223,8 @@ def load_sound(outcome: Outcome) -> Tensor | None:
 def _train_and_measure(settings: Settings, reference: Reference, folder: Path) -> None:
     """Train, sample and measure; write outcome.json last."""
     ensure_dataset(settings)
+    training = pieces_of(load_manifest(settings.dataset_dir), "train")
+    require_separate(training, set(reference.pieces), f"the variant with the dataset {settings.dataset.name}")
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
     run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
     try:
