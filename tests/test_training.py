@@ -202,6 +202,43 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
 
 
+class Overflows(Regression):
+    """Gradients that are infinite in the first `steps` calls, of a loss that is finite."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def __call__(self, model, batch, positions):
+        loss, self.left = super().__call__(model, batch, positions), self.left - 1
+        if self.left >= 0:
+            loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Scale the loss on the CPU as fp16 does on a GPU."""
+
+    def make(config):
+        accelerator = make_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    monkeypatch.setattr(Loop, "make_accelerator", make)
+
+
+def test_gradients_that_are_not_finite_at_first_are_skipped(tmp_path, scaled):
+    train(tmp_path / "run", loss_fn=Overflows(3))
+    assert state_of(tmp_path / "run")["scheduler"]["last_epoch"] == CONFIG.num_steps - 3
+
+
+@pytest.mark.parametrize(("num_steps", "stops_at"), [(12, 12), (60, 30)])
+def test_gradients_that_are_never_finite_stop_the_training(tmp_path, scaled, num_steps, stops_at):
+    """At the end, or as soon as the scale has fallen too low."""
+    with pytest.raises(TrainingDiverged, match=rf"in fp16 are not finite at step {stops_at}.*only 0 steps"):
+        train(tmp_path / "run", replace(CONFIG, num_steps=num_steps, save_every=100), Overflows(100))
+
+
 def test_ema_is_the_weighted_mean_of_the_weights():
     model = nn.Linear(1, 1, bias=False)
     ema, expected = make_ema(model, decay=0.9), None

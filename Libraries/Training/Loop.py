@@ -29,6 +29,7 @@ from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, hold, resolve_
 
 logger = get_logger("Training")
 
+SMALLEST_SCALE = 1e-4  # of fp16's loss, after 30 steps in a row whose gradients were not finite
 LET_GO = 10.0  # s in which the loader workers of a killed training end, and with them its hold on the run
 
 
@@ -50,7 +51,7 @@ Preview = Callable[[int, nn.Module], None]  # (step, EMA model): plots what it l
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the last state on disk is from before that."""
+    """The loss or the gradients are not finite; the last state on disk is from before that."""
 
 
 @dataclass
@@ -132,7 +133,7 @@ def fit(
         The network with its EMA weights, in evaluation mode.
 
     Raises:
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: the loss is not finite, or with fp16 the gradients never are.
         FolderInUse: another process trains in `run_dir`.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
@@ -185,6 +186,7 @@ def _loop(
             snapshot = bool(config.power_ema) and is_due(state.step, config, "snapshot")
             if saving or snapshot or is_due(state.step, config, "log"):
                 loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
+                _require_updates(state, config)
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
             if snapshot:  # before the state, so that a run killed between the two writes it again
@@ -290,10 +292,9 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
     )
     if config.compile and accelerator.device.type == "cuda":
         model = torch.compile(model)
+    # before `prepare`, which replaces the optimizer's step: else torch takes it for one that was never called
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, lambda step: learning_rate_factor(step, config)
-    )
     return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
 
 
@@ -324,3 +325,16 @@ def _mean_loss(state: TrainState, grad_norm: Tensor) -> float:
             "mixed_precision to 'bf16' or 'no'; the last saved state is from before, and fit resumes from it"
         )
     return loss
+
+
+def _require_updates(state: TrainState, config: TrainConfig) -> None:
+    """Raise a TrainingDiverged if fp16, which skips steps whose gradients are not finite, skips all."""
+    scaler, updates = state.accelerator.scaler, state.scheduler.last_epoch
+    if scaler is None:
+        return
+    if scaler.get_scale() < SMALLEST_SCALE or (state.step == config.num_steps and updates == 0):
+        raise TrainingDiverged(
+            f"the gradients in fp16 are not finite at step {state.step}, however small the loss is scaled; "
+            f"only {updates} steps have changed the weights: set mixed_precision to 'bf16' or 'no', or lower "
+            "learning_rate"
+        )
