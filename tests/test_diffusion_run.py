@@ -161,8 +161,20 @@ def test_a_clip_without_a_label_is_refused_where_none_was_ever_hidden(settings, 
 def test_a_run_with_one_set_of_weights_has_no_weaker_one(model, run_dir, tmp_path):
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
-    with pytest.raises(CheckpointError, match="no weights before its last"):
+    with pytest.raises(CheckpointError, match="no weights before step 4: train with"):
         DiffusionRun.load(tmp_path).load_guide(0.3)
+
+
+def test_a_guide_is_earlier_than_the_weights_that_it_guides(run_dir, tmp_path):
+    last = find_checkpoints(run_dir, "ema")[-1][1]
+    for name, source in (("conf.json", run_dir / "conf.json"), ("ema-00000008.pth", last)):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    for name in ("ema-00000002.pth", "ema-00000004.pth"):
+        (tmp_path / name).write_bytes(last.read_bytes())
+    steps = [DiffusionRun.load(tmp_path, step=step).load_guide(0.9) for step in (4, 8, None)]
+    assert steps == [2, 4, 4]
+    with pytest.raises(CheckpointError, match="no weights before step 2"):
+        DiffusionRun.load(tmp_path, step=2).load_guide(0.3)
 
 
 def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):

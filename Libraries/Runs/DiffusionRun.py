@@ -40,6 +40,7 @@ class DiffusionRun:
         codec: between spectrograms and the network's tensors.
         guide: the guide model for autoguidance, the same network trained less; None until `load_guide`.
         run: the run that was loaded; None for a network that is still in training.
+        step: optimiser step of the weights; None: the last ones.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class DiffusionRun:
         self.codec, self.precision = codec, resolve_precision("auto")
         self.guide: nn.Module | None = None
         self.run: Run | None = None
+        self.step: int | None = None
 
     @classmethod
     def load(
@@ -86,26 +88,26 @@ class DiffusionRun:
         run.load_into(network, step, ema_length)
         spectrogram = run.spectrogram(inverse, device)
         loaded = cls(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)
-        loaded.run = run
+        loaded.run, loaded.step = run, step
         return loaded
 
     def load_guide(self, fraction: float) -> int:
-        """Load the weights saved nearest to this fraction of the training as the guide model.
+        """Load the weights saved nearest to this fraction of the network's own training as the guide model.
 
         Returns:
             The optimiser step of these weights.
 
         Raises:
-            CheckpointError: the run has no weights before its last ones.
+            CheckpointError: the run has no weights before those of the network.
         """
-        found = find_checkpoints(self.run.folder, "ema")
-        last = found[-1][0]
-        earlier = [step for step, _ in found if step < last]
+        found = [step for step, _ in find_checkpoints(self.run.folder, "ema")]
+        own = found[-1] if self.step is None else self.step
+        earlier = [step for step in found if step < own]
         if not earlier:
             raise CheckpointError(
-                f"{self.run.folder} has no weights before its last ones; train with a smaller save_every"
+                f"{self.run.folder} has no weights before step {own}: train with a smaller save_every"
             )
-        step = min(earlier, key=lambda step: abs(step - fraction * last))
+        step = min(earlier, key=lambda step: abs(step - fraction * own))
         self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
 

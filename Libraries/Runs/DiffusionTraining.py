@@ -41,9 +41,11 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         codec: the codec of the settings; None opens it (`open_codec`).
 
     Raises:
-        ValueError, CheckpointError: as `open_codec`.
+        ValueError: `sigma_data` is not that of latents, or as `open_codec`.
+        CheckpointError: as `open_codec`.
     """
     codec = codec or open_codec(settings)
+    require_sigma_data(settings)
     schedule, classes = NoiseSchedule(settings.diffusion), settings.network.num_classes
     return Recipe(
         parent=settings.models_dir / "diffusion",
@@ -107,6 +109,15 @@ def require_classes(num_classes: int, classes: list[str]) -> None:
         raise ValueError(
             f"num_classes={num_classes}, but the dataset has {len(classes)} classes: {', '.join(classes)}; "
             "set num_classes to that number or to 0"
+        )
+
+
+def require_sigma_data(settings: Settings) -> None:
+    """Raise a ValueError if the edm prediction is set to another standard deviation than latents have."""
+    diffusion = settings.diffusion
+    if settings.space == "latent" and diffusion.prediction_type == "edm" and diffusion.sigma_data != 1:
+        raise ValueError(
+            f"sigma_data={diffusion.sigma_data} of the diffusion must be 1.0 in latents of unit variance"
         )
 
 

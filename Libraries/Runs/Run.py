@@ -75,7 +75,7 @@ class Run:
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
                 "Models/diffusion/00000-BASE"
             ) from None
-        if conf.get("format") != FORMAT:
+        if not isinstance(conf, dict) or "settings" not in conf or conf.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.folder} was made by an earlier version of this repository, whose settings have other "
                 "names: train it again"
@@ -141,7 +141,7 @@ class Run:
         values = self.conf["settings"]
         try:
             return read(values)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.folder / 'conf.json'} does not hold what is needed: {error}"
             ) from None
