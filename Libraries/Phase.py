@@ -9,6 +9,7 @@ based on recurrent phase unwrapping with deep neural networks), who integrate th
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -256,6 +257,7 @@ class LearnedPhase:
 
     def __init__(self, network: PhaseNet, precision: str):
         self.network, self.precision = network.eval(), precision
+        self.run_dir: Path | None = None
 
     @torch.no_grad()
     def __call__(self, magnitude: Tensor) -> Tensor:

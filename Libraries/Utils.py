@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -137,6 +138,35 @@ def autocast(device: torch.device, precision: str):
     if precision == "no" or device.type not in ("cuda", "cpu"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+class FolderInUse(RuntimeError):
+    """Another process writes to a folder that only one may write to; the message says which."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path, wait: float):
+    """Hold a folder for this process while the block runs; the hold ends with the process, even a killed one.
+
+    Args:
+        wait: seconds for another process to let go of it; -1: any.
+
+    Raises:
+        FolderInUse: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_logger("Utils").info("%s is in use by another process: waiting for it", folder)
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            raise FolderInUse(f"{folder} is in use by another process: wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_then_rename(path: Path, write) -> None:

@@ -1,6 +1,7 @@
 """Datasets: built whole or resumed, split by piece, read as encoded, batches a function of (seed, step)."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -366,6 +368,24 @@ def start_build(script: Path, audio: Path, out: Path, spectrogram, config) -> su
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, script, audio, out, settings]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_a_second_build_waits_for_the_first_and_finds_it_done(music, tmp_path, monkeypatch):
+    """Or the clean-up of the first would take the shards of the second away."""
+    build, reports = functools.partial(build_dataset, music, tmp_path / "out", SPECTROGRAM, CONFIG), []
+    second = threading.Thread(target=lambda: reports.append(build()))
+    make_shards = DatasetBuild.make_shards
+
+    def make_shards_as_another_begins(*arguments):
+        make_shards(*arguments)
+        if second.ident is None:
+            second.start()
+            time.sleep(0.3)
+
+    monkeypatch.setattr(DatasetBuild, "make_shards", make_shards_as_another_begins)
+    assert not build().already_built
+    second.join(timeout=60)
+    assert [report.already_built for report in reports] == [True]
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

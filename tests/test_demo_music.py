@@ -109,6 +109,12 @@ def test_second_call_resumes_and_rewrites_only_what_is_missing_or_broken(cache, 
     assert not list(tmp_path.rglob("*tmp*"))
 
 
+def test_a_finished_corpus_is_not_planned_again(corpus, cache, monkeypatch):
+    folder, pieces = corpus
+    monkeypatch.setattr("Libraries.DemoMusic.Corpus._plan", None)
+    assert render_demo_music(folder, CONFIG, cache) == pieces
+
+
 def test_folder_of_other_settings_is_refused(cache, tmp_path):
     render_demo_music(tmp_path, replace(CONFIG, clips=3), cache)
     with pytest.raises(ValueError, match=r"was made with \{'seed': 3\}: choose another folder"):

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import QUICK, randomise
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Diffusion import Parameterisation
+from Libraries.Diffusion import NoiseSchedule, Parameterisation
 from Libraries.Evaluation import Comparison
 from Libraries.Evaluation.Comparison import (
     compare_ema_lengths,
@@ -17,10 +17,14 @@ from Libraries.Evaluation.Comparison import (
     validation_yardstick,
     variant_table,
 )
+from Libraries.Evaluation.Samples import bits_of_clips, record_trajectory, spread_clips, spread_labels
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.DiffusionTraining import train_diffusion
+from Libraries.Runs.DiffusionTraining import diffusion_recipe, save_preview, train_diffusion
+from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
+from Libraries.Runs.Spaces import open_codec
 from Libraries.Sampling.Guidance import GuidanceConfig
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Utils import spread_indices
 
@@ -108,11 +112,73 @@ def test_guidance_that_cannot_be_says_so(settings, model, conditional):
         replace(AUTO, method="clip")
 
 
+@pytest.fixture
+def labelled(settings):
+    """A network that never had a label hidden; whatever its row for "no label" touches becomes NaN."""
+    diffusion = replace(settings.diffusion, label_dropout=0.0, num_train_timesteps=8)
+    own = changed(settings, {"network.num_classes": 2, "diffusion": diffusion})
+    recipe = diffusion_recipe(own)
+    network = randomise(recipe.network())
+    network.embed_class.weight.data[2] = torch.nan
+    codec, schedule = open_codec(own), NoiseSchedule(own.diffusion)
+    model = DiffusionRun(network, schedule, Spectrogram(own.spectrogram), codec, torch.device("cpu"))
+    model.precision = "no"
+    return model
+
+
+def test_a_label_that_was_never_trained_is_never_used(settings, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled, "guide", labelled.network)
+    monkeypatch.setattr(labelled, "to_audio", lambda x0: x0)
+    monkeypatch.setattr("Libraries.Evaluation.Comparison.distances", lambda *_: {"samples_to_test": 0.0})
+    test = SpectrogramDataset(settings.dataset_dir, "test")
+    clips, own = spread_clips(test, 2), labelled.required(spread_labels(test, 2))
+    made = [
+        make(labelled, settings),
+        *(states[2] for states in record_trajectory(labelled, settings.sampler, 0)),
+    ]
+    few = changed(settings, {"evaluation.compared_clips": 2, "evaluation.batch_size": 2})
+    made += [v.x0 for _, v in compare_samplers(labelled, few, clips)]
+    made += [v.x0 for v in compare_guidance(labelled, few, clips)]
+    editor = labelled.editor(settings.sampler, 0, labels=own)
+    made += [editor.vary(clips, 0.9, [0, 1])]
+    made += [labelled.interpolate(clips, torch.tensor([0.5]), 2, iterations=1, labels=own[:1])]
+    made += [torch.tensor(bits_of_clips(labelled, clips, [0, 1], own))]
+    assert all(x0.isfinite().all() for x0 in made)
+    drawn = []
+    monkeypatch.setattr("Libraries.Runs.DiffusionTraining.plot_tensors", lambda x0, *_: drawn.append(x0))
+    monkeypatch.setattr("Libraries.Runs.DiffusionTraining.save_preview_figures", lambda *_: None)
+    own = replace(settings, diffusion=labelled.schedule.config)
+    save_preview(own, labelled.codec, Run(tmp_path), 1, labelled.network)
+    assert drawn[0].isfinite().all()
+
+
+def test_a_clip_without_a_label_is_refused_where_none_was_ever_hidden(settings, model, conditional, labelled):
+    for use in (labelled.denoiser, lambda: labelled.editor(settings.sampler, 0)):
+        with pytest.raises(ValueError, match=r"the label of every clip \(label_dropout=0\).*: give labels"):
+            use()
+    with pytest.raises(ValueError, match="labels were sometimes hidden"):
+        labelled.denoiser(torch.tensor([0]), BY_LABEL)
+    for other in (model, conditional):
+        assert other.required(torch.tensor([0])) is None and other.denoiser()
+
+
 def test_a_run_with_one_set_of_weights_has_no_weaker_one(model, run_dir, tmp_path):
     for name in ("conf.json", find_checkpoints(run_dir, "ema")[-1][1].name):
         (tmp_path / name).write_bytes((run_dir / name).read_bytes())
-    with pytest.raises(CheckpointError, match="no weights before its last"):
+    with pytest.raises(CheckpointError, match="no weights before step 4: train with"):
         DiffusionRun.load(tmp_path).load_guide(0.3)
+
+
+def test_a_guide_is_earlier_than_the_weights_that_it_guides(run_dir, tmp_path):
+    last = find_checkpoints(run_dir, "ema")[-1][1]
+    for name, source in (("conf.json", run_dir / "conf.json"), ("ema-00000008.pth", last)):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    for name in ("ema-00000002.pth", "ema-00000004.pth"):
+        (tmp_path / name).write_bytes(last.read_bytes())
+    steps = [DiffusionRun.load(tmp_path, step=step).load_guide(0.9) for step in (4, 8, None)]
+    assert steps == [2, 4, 4]
+    with pytest.raises(CheckpointError, match="no weights before step 2"):
+        DiffusionRun.load(tmp_path, step=2).load_guide(0.3)
 
 
 def test_weights_of_any_step_and_averages_of_any_length(settings, run_dir):

@@ -18,6 +18,7 @@ from Libraries.Evaluation.Reference import (
 )
 from Libraries.Evaluation.Samples import copying, evaluate, nearest_in_training
 from Libraries.Networks.Catalogue import journal_network
+from Libraries.Runs.Autoencoding import vae_recipe
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
     diffusion_recipe,
@@ -26,8 +27,9 @@ from Libraries.Runs.DiffusionTraining import (
     train_diffusion,
 )
 from Libraries.Runs.Preparation import compare_representations, find_music, load_example_clips
-from Libraries.Runs.Recipe import clip_loaders
+from Libraries.Runs.Recipe import clip_loaders, open_run
 from Libraries.Runs.Settings import changed
+from Libraries.Runs.Upsampling import upsampler_recipe
 from Libraries.Sound.Audio import AudioError
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
@@ -70,6 +72,20 @@ def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path, few_d
 def test_resuming_with_other_settings_is_refused(settings, run_dir):
     with pytest.raises(ValueError, match=r"learning_rate is 0.001 there and 0.5 here"):
         train_diffusion(changed(settings, {"train.learning_rate": 0.5}), run_dir)
+
+
+AUGMENTATION = {"time_shift": False, "random_polarity": False, "random_gain_db": 3.0}
+
+
+@pytest.mark.parametrize("name", AUGMENTATION)
+@pytest.mark.parametrize("recipe_of", [diffusion_recipe, vae_recipe, upsampler_recipe])
+def test_resuming_with_other_augmentation_is_refused(settings, tmp_path, recipe_of, name):
+    recipe = recipe_of(settings)
+    run = open_run(replace(recipe, parent=tmp_path), None)
+    assert open_run(recipe, run.folder).folder == run.folder
+    other = recipe_of(changed(settings, {f"dataset.{name}": AUGMENTATION[name]}))
+    with pytest.raises(ValueError, match=rf"dataset.{name} is \S+ there and {AUGMENTATION[name]} here"):
+        open_run(other, run.folder)
 
 
 def test_dataset_of_another_spectrogram_is_refused(settings):

@@ -199,12 +199,31 @@ def test_another_setting_or_seed_is_another_training(tiny):
     assert len(folders) == 4
 
 
-def test_another_representation_is_another_dataset(tiny):
+def test_what_decides_the_data_is_another_dataset(tiny):
     _, settings, _ = tiny
-    linear = changed(settings, {"spectrogram.scale": "linear"})
-    assert Experiments._dataset_name(settings, linear) != settings.dataset.name
-    inverse = changed(settings, {"spectrogram.phase": "griffin_lim"})
-    assert Experiments._dataset_name(settings, inverse) == settings.dataset.name
+    same = (
+        {},
+        {"spectrogram.phase": "griffin_lim"},
+        {"dataset.time_shift": False},
+        {"dataset.num_workers": 2},
+    )
+    for changes in same:
+        wanted = changed(settings, changes)
+        assert Experiments.with_own_dataset(settings, wanted) == wanted
+    other = ({"spectrogram.scale": "linear"}, {"dataset.overlap": 0.5}, {"dataset.seed": 1})
+    names = {
+        Experiments.with_own_dataset(settings, changed(settings, changes)).dataset.name for changes in other
+    }
+    assert len(names | {settings.dataset.name}) == 4
+
+
+def test_other_demo_music_is_another_corpus_and_own_music_has_none(tiny, tmp_path):
+    _, settings, _ = tiny
+    demo = replace(settings, root=tmp_path, music_dir=None)
+    wanted = Experiments.with_own_dataset(demo, changed(demo, {"demo_music.seed": 7}))
+    assert wanted.demo_music_dir != demo.demo_music_dir and wanted.dataset_dir != demo.dataset_dir
+    with pytest.raises(ValueError, match="a variant changes demo_music, but the music is your own"):
+        Experiments.with_own_dataset(settings, changed(settings, {"demo_music.seed": 7}))
 
 
 def test_a_divergence_is_an_outcome(tiny, monkeypatch, few_draws):

@@ -15,7 +15,13 @@ from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input
 from Libraries.Runs.Autoencoding import LatentCodec, train_vae
 from Libraries.Runs.CodecEditing import LatentEditor
 from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
-from Libraries.Runs.DiffusionTraining import EncodedLoader, overfit_one_batch, train_diffusion
+from Libraries.Runs.DiffusionTraining import (
+    EncodedLoader,
+    diffusion_recipe,
+    overfit_one_batch,
+    train_diffusion,
+)
+from Libraries.Runs.Run import latest_run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec, prepare_space
 from Libraries.Sampling.Editing import mask_outside
@@ -105,14 +111,31 @@ def test_an_autoencoder_is_trained_for_latents_that_have_none_and_only_then(sett
     earlier.mkdir(parents=True)
     (earlier / "latent-00000004.pth").touch()
     (earlier / "conf.json").write_text('{"settings": {}}')
-    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", trained.append)
+    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", lambda own, run: trained.append((own, run)))
     elsewhere = replace(settings, root=tmp_path)
     named = changed(elsewhere, {"vae.run": "00007-none"})
     for own in (settings, named, replace(elsewhere, space="spectrogram")):
         prepare_space(own)
     assert not trained
+    shutil.copytree(settings.dataset_dir, elsewhere.dataset_dir)
     prepare_space(elsewhere)
-    assert trained == [elsewhere]
+    assert trained == [(elsewhere, None)]
+
+
+def test_an_unfinished_autoencoder_is_resumed(settings, monkeypatch, tmp_path):
+    elsewhere, trained = replace(settings, root=tmp_path), []
+    shutil.copytree(settings.dataset_dir, elsewhere.dataset_dir)
+    newest = latest_run(settings.models_dir / "vae", "latent-*.pth")
+    unfinished = elsewhere.models_dir / "vae" / newest.name
+    leave_out = shutil.ignore_patterns("*-00000004.pth")
+    shutil.copytree(newest, unfinished, ignore=leave_out)
+    other = elsewhere.models_dir / "vae" / "00001-other"
+    shutil.copytree(newest, other, ignore=leave_out)
+    conf = (other / "conf.json").read_text()
+    (other / "conf.json").write_text(conf.replace('"kl_weight": 0.01', '"kl_weight": 0.5'))
+    monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", lambda own, run: trained.append(run))
+    prepare_space(elsewhere)
+    assert trained == [unfinished]
 
 
 def test_the_newest_run_of_a_space_is_found(settings, run_dir):
@@ -169,6 +192,44 @@ def test_a_latent_is_known_only_if_all_it_stands_for_is(settings, model):
     latents = editor._latent_mask(known)
     assert latents.shape == (1, 1, *model.codec.shape[1:])
     assert (~latents).nonzero().tolist() == [[0, 0, 0, 2]]
+
+
+@pytest.fixture
+def odd(settings, model):
+    """An editor in latents of clips that the strides divide neither in rows nor in frames."""
+    C, F, T = settings.spectrogram.shape
+    vae = VAE(settings.vae.network, (C, F - 3, T - 5))
+    codec = LatentCodec(vae, torch.zeros(4), torch.ones(4), model.spectrogram, torch.device("cpu"))
+    codec.precision = "no"
+    return LatentEditor(model.editor(settings.sampler, resamplings=0).editor, codec)
+
+
+def test_clips_that_the_strides_do_not_divide_are_edited(odd, clips):
+    clips = clips[:, :, :-3, :-5]
+    (_, F, T), (rows, frames) = clips.shape[1:], odd.codec.stride
+    known = torch.ones(1, *clips.shape[1:], dtype=torch.bool)
+    assert odd._latent_mask(known).all()
+    known[..., -1, -1] = False
+    assert (~odd._latent_mask(known)).nonzero().tolist() == [[0, 0, F // rows, T // frames]]
+    made = odd.inpaint(clips, known[0], [1, 2])
+    assert made.shape == clips.shape and torch.equal(made[:, known[0]], clips[:, known[0]])
+    ones = replace(odd, codec=odd.codec)
+    ones.codec.decode = lambda z: torch.ones(len(z), *clips.shape[1:])
+    for n_frames in (T, T + 1, 2 * T, 2 * T + 3):
+        assert (ones.extend(clips, n_frames, T // 2, [1, 2])[..., T:n_frames] == 1).all()
+
+
+def test_an_extension_to_less_than_a_clip_is_its_beginning(settings, model, clips, odd):
+    few = clips.shape[-1] // 2
+    for editor, own in ((model.editor(settings.sampler, 0), clips), (odd, clips[:, :, :-3, :-5])):
+        assert torch.equal(editor.extend(own, few, 8, [1, 2]), own[..., :few])
+
+
+def test_edm_in_latents_needs_their_standard_deviation(settings):
+    edm = changed(settings, {"diffusion.prediction_type": "edm"})
+    with pytest.raises(ValueError, match=r"sigma_data=0.5 of the diffusion must be 1.0 in latents"):
+        diffusion_recipe(edm)
+    assert diffusion_recipe(changed(edm, {"diffusion.sigma_data": 1.0}))
 
 
 def test_decoding_in_windows_is_decoding_where_there_is_one(settings, model, clips):

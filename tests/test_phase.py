@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -363,6 +364,34 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
     assert (magnitude * (ours - theirs).cos()).sum() / magnitude.sum() > 0.99
     with pytest.raises(CheckpointError, match="no learned phase for this spectrogram"):
         find_phase(MAGNITUDE, nowhere, "latest")
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"format": 1},
+        {"format": 2},
+        {"format": 2, "settings": {"spectrogram": {"sample_rate": 16_000}}},
+        {"format": 2, "settings": {"spectrogram": None, "phase": {"train": 7}}},
+        ["not", "settings"],
+    ],
+)
+def test_a_run_that_cannot_be_read_is_passed_over(conf, tmp_path):
+    broken = tmp_path / "phase" / "00003-BASE"
+    broken.mkdir(parents=True)
+    (broken / "ema-00000001.pth").touch()
+    (broken / "conf.json").write_text(json.dumps(conf))
+    assert find_phase(BASE.spectrogram, tmp_path / "phase", "latest").parent == RELEASED
+
+
+def test_an_unfinished_phase_is_passed_over(settings, run_dir, tmp_path):
+    unfinished = tmp_path / "phase" / "00001-unfinished"
+    shutil.copytree(run_dir, unfinished, ignore=shutil.ignore_patterns("*-00000004.pth"))
+    assert load_phase(unfinished, BANDS)
+    with pytest.raises(CheckpointError, match="train one to its end"):
+        find_phase(BANDS, tmp_path / "phase", "latest")
+    shutil.copytree(run_dir, tmp_path / "phase" / "00000-finished")
+    assert find_phase(BANDS, tmp_path / "phase", "latest").name == "00000-finished"
 
 
 @pytest.mark.parametrize("preset", [BASE, ORIGIN], ids=lambda preset: preset.preset)

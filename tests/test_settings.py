@@ -78,6 +78,21 @@ def test_every_preset_has_a_network_for_every_space(preset):
         in_space(preset, "pixels")
 
 
+@pytest.mark.parametrize("name", ["sampler", "upsampler.sampler"])
+def test_a_sampler_that_the_diffusion_cannot_have_is_refused(name):
+    few = changed(SMOKE, {"diffusion.num_train_timesteps": 8})
+    with pytest.raises(
+        ValueError, match=rf"{name}.num_inference_steps=9 must be at most num_train_timesteps=8"
+    ):
+        changed(few, {f"{name}.num_inference_steps": 9})
+    ddpm = {f"{name}.name": "ddpm", f"{name}.eta": None, f"{name}.variance": "learned"}
+    with pytest.raises(
+        ValueError, match=rf"{name}.variance='learned' needs the diffusion's learned_variance"
+    ):
+        changed(SMOKE, ddpm)
+    assert changed(SMOKE, {**ddpm, "diffusion.learned_variance": True})
+
+
 def test_settings_are_changed_by_name_wherever_they_are():
     network = replace(SMOKE.network, embedding_dim=32)
     found = changed(

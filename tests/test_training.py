@@ -13,10 +13,11 @@ from torch import nn
 
 from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import StepSampler
+from Libraries.Training import Loop
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
 from Libraries.Training.Loop import TrainingDiverged, fit, learning_rate_factor, make_accelerator, make_ema
 from Libraries.Training.RunLog import read_metrics
-from Libraries.Utils import SampleNoise, derive_seed, resolve_precision
+from Libraries.Utils import FolderInUse, SampleNoise, derive_seed, resolve_precision
 
 CONFIG = replace(
     SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,
@@ -134,6 +135,16 @@ train(Path(sys.argv[1]), loss_fn=Kill())
 """
 
 
+HOLDS = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize("at", [1, 6, 11])
 def test_killed_run_resumes_bit_for_bit(tmp_path, at):
     tests = Path(__file__).parent
@@ -153,6 +164,18 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, at):
         [row["step"] for row in read_metrics(tmp_path / run / "metrics.csv")] for run in ("whole", "cut")
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "LET_GO", 0.1)
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(FolderInUse, match="run is in use by another process: wait for it, or end it"):
+            train(tmp_path / "run")
+        other.kill()
+    train(tmp_path / "run")
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
@@ -177,6 +200,43 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
         train(tmp_path / "run", loss_fn=Diverges())
     assert find_checkpoints(tmp_path / "run", "state")[-1][0] == 4
     assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
+
+
+class Overflows(Regression):
+    """Gradients that are infinite in the first `steps` calls, of a loss that is finite."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def __call__(self, model, batch, positions):
+        loss, self.left = super().__call__(model, batch, positions), self.left - 1
+        if self.left >= 0:
+            loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Scale the loss on the CPU as fp16 does on a GPU."""
+
+    def make(config):
+        accelerator = make_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    monkeypatch.setattr(Loop, "make_accelerator", make)
+
+
+def test_gradients_that_are_not_finite_at_first_are_skipped(tmp_path, scaled):
+    train(tmp_path / "run", loss_fn=Overflows(3))
+    assert state_of(tmp_path / "run")["scheduler"]["last_epoch"] == CONFIG.num_steps - 3
+
+
+@pytest.mark.parametrize(("num_steps", "stops_at"), [(12, 12), (60, 30)])
+def test_gradients_that_are_never_finite_stop_the_training(tmp_path, scaled, num_steps, stops_at):
+    """At the end, or as soon as the scale has fallen too low."""
+    with pytest.raises(TrainingDiverged, match=rf"in fp16 are not finite at step {stops_at}.*only 0 steps"):
+        train(tmp_path / "run", replace(CONFIG, num_steps=num_steps, save_every=100), Overflows(100))
 
 
 def test_ema_is_the_weighted_mean_of_the_weights():

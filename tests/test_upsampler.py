@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,7 @@ from Libraries.Sampling.Loop import switch_sampler
 from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Upsampler import Upsampler, UpsamplerLoss
 
 
@@ -266,13 +267,24 @@ def test_a_first_model_without_an_upsampler_interpolates_and_finds_the_one_of_it
 
 def test_an_upsampler_is_trained_for_a_cascade_that_has_none_and_only_then(settings, run_dir, monkeypatch):
     trained = []
-    monkeypatch.setattr("Libraries.Runs.Upsampling.train_upsampler", trained.append)
+    monkeypatch.setattr("Libraries.Runs.Upsampling.train_upsampler", lambda own, run: trained.append(run))
     elsewhere = replace(settings, root=settings.root / "elsewhere")
     for own in (settings, replace(elsewhere, space="spectrogram")):
         prepare_space(own)
     assert not trained
     prepare_space(elsewhere)
-    assert len(trained) == 1
+    assert trained == [None]
+
+
+def test_an_unfinished_upsampler_is_resumed_and_not_used(settings, run_dir, monkeypatch, tmp_path):
+    elsewhere, trained = replace(settings, root=tmp_path), []
+    shutil.copytree(settings.dataset_dir, elsewhere.dataset_dir)
+    unfinished = elsewhere.models_dir / "upsampler" / run_dir.name
+    shutil.copytree(run_dir, unfinished, ignore=shutil.ignore_patterns("*-00000004.pth"))
+    assert find_checkpoints(unfinished, "ema") and LowResolutionCodec.open(elsewhere).upsampler is None
+    monkeypatch.setattr("Libraries.Runs.Upsampling.train_upsampler", lambda own, run: trained.append(run))
+    prepare_space(elsewhere)
+    assert trained == [unfinished]
 
 
 def test_a_run_of_a_cascade_does_not_go_on_without_one(settings, model):

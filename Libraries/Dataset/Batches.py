@@ -1,5 +1,8 @@
 """Batches of any dataset: endless for training, each a function of (seed, step), or finite."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -13,6 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 from Libraries.Utils import get_logger
 
 log = get_logger("Batches")
+
+STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 class StepSampler(Sampler):
@@ -85,8 +90,29 @@ def loaders_of(
         "pin_memory": torch.cuda.is_available() and not resident,
     }
     workers = 0 if resident else num_workers
-    train_loader = DataLoader(train, batch_sampler=sampler, num_workers=workers, **common)
+    train_loader = DataLoader(
+        train, batch_sampler=sampler, num_workers=workers, worker_init_fn=_heed_the_parent_alone, **common
+    )
     return train_loader, DataLoader(validation, batch_size=batch_size, **common)
+
+
+def _heed_the_parent_alone(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM in a loader worker unless its parent sends them.
+
+    A scheduler or Ctrl-C signals all processes of a training at once; without its workers it could not finish
+    the step and save.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # not on Linux: no telling who sends, so leave the parent a way
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    threading.Thread(target=_end_by_the_parent, daemon=True).start()
+
+
+def _end_by_the_parent() -> None:
+    while signal.sigwaitinfo(STOPPING).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

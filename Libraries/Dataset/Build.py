@@ -37,7 +37,7 @@ from Libraries.Dataset.Shards import ShardTask, make_shards, read_rows
 from Libraries.Sound.Audio import AudioError, audio_info, find_audio_files
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.Sound.SpectrogramConfig import RANGES, SpectrogramConfig
-from Libraries.Utils import get_logger, write_then_rename
+from Libraries.Utils import get_logger, hold, write_then_rename
 
 log = get_logger("DatasetBuild")
 
@@ -84,7 +84,8 @@ def build_dataset(
 
     Writes `spectrograms.npy`, float16 (N, C, F, T), one row per clip, and `manifest.json` (`load_manifest`
     lists its keys). Unreadable files are skipped and reported. A finished dataset with the same settings
-    and files is left as it is. The result does not depend on `num_workers` or on interruptions.
+    and files is left as it is. The result does not depend on `num_workers` or on interruptions. While another
+    process builds there, this one waits.
 
     Args:
         out_dir: the dataset's own folder, such as `Data/<config.name>`; other files in it are left alone.
@@ -95,21 +96,25 @@ def build_dataset(
         DatasetError: `out_dir` holds another dataset and `overwrite` is False; or a worker process died.
     """
     audio_dir, folder = Path(audio_dir), Path(out_dir)
-    _finish_commit(folder)
     files = find_audio_files(audio_dir)
     sources = [
         {"file": file.relative_to(audio_dir).as_posix(), "fingerprint": _fingerprint(file)} for file in files
     ]
     settings = content_settings(spectrogram, config)
-    manifest = _existing(folder, settings, sources, overwrite)
-    if manifest:
+    committed = not (folder / BUILDING / MANIFEST).exists()
+    if committed and (manifest := _existing(folder, settings, sources, overwrite)):
         return _report(manifest, folder, already_built=True)
-    tasks = _tasks(files, sources, folder, spectrogram, config)
-    make_shards(tasks, config.num_workers)
-    manifest = _join(tasks, sources, audio_dir, spectrogram, config)
-    text = manifest_bytes(manifest)
-    write_then_rename(folder / BUILDING / MANIFEST, lambda path: path.write_bytes(text))
-    _finish_commit(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, wait=-1):
+        _finish_commit(folder)
+        if manifest := _existing(folder, settings, sources, overwrite):  # another process may have built it
+            return _report(manifest, folder, already_built=True)
+        tasks = _tasks(files, sources, folder, spectrogram, config)
+        make_shards(tasks, config.num_workers)
+        manifest = _join(tasks, sources, audio_dir, spectrogram, config)
+        text = manifest_bytes(manifest)
+        write_then_rename(folder / BUILDING / MANIFEST, lambda path: path.write_bytes(text))
+        _finish_commit(folder)
     report = _report(manifest, folder, already_built=False)
     _warn_of_empty_splits(report, config)
     return report
@@ -129,7 +134,7 @@ def _existing(folder: Path, settings: dict, sources: list[dict], overwrite: bool
     if not overwrite:
         raise DatasetError(
             f"{folder} already holds another dataset: {found}. "
-            f"Choose another name, or pass overwrite=True to replace it"
+            "Choose another dataset.name, or replace it: build_dataset(..., overwrite=True)"
         )
     return None
 

@@ -138,6 +138,11 @@ def piece_of(file: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(file).stem).casefold()
 
 
+def pieces_of(manifest: dict, split: str) -> set[str]:
+    """Return the pieces of a split, by `piece_of`."""
+    return {piece_of(clip["source"]) for clip in manifest["clips"] if clip["split"] == split}
+
+
 def class_of(file: str, has_folders: bool) -> str:
     """Return the class of a source: its first folder, where the audio folder has folders."""
     if not has_folders:

@@ -162,6 +162,8 @@ def render_demo_music(folder: Path, config: DemoMusicConfig, cache_dir: Path) ->
     """
     settings = json.loads(json.dumps(asdict(config)))  # as JSON gives them back: lists for tuples
     _record_settings(folder / MANIFEST, settings)
+    if whole := _whole_pieces(folder, config.sample_rate):
+        return whole
     font = SoundFont(find_soundfont())
     plans = _plan(config, cache_dir)
     pieces = []
@@ -337,6 +339,14 @@ def _is_whole(path: Path, n_samples: int, sample_rate: int) -> bool:
     except soundfile.LibsndfileError:  # missing, or not audio
         return False
     return (info.frames, info.samplerate) == (n_samples, sample_rate)
+
+
+def _whole_pieces(folder: Path, sample_rate: int) -> list[DemoPiece]:
+    """Return the pieces of a finished corpus, whose scores need not be read again; else nothing."""
+    rows = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["pieces"]
+    pieces = [DemoPiece(**row | {"path": folder / row["path"]}) for row in rows]
+    whole = all(_is_whole(piece.path, round(piece.seconds * sample_rate), sample_rate) for piece in pieces)
+    return pieces if whole else []
 
 
 def _record_settings(manifest: Path, settings: dict) -> None:

@@ -91,11 +91,12 @@ def compare_guidance(model: DiffusionRun, settings: Settings, yardstick: Yardsti
     """Sample the same seeds with every guidance scale in `settings.evaluation`.
 
     The method is that of the settings. If that is "none", it is classifier-free guidance for a network with
-    classes, else autoguidance.
+    classes that can do without a label, else autoguidance.
     """
     guidance = settings.guidance
     if guidance.method == "none":
-        method = "classifier_free" if model.network.config.num_classes else "autoguidance"
+        without = model.network.config.num_classes and not model.needs_labels
+        method = "classifier_free" if without else "autoguidance"
         guidance = replace(guidance, method=method)
     makers = {
         f"{guidance.method}, scale {scale:g}": _maker(

@@ -28,6 +28,11 @@ from Libraries.Sound.Audio import save_audio
 from Libraries.Utils import spread_indices, write_then_rename
 
 
+def spread_labels(dataset: SpectrogramDataset, count: int) -> Tensor:
+    """Return the labels of these clips, int64 (N,)."""
+    return dataset.labels[spread_indices(len(dataset), count)]
+
+
 def evaluate(
     model: DiffusionRun,
     train: SpectrogramDataset,
@@ -40,7 +45,11 @@ def evaluate(
     The keys are those of `Measures.summary` and of `copying`, `stages` (against the recordings, by stage) and
     `seconds_per_clip` for sampling and decoding. All measures are in measures.md, measures.json and
     measures.png (`save_measures`).
+
+    Raises:
+        LeakageError: the model was trained on test pieces.
     """
+    model.require_unheard(test.folder)
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
     start = time.perf_counter()
@@ -116,14 +125,17 @@ def nearest_in_training(
     return best, index
 
 
-def bits_of_clips(model: DiffusionRun, test: Tensor, seeds: Iterable[int]) -> float:
+def bits_of_clips(
+    model: DiffusionRun, test: Tensor, seeds: Iterable[int], labels: Tensor | None = None
+) -> float:
     """Return the mean variational bound in bits per dimension of test clips x0 (N, C, F, T) or their latents.
 
-    The variance is the learned one if there is one, else β, the better of the two fixed variances.
+    The variance is the learned one if there is one, else β, the better of the two fixed variances. `labels`
+    are int64 (N,), as in `DiffusionRun.denoiser`.
     """
     learned = model.schedule.config.learned_variance
     bits = bits_per_dimension(
-        model.denoiser(with_variance=learned), model.schedule, model.encode(test), seeds,
+        model.denoiser(labels, with_variance=learned), model.schedule, model.encode(test), seeds,
         variance="learned" if learned else "fixed_large", progress=True,
     )  # fmt: skip
     return bits.mean().item()

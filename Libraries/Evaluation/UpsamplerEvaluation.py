@@ -79,7 +79,10 @@ def compare_cascade(
 
     Raises:
         ValueError: the cascade has no upsampler.
+        LeakageError: a model was trained on test pieces of the settings' dataset.
     """
+    for own in (model, *(beside or {}).values()):
+        own.require_unheard(settings.dataset_dir)
     upsampler, count = model.codec.upsampler, settings.evaluation.compared_clips
     codecs = ways(upsampler, settings.evaluation.upsampler_steps)
     models = {name: with_codec(model, codec) for name, codec in codecs.items()}

@@ -109,7 +109,11 @@ def evaluate_vae(codec: LatentCodec, yardstick: Yardstick, real: SpectrogramData
     Args:
         yardstick: `make_yardstick` of this split, whose clips are reconstructed.
         real: the split.
+
+    Raises:
+        LeakageError: the autoencoder was trained on pieces of this split.
     """
+    codec.require_unheard(real.folder)
     x0 = spread_clips(real, len(yardstick.reference))
     reconstruction = reconstruct(codec, x0)
     sound = {"originals": codec.to_audio(x0), "reconstructions": codec.to_audio(reconstruction)}

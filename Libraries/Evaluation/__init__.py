@@ -6,7 +6,7 @@ from Libraries.Evaluation.Reference import against_recordings, make_yardstick, r
 from Libraries.Evaluation.Restoration import low_pass, restore, restore_file
 from Libraries.Evaluation.Samples import bits_of_clips, continue_clip, copying, evaluate
 from Libraries.Evaluation.Samples import example_input, loop_clip, nearest_in_training
-from Libraries.Evaluation.Samples import record_trajectory, save_clips, save_measures
+from Libraries.Evaluation.Samples import record_trajectory, save_clips, save_measures, spread_labels
 from Libraries.Evaluation.UpsamplerEvaluation import cascade_table, compare_cascade, errors_by_augmentation
 from Libraries.Evaluation.UpsamplerEvaluation import save_restored, save_three_ways, low_resolution_error
 from Libraries.Evaluation.VAEChecks import band_errors, kl_per_channel

@@ -13,11 +13,14 @@ from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Plots.CurvePlots import plot_vae_metrics
 from Libraries.Plots.SpectrogramPlots import plot_reconstructions
 from Libraries.Runs.CodecEditing import LatentEditor
+from Libraries.Runs.Leakage import find_unheard, require_unheard
 from Libraries.Runs.Recipe import (
+    AUGMENTATION,
     Recipe,
     clip_loaders,
     music_record,
     require_same,
+    resumable,
     save_preview_figures,
     train,
 )
@@ -27,7 +30,7 @@ from Libraries.Runs.Settings import LATEST, Settings, to_dict
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from Libraries.Training.Loop import process_state
+from Libraries.Training.Loop import decided_once, process_state
 from Libraries.Training.VAELoss import TrainableVAE, VAELoss
 from Libraries.Utils import autocast, get_logger, pick_device, resolve_precision, spread_indices
 from Libraries.VAE import VAE, Posterior, require_shape
@@ -90,11 +93,14 @@ class LatentCodec:
 
         Raises:
             ValueError: the autoencoder was trained on another spectrogram.
+            LeakageError: the autoencoder was trained on test pieces of the settings' dataset.
             CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
             return cls._required(named_vae(settings, requires["run"]), requires, device)
-        codec = cls.load(find_vae(settings), device)
+        run_dir = find_vae(settings)
+        require_unheard(settings.dataset_dir, [Run(run_dir)])
+        codec = cls.load(run_dir, device)
         theirs = codec.spectrogram.config
         if with_inverse_of(theirs, settings.spectrogram) != settings.spectrogram:
             raise ValueError(
@@ -114,9 +120,13 @@ class LatentCodec:
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an autoencoder if the settings ask for the newest and there is none yet."""
-        if settings.vae.run == LATEST and _newest(settings) is None:
-            train_vae(settings)
+        """Train an autoencoder to its end if the settings ask for the newest and none is finished."""
+        if settings.vae.run == LATEST and decided_once(lambda: _newest(settings, unheard=True) is None):
+            train_vae(settings, resumable(vae_recipe(settings)))
+
+    def require_unheard(self, dataset_dir: Path) -> None:
+        """Raise a LeakageError if the run was trained on a test piece of the dataset."""
+        require_unheard(dataset_dir, [Run(self.run_dir)] if self.run_dir else [])
 
     @property
     def requires(self) -> dict[str, str]:
@@ -203,7 +213,7 @@ def vae_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "vae",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "vae.network", "vae.loss", "vae.train", "vae.start"),
+        made_of=("spectrogram", *AUGMENTATION, "vae.network", "vae.loss", "vae.train", "vae.start"),
         train=vae.train,
         build=functools.partial(first_network, settings),
         loss=VAELoss(vae.loss, latent_shape, samples_per_step, vae.train.seed),
@@ -315,9 +325,14 @@ def named_vae(settings: Settings, name: str) -> Path:
     return own if own.is_dir() or not (RELEASED / name).is_dir() else RELEASED / name
 
 
-def _newest(settings: Settings) -> Run | None:
-    """Return the newest run with measured latents; runs of earlier versions do not count."""
-    return find_run([settings.models_dir / "vae"], "latent-*.pth", fits=lambda run: bool(run.conf))
+def _newest(settings: Settings, *, unheard: bool = False) -> Run | None:
+    """Return the newest finished run, whose latents are measured; runs of earlier versions do not count.
+
+    One that was trained on no test piece of the dataset comes first; with `unheard` no other will do.
+    """
+    parent, holding = settings.models_dir / "vae", "latent-*.pth"
+    run = find_unheard(settings.dataset_dir, parent, holding, fits=lambda run: bool(run.conf))
+    return run if run or unheard else find_run([parent], holding, fits=lambda run: bool(run.conf))
 
 
 def _statistics_path(run: Run) -> Path:

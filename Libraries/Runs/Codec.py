@@ -5,6 +5,7 @@ autoencoder (`Autoencoding.LatentCodec`) or small spectrograms (`Upsampling.LowR
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol, Self
 
 import torch
@@ -18,6 +19,7 @@ class Codec(Protocol):
 
     bounded: bool  # whether encoded tensors have the range of spectrograms, to which samplers clamp x0
     made_of: tuple[str, ...]  # further settings that must not change when a diffusion resumes
+    run_dir: Path | None  # of the model that it decodes with
 
     @classmethod
     def open(
@@ -27,7 +29,7 @@ class Codec(Protocol):
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train the model that the codec needs, if there is none yet."""
+        """Train the model that the codec needs to its end, if none is finished."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,6 +58,7 @@ class SpectrogramCodec:
 
     bounded = True
     made_of = ()
+    run_dir = None
     stride = (1, 1)
     requires: dict[str, str] = {}  # noqa: RUF012 - nothing is ever added
 

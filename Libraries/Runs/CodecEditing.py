@@ -41,9 +41,9 @@ class LatentEditor:
 
     def extend(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
         """Continue clips to any length, as `Editor.extend`; frames are the spectrogram's."""
-        z = self.editor.extend(
-            self.codec.encode(x0), self._latent_frames(n_frames), self._latent_frames(overlap), seeds
-        )
+        T = self.codec.shape[2]  # latent frames, which the strides may not divide: a clip can end in padding
+        longer = T + self._latent_frames(max(0, n_frames - x0.shape[-1]))
+        z = self.editor.extend(self.codec.encode(x0), longer, self._latent_frames(overlap), seeds)
         return self._longer(z, seeds, x0, overlap, circular=False)[..., :n_frames]
 
     def loop(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
@@ -69,6 +69,8 @@ class LatentEditor:
         if (F, T) == (1, 1):
             raise ValueError("a single latent represents the whole clip, so no part of it can be kept")
         mask = mask.all(dim=1, keepdim=True)[:, :, : F * rows, : T * frames]
+        padding = 0, T * frames - mask.shape[3], 0, F * rows - mask.shape[2]
+        mask = nnf.pad(mask, padding, value=True)  # where the strides divide neither rows nor frames
         return mask.unflatten(3, (T, frames)).unflatten(2, (F, rows)).all(dim=5).all(dim=3)
 
     def _latent_frames(self, frames: int) -> int:

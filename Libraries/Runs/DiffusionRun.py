@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from Libraries.Diffusion import Denoiser, NoiseSchedule, Parameterisation
 from Libraries.Runs.Codec import Codec
+from Libraries.Runs.Leakage import require_unheard
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
@@ -39,6 +40,7 @@ class DiffusionRun:
         codec: between spectrograms and the network's tensors.
         guide: the guide model for autoguidance, the same network trained less; None until `load_guide`.
         run: the run that was loaded; None for a network that is still in training.
+        step: optimiser step of the weights; None: the last ones.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DiffusionRun:
         self.codec, self.precision = codec, resolve_precision("auto")
         self.guide: nn.Module | None = None
         self.run: Run | None = None
+        self.step: int | None = None
 
     @classmethod
     def load(
@@ -85,28 +88,38 @@ class DiffusionRun:
         run.load_into(network, step, ema_length)
         spectrogram = run.spectrogram(inverse, device)
         loaded = cls(network, NoiseSchedule(settings.diffusion), spectrogram, codec, device)
-        loaded.run = run
+        loaded.run, loaded.step = run, step
         return loaded
 
     def load_guide(self, fraction: float) -> int:
-        """Load the weights saved nearest to this fraction of the training as the guide model.
+        """Load the weights saved nearest to this fraction of the network's own training as the guide model.
 
         Returns:
             The optimiser step of these weights.
 
         Raises:
-            CheckpointError: the run has no weights before its last ones.
+            CheckpointError: the run has no weights before those of the network.
         """
-        found = find_checkpoints(self.run.folder, "ema")
-        last = found[-1][0]
-        earlier = [step for step, _ in found if step < last]
+        found = [step for step, _ in find_checkpoints(self.run.folder, "ema")]
+        own = found[-1] if self.step is None else self.step
+        earlier = [step for step in found if step < own]
         if not earlier:
             raise CheckpointError(
-                f"{self.run.folder} has no weights before its last ones; train with a smaller save_every"
+                f"{self.run.folder} has no weights before step {own}: train with a smaller save_every"
             )
-        step = min(earlier, key=lambda step: abs(step - fraction * last))
+        step = min(earlier, key=lambda step: abs(step - fraction * own))
         self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
+
+    @property
+    def runs(self) -> list[Run]:
+        """All trained runs that a generated clip passes through: network, codec and learned phase."""
+        others = self.codec.run_dir, getattr(self.spectrogram.phase_model, "run_dir", None)
+        return [self.run, *map(Run, filter(None, others))] if self.run else []
+
+    def require_unheard(self, dataset_dir: Path) -> None:
+        """Raise a LeakageError if one of `runs` was trained on a test piece of the dataset."""
+        require_unheard(dataset_dir, self.runs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -129,6 +142,15 @@ class DiffusionRun:
         num_classes = self.network.config.num_classes
         return torch.arange(count) % num_classes if num_classes else None
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every clip needs a label, because none was hidden in training (`label_dropout`=0)."""
+        return bool(self.network.config.num_classes) and not self.schedule.config.label_dropout
+
+    def required(self, labels: Tensor) -> Tensor | None:
+        """Return the labels of clips to edit or to score if the network `needs_labels`, else None."""
+        return labels if self.needs_labels else None
+
     def denoiser(
         self,
         labels: Tensor | None = None,
@@ -139,21 +161,31 @@ class DiffusionRun:
         """Return the denoiser `(x_t, t) -> x0` for the samplers, in this machine's fast precision.
 
         Args:
-            labels: int64 (B,), one per sample, or (1,) for all; None: no label.
+            labels: int64 (B,), one per sample, or (1,) for all; None: no label, unless it `needs_labels`.
             guidance: the method and scale; None: no guidance.
             with_variance: as in `Parameterisation.denoiser`.
 
         Raises:
-            ValueError: the labels do not fit, or classifier-free guidance has none.
+            ValueError: the labels do not fit or are missing, or classifier-free guidance cannot do without.
             CheckpointError: autoguidance of a run with only one set of weights.
         """
         num_classes = self.network.config.num_classes
+        if labels is None and self.needs_labels:
+            raise ValueError(
+                "this network was trained with the label of every clip (label_dropout=0), so it cannot do "
+                "without: give labels"
+            )
         denoiser = self._denoiser_of(self.network, with_variance)
         if guidance is None or guidance.method == "none" or guidance.scale == 1:
             return self._with_labels(denoiser, labels)
         if guidance.method == "classifier_free":
             if labels is None:
                 raise ValueError("guidance by classifier_free needs labels; give them, or use autoguidance")
+            if self.needs_labels:
+                raise ValueError(
+                    "guidance by classifier_free needs a network whose labels were sometimes hidden in "
+                    "training (label_dropout above 0); use autoguidance"
+                )
             return classifier_free_guidance(
                 denoiser, labels, num_classes, guidance.scale, rescale=guidance.rescale
             )
@@ -177,12 +209,14 @@ class DiffusionRun:
         """Sample one clip per seed; return spectrograms x0 (N, C, F, T) on the CPU.
 
         The batch size changes the speed, not the samples. The callback sees every step of every batch.
-        `labels` is int64 (N,), one per seed; it and `guidance` are as in `denoiser`.
+        `labels` is int64 (N,), one per seed; it and `guidance` are as in `denoiser`. Without labels a network
+        that `needs_labels` gets its classes in turn.
         """
         seeds, config, batches = list(seeds), self._unbounded(config), []
         learned = config.variance == "learned"
         if labels is not None and len(labels) != len(seeds):
             raise ValueError(f"there are {len(labels)} labels for {len(seeds)} seeds: give one per seed")
+        labels = self.labels_in_turn(len(seeds)) if labels is None and self.needs_labels else labels
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             own = None if labels is None else labels[part]
@@ -213,7 +247,13 @@ class DiffusionRun:
         return self.codec.editor(Editor(denoiser, self.schedule, config, resamplings, progress=True))
 
     def interpolate(
-        self, clips: Tensor, weights: Tensor, num_inference_steps: int, iterations: int
+        self,
+        clips: Tensor,
+        weights: Tensor,
+        num_inference_steps: int,
+        iterations: int,
+        *,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Return interpolations between two clips, x0 (K, C, F, T) on the CPU.
 
@@ -222,11 +262,14 @@ class DiffusionRun:
             weights: float (K,), of the second clip.
             num_inference_steps, iterations: DDIM steps each for inversion and sampling, and network calls
                 per inversion step (`Editing.invert`).
+            labels: int64 (1,), for both clips and all between, as in `denoiser`.
         """
         timesteps = inference_timesteps(self.schedule, num_inference_steps, "trailing")
         options = {"iterations": iterations, "progress": True}
         return self.decode(
-            interpolate(self.denoiser(), self.schedule, self.encode(clips), weights, timesteps, **options)
+            interpolate(
+                self.denoiser(labels), self.schedule, self.encode(clips), weights, timesteps, **options
+            )
         )
 
     def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:

@@ -15,7 +15,14 @@ from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Recipe import (
+    AUGMENTATION,
+    Recipe,
+    clip_loaders,
+    music_record,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
@@ -34,15 +41,17 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         codec: the codec of the settings; None opens it (`open_codec`).
 
     Raises:
-        ValueError, CheckpointError: as `open_codec`.
+        ValueError: `sigma_data` is not that of latents, or as `open_codec`.
+        CheckpointError: as `open_codec`.
     """
     codec = codec or open_codec(settings)
+    require_sigma_data(settings)
     schedule, classes = NoiseSchedule(settings.diffusion), settings.network.num_classes
     return Recipe(
         parent=settings.models_dir / "diffusion",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "diffusion", "space", "network", "train", *codec.made_of),
+        made_of=("spectrogram", *AUGMENTATION, "diffusion", "space", "network", "train", *codec.made_of),
         train=settings.train,
         build=lambda: make_diffusion_network(settings.network, settings.diffusion, codec.shape),
         loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
@@ -100,6 +109,15 @@ def require_classes(num_classes: int, classes: list[str]) -> None:
         raise ValueError(
             f"num_classes={num_classes}, but the dataset has {len(classes)} classes: {', '.join(classes)}; "
             "set num_classes to that number or to 0"
+        )
+
+
+def require_sigma_data(settings: Settings) -> None:
+    """Raise a ValueError if the edm prediction is set to another standard deviation than latents have."""
+    diffusion = settings.diffusion
+    if settings.space == "latent" and diffusion.prediction_type == "edm" and diffusion.sigma_data != 1:
+        raise ValueError(
+            f"sigma_data={diffusion.sigma_data} of the diffusion must be 1.0 in latents of unit variance"
         )
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from Libraries.Dataset.SpectrogramDataset import BuildReport, build_dataset, load_manifest, read_clip
+from Libraries.Dataset.Manifest import MANIFEST, load_manifest
+from Libraries.Dataset.SpectrogramDataset import BuildReport, build_dataset, read_clip
 from Libraries.DemoMusic.Corpus import render_demo_music
+from Libraries.Runs.Recipe import require_dataset
 from Libraries.Runs.Settings import Settings
 from Libraries.Sound.Audio import AudioError, audio_info, load_audio
 from Libraries.Sound.Metrics import RoundTrip, round_trip
@@ -18,31 +20,53 @@ from Libraries.Utils import get_logger, spread_indices
 logger = get_logger("Preparation")
 
 
-def find_music(settings: Settings) -> Path:
-    """Return the folder of the user's own music, or else of the demo music, rendered now if needed.
-
-    The user's music is in `settings.music_dir` if that is set, else in `Data/music` if that exists. The
-    choice is logged.
+def own_music(settings: Settings) -> Path | None:
+    """Return the folder of the user's own music: `music_dir`, else `Data/music`; None if there is neither.
 
     Raises:
         AudioError: `music_dir` is set but is not a folder.
     """
     own = settings.music_dir or settings.root / "Data" / "music"
     if own.is_dir():
-        logger.info("music: your own, in %s", own)
         return own
     if settings.music_dir is not None:
         raise AudioError(own, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
-    logger.info("music: the demo corpus, since there is no folder %s", own)
+    return None
+
+
+def find_music(settings: Settings) -> Path:
+    """Return the folder of the user's own music, or else of the demo music, rendered now if needed.
+
+    The choice is logged.
+
+    Raises:
+        AudioError: as `own_music`.
+    """
+    if own := own_music(settings):
+        logger.info("music: your own, in %s", own)
+        return own
+    logger.info("music: the demo corpus, since there is no folder %s", settings.root / "Data" / "music")
     render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
     return settings.demo_music_dir
 
 
 def ensure_dataset(settings: Settings) -> BuildReport | None:
-    """Build the dataset of these settings from `find_music` if it is missing; return the report, if built."""
-    if (settings.dataset_dir / "manifest.json").exists():
+    """Build the dataset of these settings from `find_music` if it is missing; return the report, if built.
+
+    A dataset that is there has to be the one that would be built. If its music is not on this machine, only
+    the settings are compared.
+
+    Raises:
+        DatasetError: the dataset there has other settings or was built from other music.
+        ValueError: the dataset there has other settings, or the demo music was made with others.
+    """
+    is_built = (settings.dataset_dir / MANIFEST).exists()
+    if is_built and own_music(settings) is None and not settings.demo_music_dir.is_dir():
+        require_dataset(settings)
+        logger.info("the music of %s is not here: whether it has changed is unknown", settings.dataset_dir)
         return None
-    return build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
+    report = build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
+    return None if report.already_built else report
 
 
 def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:

@@ -11,16 +11,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash, pieces_of
 from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
-from Libraries.Runs.Run import Run, claim_run
+from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Runs.Settings import Settings, to_dict
-from Libraries.Training.Loop import LoaderFactory, Loss, fit, process_state
+from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import spread_indices
 
+AUGMENTATION = (
+    "dataset.random_gain_db",
+    "dataset.random_polarity",
+    "dataset.time_shift",
+    "dataset.mix",
+)  # of the clips at reading
 Preview = Callable[[Run, int, nn.Module], None]  # (run, step, EMA model): draws to the run's results
 
 
@@ -69,6 +75,19 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
     return run.folder
 
 
+def resumable(recipe: Recipe) -> Path | None:
+    """Return the newest run that this recipe can resume, in all processes the same; None: there is none."""
+
+    def fits(run: Run) -> bool:
+        try:
+            return bool(open_run(recipe, run.folder))
+        except ValueError:
+            return False
+
+    run = decided_once(lambda: find_run([recipe.parent], "conf.json", fits))
+    return run and run.folder
+
+
 def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
     """Return a new run with its conf.json, or the run in `run_dir` if its settings and data are the same.
 
@@ -77,7 +96,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
     """
     schema, values, record = type(recipe.settings), to_dict(recipe.settings), recipe.dataset()
     if run_dir is None:
-        conf = {"settings": values, **record, "requires": recipe.requires}
+        conf = {"settings": values, "requires": recipe.requires, **record}
         return Run(claim_run(recipe.parent, recipe.name, conf), schema)
     run = Run(run_dir, schema)
     for part in recipe.made_of:
@@ -95,19 +114,32 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
 
 
 def music_record(settings: Settings) -> dict[str, Any]:
-    """Return what a run records about its dataset: folder, hash, typical gain and classes.
+    """Return what a run records about its dataset: folder, hash, typical gain, classes, training pieces.
 
     Raises:
-        ValueError: the dataset was built with another spectrogram.
+        ValueError: as `require_dataset`.
     """
-    manifest = load_manifest(settings.dataset_dir)
-    theirs, ours = manifest["settings"]["spectrogram"], to_dict(settings.spectrogram)
-    require_same("the dataset", theirs, ours, INVERSE_ONLY)
+    manifest = require_dataset(settings)
     return {
         "dataset": {"folder": str(settings.dataset_dir), "hash": manifest_hash(settings.dataset_dir)},
         "gain": manifest["gain"],
         "classes": manifest["classes"],
+        "training_pieces": sorted(pieces_of(manifest, "train")),
     }
+
+
+def require_dataset(settings: Settings) -> dict[str, Any]:
+    """Return the manifest of the dataset of these settings.
+
+    Raises:
+        DatasetError: there is none.
+        ValueError: it was built with another spectrogram, overlap, split, seed or silence_db.
+    """
+    manifest = load_manifest(settings.dataset_dir)
+    wanted = content_settings(settings.spectrogram, settings.dataset)
+    for part, ours in wanted.items():
+        require_same(f"the dataset {settings.dataset_dir}", manifest["settings"][part], ours, INVERSE_ONLY)
+    return manifest
 
 
 def clip_loaders(settings: Settings, config: TrainConfig, **options) -> tuple[DataLoader, DataLoader]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY
@@ -26,7 +25,7 @@ from Libraries.Training.Checkpoint import (
     load_weights,
     save_json,
 )
-from Libraries.Training.Loop import process_state
+from Libraries.Training.Loop import decided_once
 from Libraries.Training.PostHocEMA import reconstruct
 from Libraries.Utils import pick_device, resolve_precision
 
@@ -67,16 +66,16 @@ class Run:
 
     @cached_property
     def conf(self) -> dict:
-        """All of conf.json: settings, data, requires, gain, classes, provenance."""
+        """All of conf.json: settings, requires, dataset, gain, classes, training_pieces, provenance."""
         path = self.folder / "conf.json"
         try:
-            conf = json.loads(path.read_text(encoding="utf-8"))
+            conf = json.loads(path.read_text("utf-8", "surrogateescape"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
                 "Models/diffusion/00000-BASE"
             ) from None
-        if conf.get("format") != FORMAT:
+        if not isinstance(conf, dict) or "settings" not in conf or conf.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.folder} was made by an earlier version of this repository, whose settings have other "
                 "names: train it again"
@@ -111,6 +110,10 @@ class Run:
             return latest_checkpoint(self.folder, "ema")
         return self.folder / f"ema-{step:08d}.pth"
 
+    def is_finished(self, training: str) -> bool:
+        """Return whether the weights after the last step of `training`, such as "vae.train", are there."""
+        return self.weights_path(self.config(training).num_steps).exists()
+
     def load_into(
         self, network: nn.Module, step: int | None = None, ema_length: float | None = None
     ) -> nn.Module:
@@ -138,7 +141,7 @@ class Run:
         values = self.conf["settings"]
         try:
             return read(values)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.folder / 'conf.json'} does not hold what is needed: {error}"
             ) from None
@@ -191,13 +194,13 @@ def new_run_dir(parent: Path, name: str) -> Path:
 
 def claim_run(parent: Path, name: str, conf: dict) -> Path:
     """Create a run folder with its conf.json in the main process; return it in all processes of a launch."""
-    state, run_dir = process_state(), [None]
-    if state.is_main_process:
-        run_dir = [new_run_dir(parent, name)]
-        save_json(run_dir[0] / "conf.json", {"format": FORMAT, **conf, "provenance": provenance()})
-    if state.num_processes > 1:
-        broadcast_object_list(run_dir)
-    return run_dir[0]
+
+    def claim() -> Path:
+        run_dir = new_run_dir(parent, name)
+        save_json(run_dir / "conf.json", {"format": FORMAT, "provenance": provenance(), **conf})
+        return run_dir
+
+    return decided_once(claim)
 
 
 def provenance() -> dict[str, str]:
@@ -244,8 +247,8 @@ def find_phase(config: SpectrogramConfig, phase_dir: Path, phase_run: str) -> Pa
 
     Args:
         phase_dir: parent of the runs, `Models/phase`.
-        phase_run: name of a run there or in `Models/released`; "latest": the newest run there that fits,
-            else the released one that fits.
+        phase_run: name of a run there or in `Models/released`; "latest": the newest finished run there that
+            fits, else the released one that fits.
 
     Raises:
         CheckpointError: there is no such run, or none that fits.
@@ -254,11 +257,15 @@ def find_phase(config: SpectrogramConfig, phase_dir: Path, phase_run: str) -> Pa
     if phase_run != LATEST:
         named = [parent / phase_run for parent in parents]
         return next((folder for folder in named if folder.is_dir()), named[0])
-    run = find_run(parents, fits=lambda run: not misfits(run.config("spectrogram"), config))
+
+    def fits(run: Run) -> bool:
+        return run.is_finished("phase.train") and not misfits(run.config("spectrogram"), config)
+
+    run = find_run(parents, fits=fits)
     if run is None:
         raise CheckpointError(
             f"there is no learned phase for this spectrogram in {phase_dir}, and none came with the "
-            "repository: train one (Train Phase, with phase='pghi' until then), or set phase='pghi'"
+            "repository: train one to its end (Train Phase, with phase='pghi' till then), or set phase='pghi'"
         )
     return run.folder
 
@@ -278,7 +285,9 @@ def load_phase(run_dir: Path, config: SpectrogramConfig, device: torch.device | 
         )
     network = run.load_into(PhaseNet(run.config("phase.network"), theirs))
     device = device or pick_device()
-    return LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+    learned = LearnedPhase(network.to(device, memory_format=torch.channels_last), resolve_precision("auto"))
+    learned.run_dir = run.folder
+    return learned
 
 
 def with_inverse_of(config: SpectrogramConfig, other: SpectrogramConfig) -> SpectrogramConfig:

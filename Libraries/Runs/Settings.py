@@ -119,8 +119,8 @@ class Settings:
             shape = LowResolution(self.upsampler.low_resolution, self.spectrogram).shape
             require_multiple("a small spectrogram", shape, self.network)
             require_multiple("a spectrogram", self.spectrogram.shape, self.upsampler.network)
-        if self.sampler.variance == "learned" and not self.diffusion.learned_variance:
-            raise ValueError("the sampler's variance='learned' needs the diffusion's learned_variance=True")
+        for name, sampler in (("sampler", self.sampler), ("upsampler.sampler", self.upsampler.sampler)):
+            self._check_sampler(name, sampler)
         if self.guidance.method == "classifier_free" and not (
             self.network.num_classes and self.diffusion.label_dropout
         ):
@@ -129,6 +129,14 @@ class Settings:
                 "the network and label_dropout of the diffusion, or choose autoguidance"
             )
         self._check_output()
+
+    def _check_sampler(self, name: str, sampler: SamplerConfig) -> None:
+        """Raise a ValueError for a sampler that the diffusion cannot have."""
+        if sampler.variance == "learned" and not self.diffusion.learned_variance:
+            raise ValueError(f"{name}.variance='learned' needs the diffusion's learned_variance=True")
+        steps, most = sampler.num_inference_steps, self.diffusion.num_train_timesteps
+        if steps > most:
+            raise ValueError(f"{name}.num_inference_steps={steps} must be at most num_train_timesteps={most}")
 
     def _check_output(self) -> None:
         """Raise a ValueError for a sigmoid output with a target that it cannot reach."""

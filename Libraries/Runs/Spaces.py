@@ -31,5 +31,8 @@ def open_codec(
 
 
 def prepare_space(settings: Settings) -> None:
-    """Train the autoencoder or upsampler that the settings' space needs, if there is none yet."""
+    """Train the autoencoder or upsampler that the settings' space needs to its end, if none is finished.
+
+    One whose training was interrupted, with the same settings and data, is resumed.
+    """
     CODECS[settings.space].prepare(settings)

@@ -13,12 +13,22 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.CodecEditing import CascadeEditor
-from Libraries.Runs.Recipe import Recipe, clip_loaders, music_record, save_preview_figures, train
+from Libraries.Runs.Leakage import find_unheard
+from Libraries.Runs.Recipe import (
+    AUGMENTATION,
+    Recipe,
+    clip_loaders,
+    music_record,
+    resumable,
+    save_preview_figures,
+    train,
+)
 from Libraries.Runs.Run import Run, find_run
 from Libraries.Runs.Settings import Settings, to_dict
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Loop import decided_once
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
 from Libraries.Utils import get_logger, pick_device, spread_indices
 
@@ -41,12 +51,13 @@ class LowResolutionCodec:
 
     def __init__(self, low: LowResolution, upsampler: Upsampler | None):
         self.low, self.upsampler = low, upsampler
+        self.run_dir = upsampler and upsampler.run_dir
 
     @classmethod
     def open(
         cls, settings: Settings, device: torch.device | None = None, requires: dict[str, str] | None = None
     ) -> "LowResolutionCodec":
-        """Return the codec of the newest upsampler for the settings' low resolution.
+        """Return the codec of the newest finished upsampler for the settings' low resolution.
 
         Without an upsampler, which the first model of a cascade does not need to train, the codec
         interpolates and logs a warning.
@@ -54,16 +65,18 @@ class LowResolutionCodec:
         run = find_upsampler(settings)
         if run is None:
             parent = settings.models_dir / "upsampler"
-            logger.warning("no fitting upsampler in %s: small spectrograms are interpolated", parent)
+            logger.warning(
+                "no finished upsampler that fits in %s: small spectrograms are interpolated", parent
+            )
             return cls(LowResolution(settings.upsampler.low_resolution, settings.spectrogram), None)
         upsampler = load_upsampler(run.folder, device)
         return cls(upsampler.low, upsampler)
 
     @staticmethod
     def prepare(settings: Settings) -> None:
-        """Train an upsampler if there is none for the settings' low resolution yet."""
-        if find_upsampler(settings) is None:
-            train_upsampler(settings)
+        """Train an upsampler to its end if none for the settings' low resolution is finished."""
+        if decided_once(lambda: find_upsampler(settings, unheard=True) is None):
+            train_upsampler(settings, resumable(upsampler_recipe(settings)))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -140,7 +153,7 @@ def upsampler_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "upsampler",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", "diffusion", *(f"upsampler.{part}" for part in parts)),
+        made_of=("spectrogram", *AUGMENTATION, "diffusion", *(f"upsampler.{part}" for part in parts)),
         train=upsampler.train,
         build=lambda: make_upsampler_network(upsampler.network, settings.diffusion, spectrogram),
         loss=UpsamplerLoss(schedule, upsampler.train.seed, low, upsampler.conditioning),
@@ -183,12 +196,19 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
     save_preview_figures(run, f"upsampled-{step:08d}", figure, plot_metrics)
 
 
-def find_upsampler(settings: Settings) -> Run | None:
-    """Return the newest upsampler for the low resolution of these settings."""
+def find_upsampler(settings: Settings, *, unheard: bool = False) -> Run | None:
+    """Return the newest finished upsampler for the low resolution of these settings.
+
+    One that was trained on no test piece of the dataset comes first; with `unheard` no other will do.
+    """
 
     def fits(run: Run) -> bool:
+        if not run.is_finished("upsampler.train"):
+            return False
         theirs, ours = (to_dict(config) for config in (run.config("spectrogram"), settings.spectrogram))
         same = all(theirs[name] == ours[name] for name in ours.keys() - set(INVERSE_ONLY))
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
-    return find_run([settings.models_dir / "upsampler"], fits=fits)
+    parent = settings.models_dir / "upsampler"
+    run = find_unheard(settings.dataset_dir, parent, "ema-*.pth", fits)
+    return run if run or unheard else find_run([parent], fits=fits)

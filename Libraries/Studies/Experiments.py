@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY
+from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, pieces_of
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Measures import POOL, Yardstick
 from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
-from Libraries.Runs.Preparation import ensure_dataset, load_split_clips
+from Libraries.Runs.Leakage import require_separate
+from Libraries.Runs.Preparation import ensure_dataset, load_split_clips, own_music
 from Libraries.Runs.Recipe import open_run, train
 from Libraries.Runs.Settings import Settings, changed, to_dict
 from Libraries.Sound.Metrics import power_fraction_above
@@ -116,6 +117,7 @@ class Reference:
 
     yardstick: Yardstick
     highs: float  # dB, fraction of the power in the upper half of the band
+    pieces: frozenset[str]  # of the validation split
 
 
 def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -> list[Outcome]:
@@ -127,7 +129,9 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
         The outcomes, grouped by variant.
 
     Raises:
-        ValueError: the settings diffuse in another space.
+        ValueError: the settings diffuse in another space, or a variant changes the demo music, which is not
+            in use.
+        LeakageError: a variant with another split trains on pieces that it is measured on.
     """
     require(("spectrogram",), space=settings.space)
     ensure_dataset(settings)
@@ -139,7 +143,7 @@ def run_experiment(experiment: Experiment, settings: Settings, trials: Trials) -
     ]
     outcomes = []
     for variant, seed, planned, wanted in tqdm(todo, desc=experiment.name, unit="training"):
-        wanted = replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(settings, wanted)))
+        wanted = with_own_dataset(settings, wanted)
         folder = _folder(wanted, seed, trials.clips)
         if not (folder / OUTCOME).exists():
             _train_and_measure(wanted, reference, trials.clips, folder)
@@ -210,7 +214,8 @@ def load_reference(settings: Settings, clips: int) -> Reference:
     sources = SpectrogramDataset(settings.dataset_dir, "validation").sources
     pieces = [sources[index] for index in spread_indices(len(sources), clips)]
     yardstick = Yardstick(real, training, settings.spectrogram.sample_rate, pieces, seed=0)
-    return Reference(yardstick, _highs(real, settings))
+    own = frozenset(pieces_of(load_manifest(settings.dataset_dir), "validation"))
+    return Reference(yardstick, _highs(real, settings), own)
 
 
 def load_recordings(settings: Settings, split: str, clips: int) -> Tensor:
@@ -236,6 +241,8 @@ def _train_and_measure(
 ) -> None:
     """Train, sample and measure; write OUTCOME last."""
     ensure_dataset(settings)
+    training = pieces_of(load_manifest(settings.dataset_dir), "train")
+    require_separate(training, set(reference().pieces), f"the variant with the dataset {settings.dataset.name}")
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
     run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
     try:
@@ -299,11 +306,30 @@ def _parameters(settings: Settings) -> int:
     return parameters_of(settings.network, settings.spectrogram.shape[0])
 
 
+def with_own_dataset(base: Settings, wanted: Settings) -> Settings:
+    """Return the settings of a variant with a dataset, and demo music, of its own if they are not the base's.
+
+    Raises:
+        ValueError: the demo music differs, but the music is the user's own.
+    """
+    if wanted.demo_music != base.demo_music:
+        if own := own_music(base):
+            raise ValueError(f"a variant changes demo_music, but the music is your own, in {own}")
+        wanted = replace(wanted, preset=f"{wanted.preset}-{_hash(to_dict(wanted.demo_music))}")
+    return replace(wanted, dataset=replace(wanted.dataset, name=_dataset_name(base, wanted)))
+
+
 def _dataset_name(base: Settings, wanted: Settings) -> str:
-    """Return the name of the dataset; another representation gets a dataset of its own."""
-    encoding = {k: v for k, v in to_dict(wanted.spectrogram).items() if k not in INVERSE_ONLY}
-    same = all(getattr(base.spectrogram, name) == value for name, value in encoding.items())
-    return wanted.dataset.name if same else f"{wanted.dataset.name}-{_hash(encoding)}"
+    """Return the name of the dataset, with a hash of each part that decides its content otherwise."""
+    parts = zip(_content_of(base), _content_of(wanted), strict=True)
+    return "-".join([wanted.dataset.name, *(_hash(theirs) for ours, theirs in parts if ours != theirs)])
+
+
+def _content_of(settings: Settings) -> tuple[dict[str, Any], ...]:
+    """Return the settings that decide the rows of the dataset, which clips they are, and of which music."""
+    encoding = {k: v for k, v in to_dict(settings.spectrogram).items() if k not in INVERSE_ONLY}
+    clips = content_settings(settings.spectrogram, settings.dataset)["dataset"]
+    return encoding, clips, to_dict(settings.demo_music)
 
 
 def _folder(settings: Settings, seed: int, clips: int) -> Path:

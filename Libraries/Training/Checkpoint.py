@@ -84,10 +84,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
     model.load_state_dict(weights)
 
 
-def save_json(path: Path, content: dict) -> None:
+def save_json(path: Path, values: dict) -> None:
     """Write a dict as readable JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-    write_then_rename(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+    content = text.encode("utf-8", "surrogateescape")  # names of files need not be valid UTF-8
+    write_then_rename(path, lambda temporary: temporary.write_bytes(content))
 
 
 def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:

@@ -5,15 +5,17 @@ derived from (seed, position in the stream of samples). So a run that is killed 
 processes, or cut into smaller micro-batches computes what an uninterrupted run computes.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -23,9 +25,12 @@ from Libraries.Training.Interrupt import DeferredInterrupt
 from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
 from Libraries.Training.RunLog import Report, is_due, log_file
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, resolve_precision
+from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, hold, resolve_precision
 
 logger = get_logger("Training")
+
+SMALLEST_SCALE = 1e-4  # of fp16's loss, after 30 steps in a row whose gradients were not finite
+LET_GO = 10.0  # s in which the loader workers of a killed training end, and with them its hold on the run
 
 
 class Loss(Protocol):
@@ -46,7 +51,7 @@ Preview = Callable[[int, nn.Module], None]  # (step, EMA model): plots what it l
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the last state on disk is from before that."""
+    """The loss or the gradients are not finite; the last state on disk is from before that."""
 
 
 @dataclass
@@ -128,27 +133,34 @@ def fit(
         The network with its EMA weights, in evaluation mode.
 
     Raises:
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: the loss is not finite, or with fp16 the gradients never are.
+        FolderInUse: another process trains in `run_dir`.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
     accelerator = make_accelerator(config)
-    state = _make_state(model, config, accelerator)
-    states = find_checkpoints(run_dir, "state")
-    if states:
-        state.load(states[-1][1])
-        logger.info("resuming %s at step %d", run_dir.name, state.step)
-    train_loader, validation_loader = make_loaders(
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=state.step * config.grad_accumulation,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=config.num_workers,
-        device=accelerator.device if config.dataset_on_device and accelerator.device.type == "cuda" else None,
-    )
-    report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
     fork_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with log_file(run_dir / "log.txt"), DeferredInterrupt() as interrupt, torch.random.fork_rng(fork_devices):
+    with (
+        hold(run_dir, wait=LET_GO) if accelerator.is_main_process else contextlib.nullcontext(),
+        log_file(run_dir / "log.txt"),
+        DeferredInterrupt() as interrupt,
+        torch.random.fork_rng(fork_devices),
+    ):
+        state = _make_state(model, config, accelerator)
+        states = find_checkpoints(run_dir, "state")
+        if states:
+            state.load(states[-1][1])
+            logger.info("resuming %s at step %d", run_dir.name, state.step)
+        on_device = config.dataset_on_device and accelerator.device.type == "cuda"
+        train_loader, validation_loader = make_loaders(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=state.step * config.grad_accumulation,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=config.num_workers,
+            device=accelerator.device if on_device else None,
+        )
+        report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
         _loop(state, loss_fn, iter(train_loader), config, run_dir, report, interrupt)
     return state.ema.module.eval()
 
@@ -174,6 +186,7 @@ def _loop(
             snapshot = bool(config.power_ema) and is_due(state.step, config, "snapshot")
             if saving or snapshot or is_due(state.step, config, "log"):
                 loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
+                _require_updates(state, config)
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
             if snapshot:  # before the state, so that a run killed between the two writes it again
@@ -217,6 +230,16 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
 def process_state() -> PartialState:
     """Return this process's rank among all processes; without a GPU they communicate over gloo."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def decided_once(decide: Callable[[], Any]) -> Any:
+    """Return what `decide` returns in the main process, in all processes of a launch."""
+    state, found = process_state(), [None]
+    if state.is_main_process:
+        found = [decide()]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -269,10 +292,9 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
     )
     if config.compile and accelerator.device.type == "cuda":
         model = torch.compile(model)
+    # before `prepare`, which replaces the optimizer's step: else torch takes it for one that was never called
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, lambda step: learning_rate_factor(step, config)
-    )
     return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
 
 
@@ -303,3 +325,16 @@ def _mean_loss(state: TrainState, grad_norm: Tensor) -> float:
             "mixed_precision to 'bf16' or 'no'; the last saved state is from before, and fit resumes from it"
         )
     return loss
+
+
+def _require_updates(state: TrainState, config: TrainConfig) -> None:
+    """Raise a TrainingDiverged if fp16, which skips steps whose gradients are not finite, skips all."""
+    scaler, updates = state.accelerator.scaler, state.scheduler.last_epoch
+    if scaler is None:
+        return
+    if scaler.get_scale() < SMALLEST_SCALE or (state.step == config.num_steps and updates == 0):
+        raise TrainingDiverged(
+            f"the gradients in fp16 are not finite at step {state.step}, however small the loss is scaled; "
+            f"only {updates} steps have changed the weights: set mixed_precision to 'bf16' or 'no', or lower "
+            "learning_rate"
+        )
