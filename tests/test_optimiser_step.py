@@ -9,7 +9,17 @@ from functools import partial
 
 import pytest
 import torch
-from test_training import CONFIG, DATA, LABELS, Regression, assert_same, snapshots_of, state_of, train, weights
+from test_training import (
+    CONFIG,
+    DATA,
+    LABELS,
+    Regression,
+    assert_same,
+    snapshots_of,
+    state_of,
+    train,
+    weights,
+)
 from torch import nn
 
 from Conf import SMOKE, in_space
@@ -42,8 +52,8 @@ def plain_network():
     return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 1))
 
 
-def by_hand(betas=BY_HAND.betas, weight_decay=BY_HAND.weight_decay, factors=FACTORS, max_grad_norm=BY_HAND.max_grad_norm):
-    """Return the weights after 6 steps of torch's AdamW, their EMA, and the gradient norms before clipping."""
+def by_hand(betas=(0.6, 0.8), weight_decay=0.7, factors=FACTORS, max_grad_norm=5.0):
+    """Return the weights after 6 steps of torch's AdamW, their EMA, and the norms before clipping."""
     model, sampler, loss_fn = plain_network(), StepSampler(len(DATA), 4, BY_HAND.seed), Regression()
     ema, norms, decay = weights(model), [], 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.03, betas=betas, weight_decay=weight_decay)
@@ -206,7 +216,7 @@ def test_scale_of_the_gradients_is_resumed(tmp_path, half_precision):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Call it to compile from then on, where `fit` does on a GPU, by the backend that runs what was traced."""
+    """Call it to compile from then on, where `fit` does on a GPU, by a backend that needs no compiler."""
     made, make = [], Loop.make_accelerator
 
     def make_accelerator(config):
@@ -276,8 +286,12 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_compute_on_the_device_of_the_network_alone(name, monkeypatch):
     """Values left on the CPU do not mix with those of the meta device, nor with those of a GPU."""
-    init = SampleNoise.__init__  # there are no generators on the meta device
-    monkeypatch.setattr(SampleNoise, "__init__", lambda self, seeds, device, draw_on: init(self, seeds, device))
+    init = SampleNoise.__init__
+
+    def draw_on_the_cpu(self, seeds, device, draw_on):  # there are no generators on the meta device
+        init(self, seeds, device)
+
+    monkeypatch.setattr(SampleNoise, "__init__", draw_on_the_cpu)
     loss_fn, network, shape = LOSSES[name]()
     batch = torch.zeros(2, *shape, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
     network = network.to("meta")

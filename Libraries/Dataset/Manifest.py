@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import printable
 
 MANIFEST = "manifest.json"
 SPECTROGRAMS = "spectrograms.npy"
@@ -34,7 +35,7 @@ class DatasetConfig:
     overlap: float  # of neighbouring clips, as a fraction of the frames kept; 0 leaves no gap and no overlap
     split: tuple[float, float, float]  # fractions of the pieces for train, validation, test
     seed: int  # decides which piece goes into which split
-    num_workers: int  # processes that encode; 0 or 1: this one
+    num_workers: int  # processes that encode; 0: this one
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
@@ -125,9 +126,8 @@ def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str
     changed = [file for file in now if file in before and now[file] != before[file]]
     for files, what in ((now.keys() - before, "new"), (before.keys() - now, "gone"), (changed, "changed")):
         if files:
-            found.append(
-                f"{len(files)} audio files are {what} ({min(files)}{', ...' if len(files) > 1 else ''})"
-            )
+            first = printable(min(files))
+            found.append(f"{len(files)} audio files are {what} ({first}{', ...' if len(files) > 1 else ''})")
     return found
 
 

@@ -1,8 +1,10 @@
 """Find, decode, resample and write audio files; say in one sentence what is wrong with a broken one."""
 
+import contextlib
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import soundfile
 import soxr
 import torch
 
-from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
+from Libraries.Utils import LIGHT_DEBUG, get_logger, printable, write_then_rename
 
 log = get_logger("Audio")
 
@@ -29,7 +31,14 @@ UNREADABLE_SUFFIXES = frozenset((
 ))
 # fmt: on
 
+# What a file may claim; beyond this its header is damaged, or it would fill memory or disk.
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz
+MOST_CHANNELS = 64
+LONGEST_SECONDS = 24 * 3600.0
+LOUDEST = 2.0**32  # full scale is 1; floats that hold 32-bit integers are half as loud
+
 BLOCK_SECONDS = 10.0
+BLOCK_VALUES = 2**22  # decoded at a time at most, 16 MiB: 10 s of two channels at 192 kHz
 _RESAMPLER_REACH = 0.1  # s; more than soxr's filter sees on either side of a sample
 _SHORTFALL = 0.5  # s; MP3 and Ogg encoders pad, so a header may promise frames that never come
 _LENGTH_UNKNOWN = 0x7FFFF000  # WAV writers that stream into a pipe claim this many bytes or more
@@ -45,7 +54,7 @@ class AudioError(Exception):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
+        return f"{printable(self.path)} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,9 @@ def read_blocks(
         float32 `(C, n)`, C = 1 if `mono`; n varies from block to block and is never 0.
 
     Raises:
-        AudioError: on the first block if the file cannot be opened; later if it is damaged, is shorter
-            than its header says, or holds values that are not finite.
+        AudioError: on the first block if the file cannot be opened or claims what no music has; later if it
+            is damaged, is shorter than its header says, is longer than a day, or holds values that are not
+            finite or beyond all loudness.
     """
     yield from _read_from(path, sample_rate, block_seconds, mono, start=0)
 
@@ -193,23 +203,72 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _open(path: Path) -> "_Stream":
     """Open a file for reading, or raise an AudioError that says why not."""
     path = Path(path)
-    try:
-        with open(path, "rb"):  # libsndfile calls a missing file and a forbidden one alike a "system error"
-            size = path.stat().st_size
-    except OSError as error:
-        raise AudioError(path, f"cannot be opened: {error.strerror}") from error
+    size = _size(path)
     if size == 0:
         raise AudioError(path, "is empty: 0 bytes")
     if path.suffix.lower() in UNREADABLE_SUFFIXES:
         raise AudioError(path, "is in a format that is not decoded here: convert it to wav or flac")
     try:
-        source = _Stream(path)
+        with _decoders_silenced():
+            source = _Stream(path)
     except soundfile.LibsndfileError as error:
         raise AudioError(path, "is not audio, or its header is damaged or cut off") from error
-    if _visibly_cut(source.extra_info, size):
+    try:
+        _check_header(source, path, size)
+    except AudioError:
         source.close()
-        raise AudioError(path, "is truncated: its header promises more audio than the file holds")
+        raise
     return source
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file that can be read, in bytes, or raise an AudioError."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for its writer
+            raise AudioError(path, "is not a file")
+        with open(path, "rb"):  # libsndfile calls a missing file and a forbidden one alike a "system error"
+            return path.stat().st_size
+    except OSError as error:
+        raise AudioError(path, f"cannot be opened: {error.strerror}") from error
+
+
+def _check_header(source: "_Stream", path: Path, size: int) -> None:
+    rate, channels = source.samplerate, source.channels
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(
+            path,
+            f"claims a sample rate of {rate} Hz: its header is damaged, for rates go from {LOWEST_RATE} to "
+            f"{HIGHEST_RATE} Hz",
+        )
+    if channels > MOST_CHANNELS:
+        raise AudioError(
+            path, f"claims {channels} channels: its header is damaged, or mix it down to {MOST_CHANNELS}"
+        )
+    if _visibly_cut(source.extra_info, size):
+        raise AudioError(path, "is truncated: its header promises more audio than the file holds")
+
+
+_silencing = threading.Lock()
+
+
+@contextlib.contextmanager
+def _decoders_silenced():
+    """Send what decoders write to stderr themselves, a line per broken frame, nowhere.
+
+    They write to file descriptor 2, which all threads share: only one may put another in its place at a time.
+    """
+    with _silencing, open(os.devnull, "wb") as nowhere:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no stderr
+            yield
+            return
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 class _Stream(soundfile.SoundFile):
@@ -239,7 +298,8 @@ def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, s
     """Yield the blocks of `read_blocks`, starting at frame `start` of the file."""
     with _open(path) as source:
         channels = 1 if mono else source.channels
-        blocks = _decode(source, path, max(1, round(block_seconds * source.samplerate)), start)
+        block_frames = min(round(block_seconds * source.samplerate), BLOCK_VALUES // source.channels)
+        blocks = _decode(source, path, max(1, block_frames), start)
         if mono:
             # channel by channel: .mean() is slow over so short an axis, and a matrix product wakes all BLAS
             # threads, which then spin in each of several processes
@@ -254,10 +314,13 @@ def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Itera
     position = start
     try:
         if start:
-            source.seek(min(start, source.frames))
-        while len(block := source.read(block_frames, dtype="float32", always_2d=True)):
-            _check_finite(block, path, position, source.samplerate)
+            with _decoders_silenced():
+                source.seek(min(start, source.frames))
+        while len(block := _read_silently(source, block_frames)):
+            _check_values(block, path, position, source.samplerate)
             position += len(block)
+            if position > LONGEST_SECONDS * source.samplerate:
+                raise AudioError(path, f"is longer than {LONGEST_SECONDS / 3600:g} hours: cut it into parts")
             yield block
     except soundfile.LibsndfileError as error:
         seconds = position / source.samplerate
@@ -267,10 +330,21 @@ def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Itera
         raise AudioError(path, f"is truncated: {got:.2f} of {promised:.2f} s could be decoded")
 
 
-def _check_finite(block: np.ndarray, path: Path, position: int, sample_rate: int) -> None:
-    if not np.isfinite(block).all():
-        seconds = (position + int(np.argmin(np.isfinite(block).all(axis=1)))) / sample_rate
-        raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
+def _read_silently(source: _Stream, frames: int) -> np.ndarray:
+    with _decoders_silenced():
+        return source.read(frames, dtype="float32", always_2d=True)
+
+
+def _check_values(block: np.ndarray, path: Path, position: int, sample_rate: int) -> None:
+    # written so that NaN fails too
+    if (np.abs(block.min()) <= LOUDEST) and (np.abs(block.max()) <= LOUDEST):
+        return
+    bad = ~(np.abs(block) <= LOUDEST).all(axis=1)
+    first = int(np.argmax(bad))
+    seconds, worst = (position + first) / sample_rate, np.abs(block[first]).max()
+    if np.isfinite(worst):
+        raise AudioError(path, f"is damaged: it holds {worst:.1e} at {seconds:.2f} s, where full scale is 1")
+    raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
 
 
 def _length_is_known(source: _Stream, path: Path) -> bool:
