@@ -175,10 +175,11 @@ def build(music: Path, out: Path) -> dict:
     broken = [clip["source"] for row, clip in zip(rows, clips, strict=True) if not np.isfinite(row).all()]
     skipped = dict(report.skipped) | {file: "has no finite spectrogram on disk" for file in broken}
     read = sorted({clip["source"] for clip in clips} - set(broken))
-    return {"read": read, "skipped": skipped, "peak_mib": _peak_mib()}
+    return {"read": read, "skipped": skipped, "peak_mib": peak_mib()}
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Return the peak of this process's memory so far in MiB, NaN where it is not known."""
     status = Path("/proc/self/status")
     if not status.exists():  # ru_maxrss would inherit the parent's
         return float("nan")

@@ -34,7 +34,8 @@ from Libraries.Dataset.Manifest import (
     split_pieces,
 )
 from Libraries.Dataset.Shards import ShardTask, fingerprint, make_shards, read_rows
-from Libraries.Sound.Audio import LONGEST_SECONDS, AudioError, audio_info, find_audio_files
+from Libraries.Sound.Audio import AudioError, audio_info, find_audio_files
+from Libraries.Sound.Decoding import LONGEST_SECONDS
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.Sound.SpectrogramConfig import RANGES, SpectrogramConfig
 from Libraries.Utils import get_logger, printable, write_then_rename

@@ -71,12 +71,12 @@ class Run:
         path = self.folder / "conf.json"
         try:
             conf = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
                 "Models/diffusion/00000-BASE"
             ) from None
-        if conf.get("format") != FORMAT:
+        if not isinstance(conf, dict) or conf.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.folder} was made by an earlier version of this repository, whose settings have other "
                 "names: train it again"
@@ -135,10 +135,9 @@ class Run:
         return open_spectrogram(config, self.models_dir / "phase", phase_run, gain, device)
 
     def _typed(self, read: Callable[[dict], Any]) -> Any:
-        values = self.conf["settings"]
         try:
-            return read(values)
-        except (KeyError, ValueError) as error:
+            return read(self.conf["settings"])
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"{self.folder / 'conf.json'} does not hold what is needed: {error}"
             ) from None
