@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import struct
 import zipfile
@@ -188,12 +189,13 @@ def killer(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_kills_a_worker_is_read_alone_and_skipped_by_name(tmp_path, killer, monkeypatch, logged):
+def test_what_kills_a_worker_is_read_alone_and_skipped_by_name(tmp_path, killer, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("MA_DDPM"), "propagate", True)
     monkeypatch.setattr(Shards, "WORTH_A_WORKER", 0.1)
     report = build_dataset(killer, tmp_path / "out", SPECTROGRAM, config_with(num_workers=2))
     ((file, reason),) = report.skipped
     assert file == "killer.wav" and "ends the process that reads it (signal 9)" in reason
-    assert "a process died while it read killer.wav: reading it alone" in logged.text
+    assert "a process died while it read killer.wav: reading it alone" in caplog.text
     (killer / "killer.wav").unlink()
     build_dataset(killer, tmp_path / "without", SPECTROGRAM, CONFIG)
     same = (tmp_path / folder / "spectrograms.npy" for folder in ("out", "without"))

@@ -363,7 +363,8 @@ if __name__ == "__main__":
 def start_build(script: Path, audio: Path, out: Path, spectrogram, config) -> subprocess.Popen:
     script.write_text(BUILD)
     settings = json.dumps([dataclasses.asdict(spectrogram), dataclasses.asdict(config)])
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    own = os.environ.get("PYTHONPATH")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), own]))}
     command = [sys.executable, script, audio, out, settings]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
