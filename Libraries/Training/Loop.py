@@ -267,10 +267,10 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
-    # before `prepare`, which keeps the optimiser's step for fp16: the scheduler wraps it and wants it back
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     if config.compile and accelerator.device.type == "cuda":
         model = torch.compile(model)
+    # before `prepare`, which replaces the optimizer's step: else torch takes it for one that was never called
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     model, optimizer = accelerator.prepare(model, optimizer)
     return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
 
