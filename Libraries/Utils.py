@@ -169,6 +169,15 @@ def hold(folder: Path, wait: float):
         lock.release()
 
 
+def printable(name: str | os.PathLike) -> str:
+    """Return a file's name as one line that every terminal can print.
+
+    A name may hold newlines, other control characters, and bytes that are not UTF-8; they become escapes.
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(name))
+    return "".join(escaped)
+
+
 def write_then_rename(path: Path, write) -> None:
     """Call `write(temporary_path)` beside `path`, then rename, so that `path` is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,12 @@ from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec
 from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
+from Libraries.Training.Checkpoint import (
+    CheckpointError,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from Libraries.Utils import spread_indices
 
 AUTO = GuidanceConfig("autoguidance", scale=2.0, rescale=0.0, guide_at=0.5)
@@ -82,6 +87,21 @@ def test_autoguidance_is_away_from_the_earlier_weights(settings, model, run_dir)
         x0, x0_guide = (denoiser_of(own)(x_t, t) for own in (model.network, model.guide))
         guided = model.denoiser(guidance=AUTO)(x_t, t)
         assert torch.allclose(guided, x0_guide + 2 * (x0 - x0_guide), atol=1e-5)
+
+
+@pytest.mark.parametrize(("guide_at", "step"), [(0.1, 1), (0.5, 2), (0.7, 3), (0.95, 3)])
+def test_guide_model_is_the_one_of_the_settings(run_dir, tmp_path, guide_at, step):
+    """Saved weights whose first parameter is their step, so that the network shows which were loaded."""
+    (tmp_path / "conf.json").write_bytes((run_dir / "conf.json").read_bytes())
+    weights = load_checkpoint(find_checkpoints(run_dir, "ema")[0][1])["weights"]
+    first = next(iter(weights))
+    for number in (1, 2, 3, 4):
+        weights[first].fill_(number)
+        save_checkpoint(tmp_path / f"ema-{number:08d}.pth", {"step": number, "weights": weights})
+    model = DiffusionRun.load(tmp_path)
+    model.denoiser(guidance=replace(AUTO, guide_at=guide_at))
+    assert (model.guide.state_dict()[first] == step).all()
+    assert (model.network.state_dict()[first] == 4).all()
 
 
 def test_every_seed_keeps_its_own_label_whatever_the_batches(settings, conditional):

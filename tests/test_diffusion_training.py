@@ -202,6 +202,29 @@ def test_a_split_that_is_too_small_to_measure_against_is_named(settings, monkeyp
         make_yardstick(Spectrogram(settings.spectrogram).decode, *splits, 4)
 
 
+def test_sets_of_unequal_size_are_cut_to_the_smallest_before_they_are_compared():
+    """The distance falls with the number of clips, so a larger set would be at an advantage."""
+    noise = 0.1 * torch.randn(9, 1, 8_000, generator=torch.Generator().manual_seed(0))
+    sets, test = {"samples": noise[:2], "train": noise[2:5]}, noise[5:]
+    cut = distances({name: waveforms[:2] for name, waveforms in sets.items()}, test[:2], 16_000)
+    assert distances(sets, test, 16_000) == cut and cut["clips"] == 2
+    assert distances({"train": sets["train"]}, test, 16_000)["train_to_test"] < cut["train_to_test"]
+
+
+def test_training_clips_are_augmented_and_validation_clips_are_as_stored(settings):
+    assert settings.dataset.time_shift
+    stored = {split: SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation")}
+    train, validation = clip_loaders(settings, settings.train, batch_size=8, seed=0)
+    rows = [index for index, _ in train.batch_sampler.batch(0)]
+    x0, plain = next(iter(train))[0], stored["train"].__getitems__(rows)[0]
+    assert (x0 != plain).flatten(1).any(dim=1).sum() >= 2  # the last clip of a file cannot be shifted
+    for x0, _ in validation:
+        distance, _ = nearest_in_training(x0, stored["validation"])
+        assert distance.max() < 1e-6
+    still = changed(settings, {"dataset.time_shift": False})
+    assert torch.equal(next(iter(clip_loaders(still, settings.train, batch_size=8, seed=0)[0]))[0], plain)
+
+
 def test_own_music_is_preferred_and_a_wrong_folder_is_an_error(settings, tmp_path):
     assert find_music(settings) == settings.music_dir
     with pytest.raises(AudioError, match="correct CONF_MUSIC"):

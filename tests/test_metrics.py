@@ -130,6 +130,14 @@ def test_statistics_ignore_loudness_and_notice_timbre_and_timing():
     assert frechet_distance(rows, log_mel_statistics(shuffled.flatten(2), 16_000)) > 4 * same_source
 
 
+def test_half_of_the_statistics_are_the_changes_of_the_other_half():
+    wave = noise_bursts(2)
+    rows = log_mel_statistics(wave, 16_000).unflatten(0, (2, 31))
+    level, change = rows.chunk(2, dim=-1)
+    torch.testing.assert_close(change[:, 1:], level.diff(dim=1).abs())
+    assert (change.flatten(0, 1).mean(0) > 0).all()
+
+
 def test_wrong_shapes_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match="they must be equal"):
         spectral_convergence(torch.zeros(1, 1, 8_000), torch.zeros(1, 1, 8_001))

@@ -126,6 +126,17 @@ def test_loss_is_zero_for_true_differences_and_one_for_chance():
         assert abs(value - 1) < 0.2
 
 
+def test_loss_counts_differences_along_time_and_along_frequency():
+    spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase.network)
+    d_time, d_freq = network.residuals(spectrum.angle())
+    half_wrong = unit_vectors(d_time + torch.pi, d_freq), unit_vectors(d_time, d_freq + torch.pi)
+    by_time, by_freq = (
+        loss_fn(Said(network, answer), batch_of(spectrum), torch.arange(1)).item() for answer in half_wrong
+    )
+    assert min(by_time, by_freq) > 0.1
+    assert by_time + by_freq == pytest.approx(2, abs=1e-4)  # an opposite vector has the error 2
+
+
 def test_only_differences_that_the_heap_uses_count():
     spectrum, network, loss_fn = tone_spectrum(), make_net(), PhaseLoss(SMOKE.phase.network)
     residuals, edges = network.residuals(spectrum.angle()), heap_edges(spectrum.abs())

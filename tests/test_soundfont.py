@@ -179,3 +179,35 @@ def test_broken_files_say_what_is_wrong(tmp_path):
         path.write_bytes(content)
         with pytest.raises(SoundFontError, match=message):
             SoundFont(path)
+
+
+@pytest.mark.parametrize(
+    ("after", "at", "content", "message"),
+    [
+        (b"phdr", 38 + 24, b"\x05\x00", "'phdr' leaves the order of 'pbag'"),
+        (b"pbag", 4, b"\xff\xff", "'pbag' leaves the order of 'pgen'"),
+        (b"inst", 20, b"\x02\x00", "'inst' leaves the order of 'ibag'"),
+        (b"pgen", 2, b"\x09\x00", "there is no number 9 in 'inst'"),
+        (b"igen", 4 + 2, b"\xff\xff", "there is no number -1 in 'shdr'"),
+        (b"shdr", 24, b"\xff\xff\xff\x7f", "a sample from 0 to 2147483647 is not in it"),
+        (b"shdr", 36, b"\xff\xff\xff\xff", "a zone is broken: its 4294967295 Hz are moved by 0.0 octaves"),
+        (b"shdr", 36, bytes(4), "a zone is broken: its 0 Hz"),
+        (b"shdr", 44, b"\x11\x00", r"has compressed samples \(SoundFont 3\)"),
+    ],
+)
+def test_places_and_numbers_that_cannot_be_are_refused(tmp_path, after, at, content, message):
+    path = tmp_path / "a.sf2"
+    make_font(path, sine(441, 1000))
+    whole = bytearray(path.read_bytes())
+    place = whole.index(after) + 8 + at
+    whole[place : place + len(content)] = content
+    path.write_bytes(whole)
+    with pytest.raises(SoundFontError, match=message):
+        SoundFont(path).note(0, 69, 100, 0.1, RATE)
+
+
+def test_absurd_generators_neither_fill_the_memory_nor_fail_otherwise(tmp_path):
+    with pytest.raises(SoundFontError, match="moved by 327"):
+        make_font(tmp_path / "a.sf2", sine(441, 1000), generators=[(51, 3932)]).note(0, 69, 100, 0.1, RATE)
+    longest = make_font(tmp_path / "b.sf2", sine(441, 1000), generators=[(38, 32767)])
+    assert len(longest.note(0, 69, 100, 0.1, 1000)) < 103 * 1000

@@ -41,6 +41,7 @@ from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
 from Libraries.Upsampler import Upsampler, UpsamplerLoss
+from Libraries.Utils import derive_seed
 
 
 @pytest.fixture(scope="module", params=["smaller", "lower_bands"])
@@ -153,6 +154,22 @@ def test_conditioning_in_training_depends_on_the_position_and_not_on_the_batch(s
     loss_fn = UpsamplerLoss(NoiseSchedule(settings.diffusion), 0, low, views)
     conditioning = loss_fn.conditioning(clips, [1, 2, 3])
     assert len((conditioning[:, 1] > 0).all(dim=2).sum(dim=1).unique()) == 1
+
+
+def test_training_conditions_on_quieter_pieces_and_asks_for_the_same_quieter_pieces(
+    settings, upsampler, clips, monkeypatch
+):
+    config = replace(settings.upsampler.conditioning, restored_fraction=1.0)
+    loss_fn = UpsamplerLoss(NoiseSchedule(settings.diffusion), 0, upsampler.low, config)
+    positions, label = torch.arange(len(clips)), torch.zeros(len(clips), dtype=torch.int64)
+    seeds = [derive_seed(0, position) for position in positions.tolist()]
+    quieter = loss_fn.attenuated(clips, seeds)
+    network = upsampler_recipe(settings).network()
+    with torch.no_grad():
+        found = loss_fn(network, (clips, label), positions)
+        monkeypatch.setattr(loss_fn, "attenuated", lambda x0, seeds: x0)
+        as_they_are, already_quieter = (loss_fn(network, (x0, label), positions) for x0 in (clips, quieter))
+    assert torch.equal(found, already_quieter) and (found != as_they_are).all()
 
 
 def test_residuals_have_about_unit_variance_at_every_augmentation_level(settings, upsampler, clips):

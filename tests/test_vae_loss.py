@@ -113,6 +113,15 @@ def test_critic_is_not_listened_to_before_its_step():
         assert (difference > 1e-4).all() == listened
 
 
+def test_autoencoder_is_rewarded_for_what_the_critic_takes_for_real():
+    model, positions = trainable(CRITICAL), torch.arange(8, 12)  # step 2, where the critic begins to count
+    noise = SampleNoise([derive_seed(0, position) for position in positions.tolist()])
+    judged = model(BATCH[0], noise(model.vae.latent_shape)).judged.mean((1, 2, 3))
+    silent = loss_fn(replace(CRITICAL, adversarial_start=10**6))
+    added = loss_fn(CRITICAL)(model, BATCH, positions) - silent(model, BATCH, positions)
+    assert torch.allclose(added, -CRITICAL.adversarial_weight * judged, atol=1e-5)
+
+
 def test_critic_learns_to_tell_original_from_reconstruction():
     model = trainable(CRITICAL)
     optimizer = torch.optim.Adam(model.critic.parameters(), lr=3e-3)

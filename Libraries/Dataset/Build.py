@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,16 @@ from Libraries.Dataset.Manifest import (
     piece_of,
     split_pieces,
 )
-from Libraries.Dataset.Shards import ShardTask, make_shards, read_rows
+from Libraries.Dataset.Shards import ShardTask, fingerprint, make_shards, read_rows
 from Libraries.Sound.Audio import AudioError, audio_info, find_audio_files
+from Libraries.Sound.Decoding import LONGEST_SECONDS
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.Sound.SpectrogramConfig import RANGES, SpectrogramConfig
-from Libraries.Utils import get_logger, hold, write_then_rename
+from Libraries.Utils import get_logger, hold, printable, write_then_rename
 
 log = get_logger("DatasetBuild")
 
 BUILDING = ".building"
-PROBE_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class BuildReport:
             ("classes", ", ".join(self.classes)),
         ]
         lines = [f"{name:<22}{value}" for name, value in rows]
-        return "\n".join(lines + [f"  skipped: {file} {reason}" for file, reason in self.skipped])
+        return "\n".join(lines + [f"  skipped: {printable(file)} {reason}" for file, reason in self.skipped])
 
 
 def build_dataset(
@@ -93,12 +93,13 @@ def build_dataset(
 
     Raises:
         AudioError: `audio_dir` holds no audio, or none that can be used.
-        DatasetError: `out_dir` holds another dataset and `overwrite` is False; or a worker process died.
+        DatasetError: `out_dir` holds another dataset and `overwrite` is False; or a worker process died that
+            read no file.
     """
     audio_dir, folder = Path(audio_dir), Path(out_dir)
     files = find_audio_files(audio_dir)
     sources = [
-        {"file": file.relative_to(audio_dir).as_posix(), "fingerprint": _fingerprint(file)} for file in files
+        {"file": file.relative_to(audio_dir).as_posix(), "fingerprint": fingerprint(file)} for file in files
     ]
     settings = content_settings(spectrogram, config)
     committed = not (folder / BUILDING / MANIFEST).exists()
@@ -160,21 +161,6 @@ def _finish_commit(folder: Path) -> None:
     shutil.rmtree(building)
 
 
-def _fingerprint(path: Path) -> str:
-    """Return a hash of a file's size and of its head, middle and tail: fast at any size, blind to dates."""
-    digest = hashlib.sha256()
-    try:
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with open(path, "rb") as file:
-            for place in (0, size // 2, max(0, size - PROBE_BYTES)):
-                file.seek(place)
-                digest.update(file.read(PROBE_BYTES))
-    except OSError as error:  # reading will fail again and skip the file
-        return f"unreadable: {error.strerror}"
-    return digest.hexdigest()
-
-
 def _tasks(
     files: list[Path],
     sources: list[dict],
@@ -191,16 +177,21 @@ def _tasks(
     for path, source in zip(files, sources, strict=True):
         decides = json.dumps([FORMAT, settings, stride, config.silence_db, source])
         shard = building / hashlib.sha256(decides.encode()).hexdigest()[:32]
-        tasks.append(
-            ShardTask(path, source["file"], shard, _seconds(path), spectrogram, stride, config.silence_db)
+        task = ShardTask(
+            path, source["file"], source["fingerprint"], shard, 0.0, spectrogram, stride, config.silence_db
         )
+        tasks.append(replace(task, seconds=_seconds(task)))
     return tasks
 
 
-def _seconds(path: Path) -> float:
+def _seconds(task: ShardTask) -> float:
+    """Return the length that the header gives, 0 where there is none or where it will not be read."""
+    if task.entry_path.exists() or task.reading_path.exists():
+        return 0.0
     try:
-        return audio_info(path).seconds or 0.0
-    except AudioError:
+        with task.reading():
+            return min(audio_info(task.path).seconds or 0.0, LONGEST_SECONDS)
+    except Exception:  # of any type: reading the file will fail again, and say so
         return 0.0
 
 
@@ -239,7 +230,9 @@ def _join(
 def _check_usable(tasks: list[ShardTask], entries: list[dict], audio_dir: Path) -> None:
     if any(entry["clips"] for entry in entries):
         return
-    reasons = [f"{task.file} {entry['skipped']}" for task, entry in zip(tasks, entries, strict=True)]
+    reasons = [
+        f"{printable(task.file)} {entry['skipped']}" for task, entry in zip(tasks, entries, strict=True)
+    ]
     first = "; ".join(reasons[:5]) + ("; ..." if len(reasons) > 5 else "")
     raise AudioError(audio_dir, f"holds no audio file that can be used, of {len(tasks)}: {first}")
 

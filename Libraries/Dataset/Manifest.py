@@ -5,11 +5,12 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Utils import printable
 
 MANIFEST = "manifest.json"
 SPECTROGRAMS = "spectrograms.npy"
@@ -34,7 +35,7 @@ class DatasetConfig:
     overlap: float  # of neighbouring clips, as a fraction of the frames kept; 0 leaves no gap and no overlap
     split: tuple[float, float, float]  # fractions of the pieces for train, validation, test
     seed: int  # decides which piece goes into which split
-    num_workers: int  # processes that encode; 0 or 1: this one
+    num_workers: int  # processes that encode; 0: this one
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
@@ -70,7 +71,7 @@ def load_manifest(folder: Path) -> dict:
     split, label, gain), one per row of `spectrograms.npy`.
 
     Raises:
-        DatasetError: there is no finished dataset in `folder`, or it is of another version.
+        DatasetError: there is no finished dataset in `folder`, it is of another version, or it is damaged.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -78,13 +79,97 @@ def load_manifest(folder: Path) -> dict:
         raise DatasetError(
             f"{folder} holds no finished dataset: run Preprocessing, which also resumes an interrupted build"
         )
-    manifest = json.loads(path.read_text("utf-8", "surrogateescape"))  # names need not be valid UTF-8
-    if manifest.get("format") != FORMAT:
-        raise DatasetError(f"{folder} is of format {manifest.get('format')}, not {FORMAT}: build it again")
+    try:
+        text = path.read_text("utf-8", "surrogateescape")  # names need not be valid UTF-8
+        manifest = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise DatasetError(f"{folder} is of format {version}, not {FORMAT}: build it again")
+    if wrong := _damage(manifest):
+        raise DatasetError(f"{path} is damaged, {wrong}: build the dataset again")
     header = (folder / SPECTROGRAMS).stat().st_size - 2 * math.prod(manifest["shape"])
     if not 0 < header < 4096:
         raise DatasetError(f"{folder / SPECTROGRAMS} is not as long as {MANIFEST} says: build it again")
     return manifest
+
+
+def _damage(manifest: dict) -> str:
+    """Return what is wrong with a manifest, "" if nothing is."""
+    if wrong := _misfit(manifest, _MANIFEST):
+        return wrong
+    N, *shape = manifest["shape"]
+    try:
+        wanted = SpectrogramConfig(**manifest["settings"]["spectrogram"]).shape
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        return f"its spectrogram's settings are none ({str(error)[:100]})"
+    if tuple(shape) != wanted or len(manifest["clips"]) != N:
+        return (
+            f"its shape {manifest['shape']} is not that of its {len(manifest['clips'])} clips, {wanted} each"
+        )
+    for part, schema in (("sources", _SOURCE), ("clips", _CLIP)):
+        for i, entry in enumerate(manifest[part]):
+            if wrong := _misfit(entry, schema):
+                return f"{wrong} in number {i} of its {part}"
+    labels = {clip["label"] for clip in manifest["clips"]}
+    return "" if labels <= set(range(len(manifest["classes"]))) else "a label has no class"
+
+
+def _misfit(values: object, schema: dict[str, Callable[[object], bool]]) -> str:
+    if not isinstance(values, dict):
+        return "there is no record"
+    wrong = (name for name, fits in schema.items() if name not in values or not fits(values[name]))
+    return next((f"{name!r} is missing or wrong" for name in wrong), "")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e15  # false for NaN too
+
+
+def _is_gain(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] > 0
+
+
+def _is_list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+_MANIFEST = {
+    "settings": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(value.get(part), dict) for part in ("spectrogram", "dataset"))
+    ),
+    "stride_frames": lambda value: _is_count(value) and value > 0,
+    "shape": lambda value: _is_list_of(_is_count)(value) and len(value) == 4,
+    "sha256": _is_text,
+    "classes": _is_list_of(_is_text),
+    "gain": _is_gain,
+    "sources": lambda value: isinstance(value, list),
+    "clips": lambda value: isinstance(value, list),
+}
+_SOURCE = {
+    "file": _is_text,
+    "fingerprint": _is_text,
+    "seconds": _is_number,
+    "silent_clips": _is_count,
+    "skipped": lambda value: value is None or _is_text(value),
+}
+_CLIP = {
+    "source": _is_text,
+    "offset": lambda value: _is_number(value) and value >= 0,
+    "split": SPLITS.__contains__,
+    "label": _is_count,
+    "gain": _is_gain,
+}
 
 
 def manifest_hash(folder: Path) -> str:
@@ -127,9 +212,8 @@ def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str
     changed = [file for file in now if file in before and now[file] != before[file]]
     for files, what in ((now.keys() - before, "new"), (before.keys() - now, "gone"), (changed, "changed")):
         if files:
-            found.append(
-                f"{len(files)} audio files are {what} ({min(files)}{', ...' if len(files) > 1 else ''})"
-            )
+            first = printable(min(files))
+            found.append(f"{len(files)} audio files are {what} ({first}{', ...' if len(files) > 1 else ''})")
     return found
 
 

@@ -2,12 +2,21 @@
 
 A shard is a file of rows and a JSON entry, whose presence marks the shard as complete; so a killed build
 keeps what it has made. Shards are made in this process or in several.
+
+A source may crash its decoder, or need more memory than there is, and so end the process that reads it. While
+one is read, an empty file beside its shard says so. If the process dies, the next one finds that file and has
+the source read alone, in a process of its own; if that dies too, the source is skipped.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,10 +34,18 @@ from Libraries.Dataset.Manifest import DatasetError
 from Libraries.Sound.Audio import AudioError, read_blocks
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import write_then_rename
+from Libraries.Utils import get_logger, printable, write_then_rename
+
+log = get_logger("Shards")
 
 BATCH = 16  # clips encoded at a time: fixed, so that rows do not depend on the machine
 WORTH_A_WORKER = 1200.0  # s of music; less is encoded before another process has started (about 4 s)
+PROBE_BYTES = 65536
+REPOSITORY = Path(__file__).resolve().parents[2]
+MAKE_ALONE = (
+    "import pickle, sys; from Libraries.Dataset.Shards import make_shard; "
+    "make_shard(pickle.load(sys.stdin.buffer))"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class ShardTask:
 
     path: Path
     file: str  # the same, relative to the audio folder
+    fingerprint: str  # of its content when the build began
     shard: Path  # without suffix
     seconds: float  # from the header, for the progress bar alone
     spectrogram: SpectrogramConfig
@@ -53,20 +71,97 @@ class ShardTask:
         """The rows, (C, F, T) each, one after the other."""
         return self.shard.with_suffix(".rows")
 
+    @property
+    def reading_path(self) -> Path:
+        """An empty file that is there while the source is read."""
+        return self.shard.with_suffix(".reading")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Leave `reading_path` behind if this process dies in the block."""
+        self.reading_path.touch()
+        try:
+            yield
+        finally:
+            self.reading_path.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of a file's size and of its head, middle and tail: fast at any size, blind to dates."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            return "unreadable: not a file"
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with open(path, "rb") as file:
+            for place in (0, size // 2, max(0, size - PROBE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(PROBE_BYTES))
+    except OSError as error:  # reading will fail again and skip the file
+        return f"unreadable: {error.strerror}"
+    return digest.hexdigest()
+
 
 def make_shards(tasks: list[ShardTask], num_workers: int) -> None:
     """Make every missing shard, with a progress bar in seconds of music.
 
+    Args:
+        num_workers: processes that encode; 0: this one, which a file that crashes its decoder would end.
+
     Raises:
-        DatasetError: a worker process died.
+        DatasetError: a worker process died that read no file.
     """
     tasks = [task for task in tasks if not task.entry_path.exists()]
     seconds = sum(task.seconds for task in tasks)
     num_workers = min(num_workers, len(tasks), int(seconds / WORTH_A_WORKER))
-    run = _run_in_workers(tasks, num_workers) if num_workers > 1 else _run_here(tasks)
     with tqdm(total=round(seconds), unit=" s of music", desc="Encoding", disable=not tasks) as bar:
-        for task in run:
+        for task in _run(tasks, num_workers):
             bar.update(round(task.seconds))
+
+
+def _run(tasks: list[ShardTask], num_workers: int) -> Iterator[ShardTask]:
+    """Make the shards; yield each task that is done."""
+    while tasks:
+        suspects = [task for task in tasks if task.reading_path.exists()]
+        for task in suspects:
+            _make_alone(task)
+            yield task
+        tasks = [task for task in tasks if task not in suspects]
+        if not num_workers:
+            yield from _run_here(tasks)
+            return
+        try:
+            yield from _run_in_workers(tasks, num_workers)
+            return
+        except BrokenProcessPool as error:
+            tasks = [task for task in tasks if not task.entry_path.exists()]
+            if not any(task.reading_path.exists() for task in tasks):
+                raise DatasetError(
+                    "a worker process died before it read a file: lower num_workers and run this again to "
+                    "resume (in a script, the call must stand under `if __name__ == '__main__':`)"
+                ) from error
+
+
+def _make_alone(task: ShardTask) -> None:
+    """Make a shard in a process of its own, and skip the source if it ends that one too."""
+    name = printable(task.file)
+    log.warning("a process died while it read %s: reading it alone", name)
+    task.reading_path.unlink(missing_ok=True)
+    # not by multiprocessing, which would run a script's own main module again
+    result = subprocess.run(
+        [sys.executable, "-c", MAKE_ALONE], input=pickle.dumps(task), cwd=REPOSITORY, stderr=subprocess.PIPE
+    )
+    if task.entry_path.exists():
+        return
+    if not task.reading_path.exists():
+        last = (result.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise DatasetError(f"the process that was to read {name} alone ended before it could ({last})")
+    how = f"signal {-result.returncode}" if result.returncode < 0 else f"exit status {result.returncode}"
+    _write_entry(
+        task, _skipped(f"ends the process that reads it ({how}): its decoder crashes, or memory is short")
+    )
+    task.reading_path.unlink()
 
 
 def _run_here(tasks: list[ShardTask]) -> Iterator[ShardTask]:
@@ -74,7 +169,7 @@ def _run_here(tasks: list[ShardTask]) -> Iterator[ShardTask]:
     torch.set_num_threads(1)  # as in a worker: the rows must not depend on how threads split a sum
     try:
         for task in tasks:
-            _make_shard(task)
+            make_shard(task)
             yield task
     finally:
         torch.set_num_threads(threads)
@@ -85,15 +180,10 @@ def _run_in_workers(tasks: list[ShardTask], num_workers: int) -> Iterator[ShardT
     pool = ProcessPoolExecutor(num_workers, context, _start_worker)
     try:
         longest_first = sorted(tasks, key=lambda task: -task.seconds)  # or one long file is left to the end
-        futures = {pool.submit(_make_shard, task): task for task in longest_first}
+        futures = {pool.submit(make_shard, task): task for task in longest_first}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            "a worker process died, most likely for lack of memory: lower num_workers and run this again to "
-            "resume (in a script, the call must stand under `if __name__ == '__main__':`)"
-        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -109,12 +199,24 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_shard(task: ShardTask) -> None:
+def make_shard(task: ShardTask) -> None:
     """Write one source's rows and its entry, or the entry that says why it was skipped."""
-    try:
-        entry = {"skipped": None, **_write_rows(task)}
-    except AudioError as error:
-        entry = {"skipped": error.reason, "seconds": 0.0, "silent_clips": 0, "clips": []}
+    with task.reading():
+        try:
+            entry = {"skipped": None, **_write_rows(task)}
+            if fingerprint(task.path) != task.fingerprint:
+                raise AudioError(task.path, "has changed while it was read: build again when it is finished")
+        except AudioError as error:
+            task.rows_path.unlink(missing_ok=True)
+            entry = _skipped(error.reason)
+        _write_entry(task, entry)
+
+
+def _skipped(reason: str) -> dict:
+    return {"skipped": reason, "seconds": 0.0, "silent_clips": 0, "clips": []}
+
+
+def _write_entry(task: ShardTask, entry: dict) -> None:
     write_then_rename(task.entry_path, lambda path: path.write_text(json.dumps(entry)))
 
 
@@ -126,13 +228,11 @@ def _write_rows(task: ShardTask) -> dict:
 
     def write(path: Path) -> None:
         with open(path, "wb") as rows:
-            for batch in _batches(clips, BATCH):
-                waveform = torch.from_numpy(np.stack([samples for _, samples in batch]))[:, None]
-                values, gains = _encode(config, waveform)
+            for starts, values, gains in _named(task, _encoded(config, clips)):
                 rows.write(values.tobytes())
                 entries.extend(
                     {"offset": start / config.sample_rate, "gain": gain}
-                    for (start, _), gain in zip(batch, gains, strict=True)
+                    for start, gain in zip(starts, gains, strict=True)
                 )
 
     write_then_rename(task.rows_path, write)
@@ -142,6 +242,29 @@ def _write_rows(task: ShardTask) -> dict:
     if not entries:
         raise AudioError(task.path, f"is shorter than one clip: {seconds:.2f} of {config.clip_seconds:g} s")
     return {"seconds": seconds, "silent_clips": clips.silent, "clips": entries}
+
+
+def _encoded(config: SpectrogramConfig, clips: "_Clips") -> Iterator[tuple[list[int], np.ndarray, list]]:
+    """Yield the first samples, the rows and the gains of a few clips at a time."""
+    for batch in _batches(clips, BATCH):
+        starts, samples = zip(*batch, strict=True)
+        values, gains = _encode(config, torch.from_numpy(np.stack(samples))[:, None])
+        if not np.isfinite(values).all():
+            raise AudioError(
+                clips.task.path, f"has no finite spectrogram after {starts[0] / config.sample_rate:.2f} s"
+            )
+        yield starts, values, gains
+
+
+def _named(task: ShardTask, items: Iterable) -> Iterator:
+    """Yield the items; what goes wrong in making them is the source's fault, whatever its type."""
+    try:
+        yield from items
+    except AudioError:
+        raise
+    except Exception as error:
+        message = (str(error).splitlines() or [""])[0][:200]
+        raise AudioError(task.path, f"cannot be read: {type(error).__name__}: {message}") from error
 
 
 class _Clips:

@@ -124,7 +124,17 @@ class SpectrogramDataset(TorchDataset):
 
     @cached_property
     def _memmap(self) -> np.ndarray:
-        return np.load(self.folder / SPECTROGRAMS, mmap_mode="r", allow_pickle=False)
+        path = self.folder / SPECTROGRAMS
+        try:
+            rows = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # of any type: the header is a Python literal
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise DatasetError(f"{path} cannot be read ({reason}): build the dataset again") from None
+        if rows.dtype != np.float16 or rows.shape != tuple(self.manifest["shape"]):
+            raise DatasetError(
+                f"{path} holds {rows.dtype} {rows.shape}, not float16 as its manifest says: build it again"
+            )
+        return rows
 
     def __getstate__(self) -> dict:
         """Leave out the memory map, which would pickle all of its data; a worker process opens its own."""

@@ -7,6 +7,7 @@ the two LFOs (vibrato, tremolo), pitch envelopes, effect sends and exclusive cla
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, cos, pi, sin, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,9 @@ _DEFAULTS = {_FILTER_CUTOFF: 13500, _SCALE_TUNING: 100} | {
 }
 
 _SHORTEST_RELEASE = 0.01  # s; the specification's 1 ms clicks
+_LONGEST_RELEASE = 8000  # timecents, 100 s (section 8.1.3)
+_COMPRESSED = 0x10  # of a sample's type: Ogg Vorbis, as in SoundFont 3
+_FASTEST = 384_000 * 8  # source samples per second: a high rate, three octaves up
 _ATTENUATION_SCALE = 0.4  # that of the EMU hardware, for which SoundFonts are voiced
 _FILTER_BLOCK = 32  # samples per setting of the filter: 1 ms at 32 kHz
 _FILTER_AHEAD = 0.002  # s; twice the shortest stage of an envelope
@@ -82,7 +86,8 @@ class _Zone:
         return (key - self.root) * self.value(_SCALE_TUNING) + tuning
 
     def release(self) -> float:
-        return max(_SHORTEST_RELEASE, 2 ** (self.value(_VOLUME_ENV + 5) / 1200))
+        timecents = min(self.value(_VOLUME_ENV + 5), _LONGEST_RELEASE)
+        return max(_SHORTEST_RELEASE, 2 ** (timecents / 1200))
 
     def gain(self) -> float:
         """Return the zone's level as heard in mono: both sides of the constant-power pan, added."""
@@ -117,10 +122,23 @@ class SoundFont:
         chunks = _read_chunks(self.path)
         self._samples = np.frombuffer(chunks["smpl"][: len(chunks["smpl"]) // 2 * 2], "<i2")
         self._lists = {name: _records(chunks[name], name, self.path) for name in _RECORDS}
+        self._check_lists()
         headers = self._lists["phdr"][:-1]  # the last one only ends the list
         self._presets = {(int(row["bank"]), int(row["program"])): i for i, row in enumerate(headers)}
         self._zones: dict[tuple[int, int], list[_Zone]] = {}
         self._bodies: dict[tuple, np.ndarray] = {}
+
+    def _check_lists(self) -> None:
+        """Raise a SoundFontError unless every place that a list refers to exists."""
+        order = ("phdr", "pbag", "pgen"), ("inst", "ibag", "igen")
+        for upper, lower in (pair for lists in order for pair in pairwise(lists)):
+            places = self._lists[upper]["gen" if upper.endswith("bag") else "bag"].astype(np.int64)
+            if (np.diff(places) < 0).any() or places[-1] >= len(self._lists[lower]):
+                raise SoundFontError(f"{self.path.name} is broken: {upper!r} leaves the order of {lower!r}")
+        if (self._lists["shdr"]["type"] & _COMPRESSED).any():
+            raise SoundFontError(
+                f"{self.path.name} has compressed samples (SoundFont 3), which are not read: use an sf2"
+            )
 
     @property
     def programs(self) -> dict[int, str]:
@@ -178,6 +196,7 @@ class SoundFont:
         """Combine every zone of a preset with every zone of its instrument; the preset's values are added."""
         zones = []
         for above in self._generators("phdr", "pbag", "pgen", index, _INSTRUMENT):
+            self._require(above[_INSTRUMENT], "inst")
             for below in self._generators("inst", "ibag", "igen", above[_INSTRUMENT], _SAMPLE):
                 special = {_INSTRUMENT, _KEY_RANGE, _VELOCITY_RANGE}
                 extra = {k: v for k, v in above.items() if k not in special}
@@ -199,7 +218,12 @@ class SoundFont:
                 shared = zone
         return zones
 
+    def _require(self, index: int, name: str) -> None:
+        if not 0 <= index < len(self._lists[name]) - 1:  # the last one only ends the list
+            raise SoundFontError(f"{self.path.name} is broken: there is no number {index} in {name!r}")
+
     def _zone(self, generators: dict[int, int], keys: tuple, velocities: tuple) -> _Zone:
+        self._require(generators[_SAMPLE], "shdr")
         header = self._lists["shdr"][generators[_SAMPLE]]
 
         def place(field: str, offset: tuple[int, int]) -> int:
@@ -209,6 +233,8 @@ class SoundFont:
         start, end = place("start", _START), place("end", _END)
         loop = place("loop_start", _LOOP_START) - start, place("loop_end", _LOOP_END) - start
         looped = generators.get(_SAMPLE_MODES, 0) & 1 and 0 <= loop[0] < loop[1]
+        if not 0 <= start < end <= len(self._samples) or (looped and start + loop[1] > len(self._samples)):
+            raise SoundFontError(f"{self.path.name} is broken: a sample from {start} to {end} is not in it")
         root = generators.get(_ROOT_KEY, -1)
         return _Zone(
             generators, keys, velocities,
@@ -232,7 +258,10 @@ class SoundFont:
 
 def _render(zone: _Zone, key: int, n_samples: int, sample_rate: int) -> np.ndarray:
     """Render a zone with its key held for (n_samples,): oscillator, filter, amplifier."""
-    speed = zone.rate * 2 ** (zone.cents(key) / 1200)  # source samples per second
+    octaves = zone.cents(key) / 1200
+    speed = zone.rate * 2**octaves if abs(octaves) < 100 else 0.0  # source samples per second
+    if not 1 <= speed <= _FASTEST:
+        raise SoundFontError(f"a zone is broken: its {zone.rate} Hz are moved by {octaves:.1f} octaves")
     source = _unroll(zone.sample, zone.loop, ceil(n_samples * speed / sample_rate) + 64)
     # Band-limited resampling keeps high keys free of aliases; interpolation would not.
     wave = soxr.resample(source.astype(np.float32) / 32768, speed, sample_rate)[:n_samples]

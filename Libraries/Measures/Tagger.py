@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,11 +113,16 @@ def load_tagger(path: Path = WEIGHTS) -> Tagger:
 
     Raises:
         FileNotFoundError: there are no weights at `path`; the sentence says what makes them.
+        ValueError: the file is damaged, or holds other weights.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: python benchmarks/convert_tagger.py WHEEL writes it")
     tagger = Tagger()
-    tagger.load_state_dict(load_file(path))
+    try:
+        tagger.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} does not hold the tagger ({reason}): restore it from git") from None
     return tagger.eval().requires_grad_(False)
 
 

@@ -70,7 +70,7 @@ class Run:
         path = self.folder / "conf.json"
         try:
             conf = json.loads(path.read_text("utf-8", "surrogateescape"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
                 "Models/diffusion/00000-BASE"
@@ -138,10 +138,9 @@ class Run:
         return open_spectrogram(config, self.models_dir / "phase", phase_run, gain, device)
 
     def _typed(self, read: Callable[[dict], Any]) -> Any:
-        values = self.conf["settings"]
         try:
-            return read(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return read(self.conf["settings"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"{self.folder / 'conf.json'} does not hold what is needed: {error}"
             ) from None

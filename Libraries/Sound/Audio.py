@@ -1,10 +1,8 @@
-"""Find, decode, resample and write audio files; say in one sentence what is wrong with a broken one."""
+"""Find, read, resample and write audio files."""
 
 import math
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,18 @@ import soundfile
 import soxr
 import torch
 
+from Libraries.Sound.Decoding import (
+    BLOCK_VALUES,
+    UNREADABLE_SUFFIXES,
+    AudioError,
+    AudioInfo,
+    decode,
+    info_of,
+    open_audio,
+)
 from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
+
+__all__ = ["AudioError", "AudioInfo"]
 
 log = get_logger("Audio")
 
@@ -23,44 +32,10 @@ READABLE_SUFFIXES = frozenset((
     ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".avr", ".paf", ".pvf", ".sf", ".ircam",
     ".voc", ".nist", ".sph", ".svx", ".8svx", ".iff",
 ))
-# Formats that libsndfile cannot decode: found all the same, so that they are reported, not overlooked.
-UNREADABLE_SUFFIXES = frozenset((
-    ".m4a", ".m4b", ".aac", ".wma", ".ape", ".wv", ".mpc", ".dsf", ".dff", ".ra", ".amr", ".mka", ".weba",
-))
 # fmt: on
 
 BLOCK_SECONDS = 10.0
 _RESAMPLER_REACH = 0.1  # s; more than soxr's filter sees on either side of a sample
-_SHORTFALL = 0.5  # s; MP3 and Ogg encoders pad, so a header may promise frames that never come
-_LENGTH_UNKNOWN = 0x7FFFF000  # WAV writers that stream into a pipe claim this many bytes or more
-_CLAIMED_BYTES = re.compile(r"^\s*(?:data|data size|ssnd)\s*:\s*(\d+)", re.MULTILINE | re.IGNORECASE)
-_LOG_SAYS_CUT = re.compile(r"lacks an end-of-stream bit|without an End-Of-Stream flag")
-
-
-class AudioError(Exception):
-    """An audio file or folder that cannot be used; the message is `path`, then `reason`."""
-
-    def __init__(self, path: Path, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says."""
-
-    sample_rate: int  # Hz
-    channels: int
-    frames: int | None  # samples per channel; None where the header does not say (streamed FLAC)
-    encoding: str  # such as "WAV PCM_16"
-
-    @property
-    def seconds(self) -> float | None:
-        """Length in seconds; None where the header does not say."""
-        return None if self.frames is None else self.frames / self.sample_rate
 
 
 def find_audio_files(folder: Path) -> list[Path]:
@@ -88,8 +63,8 @@ def audio_info(path: Path) -> AudioInfo:
     Raises:
         AudioError: the file cannot be opened, is empty, is not audio, or is visibly cut short.
     """
-    with _open(path) as source:
-        return _info(source)
+    with open_audio(path) as source:
+        return info_of(source)
 
 
 def read_blocks(
@@ -106,8 +81,9 @@ def read_blocks(
         float32 `(C, n)`, C = 1 if `mono`; n varies from block to block and is never 0.
 
     Raises:
-        AudioError: on the first block if the file cannot be opened; later if it is damaged, is shorter
-            than its header says, or holds values that are not finite.
+        AudioError: on the first block if the file cannot be opened or claims what no music has; later if it
+            is damaged, is shorter than its header says, is longer than a day, or holds values that are not
+            finite or beyond all loudness.
     """
     yield from _read_from(path, sample_rate, block_seconds, mono, start=0)
 
@@ -190,56 +166,12 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
-def _open(path: Path) -> "_Stream":
-    """Open a file for reading, or raise an AudioError that says why not."""
-    path = Path(path)
-    try:
-        with open(path, "rb"):  # libsndfile calls a missing file and a forbidden one alike a "system error"
-            size = path.stat().st_size
-    except OSError as error:
-        raise AudioError(path, f"cannot be opened: {error.strerror}") from error
-    if size == 0:
-        raise AudioError(path, "is empty: 0 bytes")
-    if path.suffix.lower() in UNREADABLE_SUFFIXES:
-        raise AudioError(path, "is in a format that is not decoded here: convert it to wav or flac")
-    try:
-        source = _Stream(path)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(path, "is not audio, or its header is damaged or cut off") from error
-    if _visibly_cut(source.extra_info, size):
-        source.close()
-        raise AudioError(path, "is truncated: its header promises more audio than the file holds")
-    return source
-
-
-class _Stream(soundfile.SoundFile):
-    """A file that is only read forwards.
-
-    `soundfile` seeks after every read of a file that it takes to be seekable. libsndfile can seek neither in
-    a FLAC that was streamed without its length nor past the last whole frame of a truncated one.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _visibly_cut(decoder_log: str, file_size: int) -> bool:
-    """Return whether the header claims more than the file holds; libsndfile corrects and merely logs that."""
-    claims = (int(claim) for claim in _CLAIMED_BYTES.findall(decoder_log))
-    cut = any(file_size < claim < _LENGTH_UNKNOWN for claim in claims)
-    return cut or bool(_LOG_SAYS_CUT.search(decoder_log))
-
-
-def _info(source: soundfile.SoundFile) -> AudioInfo:
-    frames = source.frames if source.frames < 2**62 else None  # libsndfile's "unknown" is the largest int64
-    return AudioInfo(source.samplerate, source.channels, frames, f"{source.format} {source.subtype}")
-
-
 def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, start: int):
     """Yield the blocks of `read_blocks`, starting at frame `start` of the file."""
-    with _open(path) as source:
+    with open_audio(path) as source:
         channels = 1 if mono else source.channels
-        blocks = _decode(source, path, max(1, round(block_seconds * source.samplerate)), start)
+        block_frames = min(round(block_seconds * source.samplerate), BLOCK_VALUES // source.channels)
+        blocks = decode(source, path, max(1, block_frames), start)
         if mono:
             # channel by channel: .mean() is slow over so short an axis, and a matrix product wakes all BLAS
             # threads, which then spin in each of several processes
@@ -247,43 +179,6 @@ def _read_from(path: Path, sample_rate: int, block_seconds: float, mono: bool, s
         if source.samplerate != sample_rate:
             blocks = _resample(blocks, source.samplerate, sample_rate, channels)
         yield from (np.ascontiguousarray(block.T) for block in blocks if len(block))
-
-
-def _decode(source: _Stream, path: Path, block_frames: int, start: int) -> Iterator[np.ndarray]:
-    """Yield checked float32 blocks `(n, C)` at the file's own rate, from frame `start` on."""
-    position = start
-    try:
-        if start:
-            source.seek(min(start, source.frames))
-        while len(block := source.read(block_frames, dtype="float32", always_2d=True)):
-            _check_finite(block, path, position, source.samplerate)
-            position += len(block)
-            yield block
-    except soundfile.LibsndfileError as error:
-        seconds = position / source.samplerate
-        raise AudioError(path, f"is damaged or truncated: decoding fails after {seconds:.2f} s") from error
-    promised, got = _info(source).seconds, position / source.samplerate
-    if promised is not None and promised - got > _SHORTFALL and _length_is_known(source, path):
-        raise AudioError(path, f"is truncated: {got:.2f} of {promised:.2f} s could be decoded")
-
-
-def _check_finite(block: np.ndarray, path: Path, position: int, sample_rate: int) -> None:
-    if not np.isfinite(block).all():
-        seconds = (position + int(np.argmin(np.isfinite(block).all(axis=1)))) / sample_rate
-        raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
-
-
-def _length_is_known(source: _Stream, path: Path) -> bool:
-    """Return whether the header gives the length; that of an MP3 without a Xing or VBRI tag is a guess."""
-    if source.format != "MP3":
-        return True
-    with open(path, "rb") as file:
-        head = file.read(10)
-        if head.startswith(b"ID3"):  # the tag's size is four bytes of seven bits each
-            size = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-            file.seek(10 + size)
-        first_frame = file.read(4096)
-    return any(tag in first_frame for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def _resample(

@@ -6,9 +6,9 @@ read with `weights_only=True`: a stranger's checkpoint cannot run code.
 """
 
 import json
-import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -30,19 +30,31 @@ def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
     """Read what `save_checkpoint` wrote; with `mmap` each tensor is read when it is used.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or holds more than plain data.
+        CheckpointError: the file is missing, cut short, damaged, or holds more than plain data.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        _require_no_more_than_the_file(path)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: train the model first or check the run's name"
         ) from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of any type: reading goes where the damaged bytes lead
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}): delete it or copy it again"
         ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no checkpoint but {type(content).__name__}: copy it again")
+    return content
+
+
+def _require_no_more_than_the_file(path: Path) -> None:
+    """Raise a BadZipFile for an archive that unpacks to more than its size, which torch never writes."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > Path(path).stat().st_size:
+        raise zipfile.BadZipFile(f"it claims to hold {claimed} bytes")
 
 
 def find_checkpoints(run_dir: Path, kind: str) -> list[tuple[int, Path]]:
@@ -74,6 +86,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
         CheckpointError: the weights are another network's; the message names the first difference.
     """
     own = model.state_dict()
+    if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
+        raise CheckpointError(f"{source} holds no weights: copy it again")
     for name in own.keys() | weights.keys():
         if name not in weights or name not in own or own[name].shape != weights[name].shape:
             shapes = [tuple(d[name].shape) if name in d else "absent" for d in (own, weights)]

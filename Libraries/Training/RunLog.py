@@ -32,10 +32,23 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a metrics.csv, each with only the values it has; "step" is an int."""
+    """Return the rows of a metrics.csv, each with only the values it has; "step" is an int.
+
+    Raises:
+        ValueError: the file is damaged; the message says where.
+    """
+    rows = []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows]
+        try:
+            for row in csv.DictReader(file):
+                values = {key: float(value) for key, value in row.items() if value}
+                rows.append({**values, "step": int(values["step"])})
+        except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is damaged after {len(rows)} rows ({str(error)[:80]}): mend it or delete it, for "
+                "training goes on without it"
+            ) from None
+    return rows
 
 
 @contextlib.contextmanager
