@@ -202,15 +202,6 @@ def test_a_split_that_is_too_small_to_measure_against_is_named(settings, monkeyp
         make_yardstick(Spectrogram(settings.spectrogram).decode, *splits, 4)
 
 
-def test_sets_of_unequal_size_are_cut_to_the_smallest_before_they_are_compared():
-    """The distance falls with the number of clips, so a larger set would be at an advantage."""
-    noise = 0.1 * torch.randn(9, 1, 8_000, generator=torch.Generator().manual_seed(0))
-    sets, test = {"samples": noise[:2], "train": noise[2:5]}, noise[5:]
-    cut = distances({name: waveforms[:2] for name, waveforms in sets.items()}, test[:2], 16_000)
-    assert distances(sets, test, 16_000) == cut and cut["clips"] == 2
-    assert distances({"train": sets["train"]}, test, 16_000)["train_to_test"] < cut["train_to_test"]
-
-
 def test_training_clips_are_augmented_and_validation_clips_are_as_stored(settings):
     assert settings.dataset.time_shift
     stored = {split: SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "validation")}

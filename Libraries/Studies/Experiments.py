@@ -242,7 +242,8 @@ def _train_and_measure(
     """Train, sample and measure; write OUTCOME last."""
     ensure_dataset(settings)
     training = pieces_of(load_manifest(settings.dataset_dir), "train")
-    require_separate(training, set(reference().pieces), f"the variant with the dataset {settings.dataset.name}")
+    who = f"the variant with the dataset {settings.dataset.name}"
+    require_separate(training, set(reference().pieces), who)
     recipe = replace(diffusion_recipe(settings), parent=folder, preview=None)
     run_dir = open_run(recipe, next(iter(sorted(folder.glob("0*"))), None)).folder
     try:
