@@ -44,8 +44,9 @@ from Libraries.Doctor.WeightRules import ema_lags, ema_never_updated, fp16_overf
 from Libraries.Networks import as_journal
 from Libraries.Runs.Autoencoding import train_vae
 from Libraries.Runs.DiffusionTraining import train_diffusion
-from Libraries.Runs.Run import latest_run
+from Libraries.Runs.Run import RELEASED, latest_run
 from Libraries.Runs.Settings import changed
+from Libraries.Runs.Upsampling import train_upsampler
 from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Training import DiffusionLoss, Loop
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, save_json
@@ -416,6 +417,20 @@ class Constant(torch.nn.Module):
 
     def forward(self, x, t, cond=None):
         return self.layer(x)
+
+
+@pytest.mark.parametrize("name", ["phase-bands", "phase-magnitude"])
+def test_released_models_raise_no_alarm(name):
+    diagnosis = doctor(RELEASED / name)
+    assert not diagnosis.findings and "loss spike" in diagnosis.sound, str(diagnosis)
+
+
+def test_an_upsampler_can_be_examined(settings):
+    few = {f"upsampler.{name}": value for name, value in FEW.items()}
+    network = replace(settings.network, attention_levels=())
+    upsampler = changed(settings, {"upsampler.train": settings.train, "upsampler.network": network, **few})
+    diagnosis = doctor(train_upsampler(upsampler))
+    assert "too few clips" in diagnosis.sound and "loss spike" in diagnosis.unseen, str(diagnosis)
 
 
 def test_what_is_not_there_is_not_counted_as_healthy(healthy, tmp_path):
