@@ -156,7 +156,8 @@ def representation_hard_to_invert(case: Case) -> Finding | None:
     Journal, 05.03.2025: "Tried mel spectograms but due to the bad reconstruction [...] stayed with stft
     diagrams", whose magnitudes 480/288 determine the sound no better.
     """
-    spectrogram, recordings = case.run.spectrogram(), case.recordings[:DECODED]
+    recordings = case.recordings[:DECODED]
+    spectrogram = case.run.spectrogram(device=case.device)
     rate = spectrogram.config.sample_rate
     decoded = spectrogram.decode(*spectrogram.encode_with_gain(recordings))
     kept = recordings[..., : decoded.shape[-1]]

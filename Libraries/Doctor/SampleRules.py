@@ -7,13 +7,13 @@ from torch import Tensor
 
 from Libraries.Doctor.Case import CannotLook, Case, Finding
 from Libraries.Doctor.CurveRules import level_of_a_constant
-from Libraries.Doctor.DataRules import nearest_in_training
+from Libraries.Doctor.DataRules import COPY, nearest_in_training
 from Libraries.Evaluation.Samples import distances
 from Libraries.Measures.Sound import N_FFT, mean_spectrum
 
 LEARNED = 0.9  # of the loss of a constant, above which nothing has been learned that samples could show
 NOISY = 0.4  # of the way from real clips (0) to decoded noise (1); healthy runs of minutes reach .02
-COPIED = 0.25  # deviations of the data: a copy with the errors of a sampler; the demo's nearest has .56
+COPIED = 0.5  # of the distance of clips never heard; the nearest of the demo has .75 or more
 HIGHS = 0.5  # of the band that is kept: what lies above is called high here
 MISSING_DB = 10.0  # of power in the highs, medians over clips; two sets of real clips differ by 1 to 3 dB
 
@@ -69,10 +69,10 @@ def copies_among_samples(case: Case) -> Finding | None:
     Somepalli et al. 2023, "Diffusion art or digital forgery?"; Carlini et al. 2023.
     """
     nearest = nearest_in_training(case, case.samples)
-    copies = int((nearest < COPIED).sum())
+    held_out = nearest_in_training(case, case.held_out).median().item()
+    copies = int((nearest < max(COPY, COPIED * held_out)).sum())
     if not copies:
         return None
-    held_out = nearest_in_training(case, case.held_out).median().item()
     return Finding(
         f"{copies} of {len(nearest)} samples are copies of training clips ({nearest.min():.2f} deviations "
         f"away; clips never heard {held_out:.2f})",
