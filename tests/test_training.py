@@ -203,6 +203,12 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
 
 
+def test_only_dropout_tells_accumulation_from_the_larger_batch(tmp_path):
+    large = train(tmp_path / "large", replace(CONFIG, batch_size=8))
+    small = train(tmp_path / "small", replace(CONFIG, batch_size=2, grad_accumulation=4))
+    assert not torch.allclose(weights(large), weights(small), atol=1e-5)
+
+
 class Overflows(Regression):
     """Gradients that are infinite in the first `steps` calls, of a loss that is finite."""
 

@@ -1,8 +1,10 @@
 """One training loop for every model: mixed precision, accumulation, EMA, exact resume.
 
-A step is a pure function of the state and the step number: batches, timesteps, noise and dropout are all
-derived from (seed, position in the stream of samples). So a run that is killed and resumed, split over
-processes, or cut into smaller micro-batches computes what an uninterrupted run computes.
+A step is a pure function of the state and the step number: batches, timesteps and noise are derived from
+(seed, position in the stream of samples), dropout from (seed, micro-batch, process). So a run that is killed
+and resumed computes what an uninterrupted run computes. Split over processes, or cut into smaller
+micro-batches, it sees the same samples under the same noise, and computes the same but for two things:
+dropout draws other masks, and BatchNorm normalises by other batches.
 """
 
 import contextlib
