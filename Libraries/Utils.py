@@ -124,11 +124,14 @@ def pick_device() -> torch.device:
 
 
 def resolve_precision(mixed_precision: str) -> str:
-    """Resolve `auto` to what is fast here: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    """Resolve `auto` to what is fast here: bf16 where the hardware has it, else fp16 on CUDA, else fp32.
+
+    On a GPU before Ampere (V100, T4, RTX 20) PyTorch only emulates bf16, slowly.
+    """
     if mixed_precision != "auto":
         return mixed_precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
 

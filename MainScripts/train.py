@@ -5,8 +5,8 @@
     accelerate launch MainScripts/train.py --preset BASE --resume Models/diffusion/00003-BASE
 
 If missing, the dataset is built first, and the autoencoder or upsampler is trained first if the space needs
-one. N processes with batches of B compute what one process computes with batches of N * B. Ctrl-C and SIGTERM
-save before the training stops.
+one. N processes with batches of B compute what one process computes with batches of N * B, except that
+dropout draws other masks and BatchNorm sees other batches. Ctrl-C and SIGTERM save before the training stops.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def test_a_variant_with_another_split_does_not_train_on_what_it_is_measured_on(c
 
 def test_names_that_are_not_utf_8_are_kept(tmp_path):
     name = b"pi\xe8ce".decode("utf-8", "surrogateescape")
-    save_json(tmp_path / "conf.json", {"format": 2, "training_pieces": [name]})
+    save_json(tmp_path / "conf.json", {"format": 2, "settings": {}, "training_pieces": [name]})
     assert Run(tmp_path).conf["training_pieces"] == [name]
     with pytest.raises(UnicodeDecodeError):
         json.loads((tmp_path / "conf.json").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,12 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     assert all(v.isfinite().all() for v in state_of(tmp_path / "run")["model"].values())
 
 
+def test_only_dropout_tells_accumulation_from_the_larger_batch(tmp_path):
+    large = train(tmp_path / "large", replace(CONFIG, batch_size=8))
+    small = train(tmp_path / "small", replace(CONFIG, batch_size=2, grad_accumulation=4))
+    assert not torch.allclose(weights(large), weights(small), atol=1e-5)
+
+
 class Overflows(Regression):
     """Gradients that are infinite in the first `steps` calls, of a loss that is finite."""
 
@@ -275,6 +282,53 @@ def test_ema_keeps_the_running_statistics_of_batch_norm(tmp_path):
     assert_same(dict(saved), dict(ema))
     with torch.no_grad():
         assert (averaged(DATA) - LABELS).square().mean() < 0.3 * LABELS.var()
+
+
+def test_a_compiled_network_of_many_processes_is_saved_without_its_wrappers(tmp_path, monkeypatch):
+    """So that it goes on anywhere; compiled eagerly here, in one process."""
+
+    def make(config):
+        accelerator = make_accelerator(config)
+        prepare = accelerator.prepare
+
+        def wrapped(model, optimizer):
+            model, optimizer = prepare(model, optimizer)
+            model = torch.compile(model, backend="eager")
+            return nn.parallel.DistributedDataParallel(model), optimizer
+
+        monkeypatch.setattr(accelerator, "prepare", wrapped)
+        return accelerator
+
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "make_accelerator", make)
+            train(tmp_path / "run", replace(CONFIG, save_every=6))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert state_of(tmp_path / "run")["model"].keys() == network().state_dict().keys()
+    train(tmp_path / "plain")
+    assert_same(state_of(tmp_path / "run")["model"], state_of(tmp_path / "plain")["model"])
+    train(tmp_path / "run", replace(CONFIG, num_steps=14))
+
+
+def test_a_resumed_state_leaves_the_count_of_steps_on_the_cpu(tmp_path, monkeypatch):
+    """Where AdamW reads it at every step; `meta` stands in for a GPU."""
+    train(tmp_path / "run", replace(CONFIG, num_steps=4))
+    accelerator = make_accelerator(CONFIG)
+    state = Loop._make_state(network(), CONFIG, accelerator)
+    monkeypatch.setattr(type(accelerator), "device", torch.device("meta"))
+    state.load(tmp_path / "run" / "state-00000004.pth")
+    counts = [moments["step"] for moments in state.optimizer.state.values()]
+    assert counts and all(count.device.type == "cpu" and count == 4 for count in counts)
+
+
+def test_others_wait_as_long_as_the_main_process_builds(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(Loop, "PartialState", lambda **options: asked.update(options))
+    Loop.process_state()
+    assert asked["timeout"] >= timedelta(hours=12)
 
 
 def test_preview_sees_the_ema_model(tmp_path):

@@ -12,6 +12,7 @@ from Libraries.Utils import (
     derive_seed,
     get_logger,
     require,
+    resolve_precision,
     set_log_level,
     spread_indices,
     write_then_rename,
@@ -56,6 +57,17 @@ def test_runs_are_numbered_and_never_reused(tmp_path):
 def test_run_names_that_are_paths_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="must be letters"):
         new_run_dir(tmp_path, name)
+
+
+def test_emulated_bf16_is_not_taken_for_fast(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_it, precision in ((False, "fp16"), (True, "bf16")):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, own=has_it: including_emulation or own,
+        )
+        assert resolve_precision("auto") == precision
 
 
 def test_latest_run_is_the_newest_with_weights(tmp_path):

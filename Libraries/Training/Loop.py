@@ -1,14 +1,17 @@
 """One training loop for every model: mixed precision, accumulation, EMA, exact resume.
 
-A step is a pure function of the state and the step number: batches, timesteps, noise and dropout are all
-derived from (seed, position in the stream of samples). So a run that is killed and resumed, split over
-processes, or cut into smaller micro-batches computes what an uninterrupted run computes.
+A step is a pure function of the state and the step number: batches, timesteps and noise are derived from
+(seed, position in the stream of samples), dropout from (seed, micro-batch, process). So a run that is killed
+and resumed computes what an uninterrupted run computes. Split over processes, or cut into smaller
+micro-batches, it sees the same samples under the same noise, and computes the same but for two things:
+dropout draws other masks, and BatchNorm normalises by other batches.
 """
 
 import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +32,7 @@ from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, hold, resolve_
 
 logger = get_logger("Training")
 
+MAIN_WORKS_ALONE = timedelta(days=2)  # while the others wait: builds, previews, validation
 SMALLEST_SCALE = 1e-4  # of fp16's loss, after 30 steps in a row whose gradients were not finite
 LET_GO = 10.0  # s in which the loader workers of a killed training end, and with them its hold on the run
 
@@ -58,7 +62,8 @@ class TrainingDiverged(RuntimeError):
 class TrainState:
     """Everything that a step changes."""
 
-    model: nn.Module
+    model: nn.Module  # as Accelerate and torch.compile wrap it
+    network: nn.Module  # the same without the wrappers, whose weights are saved
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -71,13 +76,12 @@ class TrainState:
         """Write state-<step>.pth and ema-<step>.pth, then delete older states (the EMA weights stay)."""
         if not self.accelerator.is_main_process or self.step == 0:
             return
-        raw = _unwrap(self.accelerator, self.model)
         save_checkpoint(
             run_dir / f"ema-{self.step:08d}.pth", {"step": self.step, "weights": self.ema.module.state_dict()}
         )
         content = {
             "step": self.step,
-            "model": raw.state_dict(),
+            "model": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "power_ema": {length: average.state_dict() for length, average in self.power_ema.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -97,8 +101,8 @@ class TrainState:
 
     def load(self, path: Path) -> None:
         """Resume from a state-<step>.pth."""
-        content = load_checkpoint(path, map_location=self.accelerator.device)
-        load_weights(_unwrap(self.accelerator, self.model), content["model"], path)
+        content = load_checkpoint(path)  # on the CPU, where AdamW keeps its count of steps
+        load_weights(self.network, content["model"], path)
         self.ema.load_state_dict(content["ema"])
         for length, average in self.power_ema.items():
             average.load_state_dict(content["power_ema"][length])
@@ -222,14 +226,14 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
     if not state.optimizer.step_was_skipped:  # fp16 skips a step whose gradients overflowed
         state.scheduler.step()
         for average in (state.ema, *state.power_ema.values()):
-            average.update_parameters(_unwrap(accelerator, state.model))
+            average.update_parameters(state.network)
     state.step += 1
     return grad_norm
 
 
 def process_state() -> PartialState:
     """Return this process's rank among all processes; without a GPU they communicate over gloo."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=MAIN_WORKS_ALONE)
 
 
 def decided_once(decide: Callable[[], Any]) -> Any:
@@ -290,16 +294,13 @@ def _make_state(model: nn.Module, config: TrainConfig, accelerator: Accelerator)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
+    network = model
     if config.compile and accelerator.device.type == "cuda":
         model = torch.compile(model)
     # before `prepare`, which replaces the optimizer's step: else torch takes it for one that was never called
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     model, optimizer = accelerator.prepare(model, optimizer)
-    return TrainState(model, ema, optimizer, scheduler, accelerator, power_ema)
-
-
-def _unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    return accelerator.unwrap_model(model, keep_torch_compile=False)
+    return TrainState(model, network, ema, optimizer, scheduler, accelerator, power_ema)
 
 
 def _any_is_stopping(accelerator: Accelerator, stopping: bool) -> bool:
