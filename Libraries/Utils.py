@@ -96,7 +96,7 @@ def require(allowed: Iterable | str, **settings) -> None:
         if not fits(value):
             rule = rule or f"choose one of {', '.join(map(str, allowed))}"
             sentence = f"must be {rule}" if isinstance(allowed, str) else f"is unknown; {rule}"
-            raise ValueError(f"{name}={value!r} {sentence}")
+            raise ValueError(f"{name}={value!r:.80} {sentence}")  # a damaged file's may be endless
 
 
 def _interval(text: str) -> tuple[Callable[[float], bool], str]:
