@@ -8,8 +8,8 @@ from torch import Tensor
 from Libraries.Doctor.Case import CannotLook, Case, Finding
 from Libraries.Doctor.CurveRules import level_of_a_constant
 from Libraries.Doctor.DataRules import COPY, nearest_in_training
-from Libraries.Evaluation.Samples import distances
 from Libraries.Measures.Sound import N_FFT, mean_spectrum
+from Libraries.Sound.Metrics import log_mel_distance
 
 LEARNED = 0.9  # of the loss of a constant, above which nothing has been learned that samples could show
 NOISY = 0.4  # of the way from real clips (0) to decoded noise (1); healthy runs of minutes reach .02
@@ -31,18 +31,19 @@ def samples_are_noise(case: Case) -> Finding | None:
             f"the loss is {loss:.2f}, not below the {level:.2f} of a constant: samples must be noise"
         )
     sound = case.sound
-    sets = {name: sound[name] for name in ("samples", "train", "noise")}
-    found = distances(sets, sound["held_out"], case.settings.spectrogram.sample_rate)
-    floor = found["train_to_test"]
-    way = (found["samples_to_test"] - floor) / max(found["noise_to_test"] - floor, 1e-9)
+    count, rate = min(map(len, sound.values())), case.settings.spectrogram.sample_rate
+    samples, floor, noise = (
+        log_mel_distance(sound[name][:count], sound["held_out"][:count], rate)
+        for name in ("samples", "train", "noise")
+    )
+    way = (samples - floor) / max(noise - floor, 1e-9)
     if way <= NOISY:
         return None
     return Finding(
         f"the loss fell to {loss:.2f}, but samples lie {way:.0%} of the way from music to noise (log-mel "
-        f"distance {found['samples_to_test']:.1f}, of real clips {floor:.1f}, of noise "
-        f"{found['noise_to_test']:.1f})",
+        f"distance {samples:.1f}, of real clips {floor:.1f}, of noise {noise:.1f})",
         "look at the other findings on sampler, data and EMA first; if there are none, train longer",
-        {"way": way, "distance": found["samples_to_test"]},
+        {"way": way, "distance": samples},
     )
 
 

@@ -158,6 +158,16 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return max(distance.item(), 0.0)
 
 
+def log_mel_distance(waveforms: Tensor, others: Tensor, sample_rate: int) -> float:
+    """Return the Frechet distance of the `log_mel_statistics` of two sets of waveforms (N, 1, L).
+
+    It falls with the number of clips, so both sets are cut to the smaller one's.
+    """
+    count = min(len(waveforms), len(others))
+    features = (log_mel_statistics(clips[:count], sample_rate) for clips in (waveforms, others))
+    return frechet_distance(*features)
+
+
 def power_fraction_above(waveforms: Tensor, sample_rate: int, frequency: float) -> float:
     """Return the fraction of the power above a frequency, averaged over clips, in dB.
 
