@@ -27,6 +27,8 @@ from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
 from Libraries.Utils import spread_indices, write_then_rename
 
+PICTURED = 4  # generated and real clips in samples.png
+
 
 def spread_labels(dataset: SpectrogramDataset, count: int) -> Tensor:
     """Return the labels of these clips, int64 (N,)."""
@@ -61,7 +63,8 @@ def evaluate(
     seconds = (time.perf_counter() - start) / len(seeds)
     save_clips(samples, [f"sample-{seed:04d}" for seed in seeds], folder / "audio", rate)
     real = spread_clips(test, len(seeds))
-    figure = plot_comparison(samples, model.to_audio(real), rate, "Generated and real clips")
+    beside = model.to_audio(real[spread_indices(len(real), PICTURED)])
+    figure = plot_comparison(samples, beside, rate, "Generated and real clips", PICTURED)
     save_figure(figure, folder / "samples.png")
     states = record_trajectory(model, settings.sampler, seed=0)
     save_figure(

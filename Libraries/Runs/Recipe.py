@@ -15,7 +15,7 @@ from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_mani
 from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
-from Libraries.Runs.Settings import Settings, to_dict
+from Libraries.Runs.Settings import Settings, to_dict, value_at
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
@@ -100,7 +100,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
         return Run(claim_run(recipe.parent, recipe.name, conf), schema)
     run = Run(run_dir, schema)
     for part in recipe.made_of:
-        theirs, ours = (_at(part, tree) for tree in (run.conf["settings"], values))
+        theirs, ours = (value_at(part, tree) for tree in (run.conf["settings"], values))
         both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
         require_same(f"the run {run.name}", *both)
     if run.conf["requires"] != recipe.requires:
@@ -173,10 +173,6 @@ def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] 
                  for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
     if different:
         raise ValueError(f"{owner} has other settings ({'; '.join(different)}): use those, or make a new one")
-
-
-def _at(path: str, values: dict) -> Any:
-    return functools.reduce(lambda part, name: part[name], path.split("."), values)
 
 
 def _named(requires: dict[str, str]) -> str:

@@ -1,10 +1,11 @@
-"""Weights that come with the repository: written from a run, found after the user's own runs."""
+"""Weights that come with the repository, written from a run."""
 
 import functools
 from collections.abc import Iterable
 from pathlib import Path
 
 from Libraries.Runs.Run import FORMAT, Run
+from Libraries.Runs.Settings import value_at
 from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
 
 
@@ -35,6 +36,6 @@ def _kept(run: Run, paths: Iterable[str]) -> dict:
     kept: dict = {}
     for path in paths:
         *parents, name = path.split(".")
-        value = functools.reduce(lambda part, key: part[key], path.split("."), run.conf["settings"])
-        functools.reduce(lambda part, key: part.setdefault(key, {}), parents, kept)[name] = value
+        branch = functools.reduce(lambda part, key: part.setdefault(key, {}), parents, kept)
+        branch[name] = value_at(path, run.conf["settings"])
     return kept

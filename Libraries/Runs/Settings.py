@@ -1,6 +1,7 @@
 """The tree of all settings: one dataclass, its folders, and its conversion to and from conf.json."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -227,6 +228,11 @@ def part_of(cls: type, values: dict, path: str) -> Any:
     for name in path.split("."):
         cls, values = get_type_hints(cls)[name], values[name]
     return _from_plain(cls, values)
+
+
+def value_at(path: str, values: dict) -> Any:
+    """Return what is at a path, such as "vae.network", in `to_dict`'s values."""
+    return functools.reduce(lambda part, name: part[name], path.split("."), values)
 
 
 def changed(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
