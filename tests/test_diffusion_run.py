@@ -1,6 +1,7 @@
 """A trained run that makes music: its labels, its guidance, its earlier weights, averages of any length."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def labelled(settings):
 def test_a_label_that_was_never_trained_is_never_used(settings, labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(labelled, "guide", labelled.network)
     monkeypatch.setattr(labelled, "to_audio", lambda x0: x0)
-    monkeypatch.setattr("Libraries.Evaluation.Comparison.distances", lambda *_: {"samples_to_test": 0.0})
+    unmeasured = SimpleNamespace(measure=lambda _: None)
     test = SpectrogramDataset(settings.dataset_dir, "test")
     clips, own = spread_clips(test, 2), labelled.required(spread_labels(test, 2))
     made = [
@@ -157,8 +158,8 @@ def test_a_label_that_was_never_trained_is_never_used(settings, labelled, tmp_pa
         *(states[2] for states in record_trajectory(labelled, settings.sampler, 0)),
     ]
     few = changed(settings, {"evaluation.compared_clips": 2, "evaluation.batch_size": 2})
-    made += [v.x0 for _, v in compare_samplers(labelled, few, clips)]
-    made += [v.x0 for v in compare_guidance(labelled, few, clips)]
+    made += [v.x0 for _, v in compare_samplers(labelled, few, unmeasured)]
+    made += [v.x0 for v in compare_guidance(labelled, few, unmeasured)]
     editor = labelled.editor(settings.sampler, 0, labels=own)
     made += [editor.vary(clips, 0.9, [0, 1])]
     made += [labelled.interpolate(clips, torch.tensor([0.5]), 2, iterations=1, labels=own[:1])]

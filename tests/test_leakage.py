@@ -97,9 +97,9 @@ def test_latents_of_an_autoencoder_that_heard_the_test_pieces_are_refused(
     for own in (latent, changed(latent, {"vae.run": first.name})):
         with pytest.raises(LeakageError, match=rf"was trained on '{test_piece}'"):
             open_codec(own)
-    splits = [SpectrogramDataset(again.dataset_dir, split) for split in ("train", "test")]
+    test = SpectrogramDataset(again.dataset_dir, "test")
     with pytest.raises(LeakageError, match=rf"was trained on '{test_piece}'"):
-        evaluate_vae(LatentCodec.load(first.folder), *splits, 1, again.root)
+        evaluate_vae(LatentCodec.load(first.folder), None, test, again.root)
     monkeypatch.setattr("Libraries.Runs.Autoencoding.train_vae", lambda own, run: finished_vae(own))
     prepare_space(latent)
     assert open_codec(latent).run_dir.name == "00001-SMOKE"
@@ -129,13 +129,16 @@ def test_a_learned_phase_that_heard_the_test_pieces_is_refused(chords, again):
         model.require_unheard(again.dataset_dir)
 
 
-def test_a_variant_with_another_split_does_not_train_on_what_it_is_measured_on(chords, again, monkeypatch):
+def test_a_variant_with_another_split_does_not_train_on_what_it_is_measured_on(
+    chords, again, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Experiments, "train", None)
     settings = replace(chords, network=as_journal(chords.network))
     other = changed(settings, {"dataset.seed": again.dataset.seed})
     other = Experiments.with_own_dataset(settings, other)
+    reference = Experiments.load_reference(settings, 4)
     with pytest.raises(LeakageError, match=f"the dataset {other.dataset.name} trains on 'piece"):
-        Experiments._train_and_measure(other, Experiments.load_reference(settings, 4), settings.root)
+        Experiments._train_and_measure(other, lambda: reference, 4, tmp_path)
 
 
 def test_names_that_are_not_utf_8_are_kept(tmp_path):
