@@ -350,7 +350,7 @@ SMOKE = changed(
             num_samples=8, batch_size=16, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
             guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
         ),
-        "vae.start": None, "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=200),
+        "start": None, "vae.start": None, "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=200),
         "vae.network.channels": (16, 32), "vae.network.blocks_per_level": 1, "vae.network.latent_channels": 4,
         "vae.train": replace(CPU.vae.train, **FEW_STEPS),
         "upsampler.network": SMOKE_SPECTROGRAM_UNET,
@@ -375,7 +375,8 @@ def in_space(settings: Settings, space: str) -> Settings:
     """Return a preset with its diffusion in another space, by the network made for that space."""
     require(NETWORKS, preset=settings.preset)
     require(NETWORKS[settings.preset], space=space)
-    return replace(settings, space=space, network=NETWORKS[settings.preset][space])
+    start = settings.start if space == settings.space else None  # a released run is of one space
+    return replace(settings, space=space, network=NETWORKS[settings.preset][space], start=start)
 
 
 HAS_CUDA = pick_device().type == "cuda"

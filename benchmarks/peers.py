@@ -170,7 +170,7 @@ def generate(settings: Settings, args: argparse.Namespace) -> None:
 
 def with_seed(settings: Settings, seed: int) -> Settings:
     """Return the settings with this seed for weights, batches and noise, and without released weights."""
-    return changed(settings, {"train.seed": seed, "vae.train.seed": seed, "vae.start": None})
+    return changed(settings, {"train.seed": seed, "vae.train.seed": seed, "start": None, "vae.start": None})
 
 
 def judge(settings: Settings, paths: list[Path]) -> None:

@@ -21,12 +21,11 @@ from Libraries.Runs.Autoencoding import (
     find_vae,
     first_network,
     measure_latents,
-    named_vae,
     release_vae,
     train_vae,
     vae_recipe,
 )
-from Libraries.Runs.Run import RELEASED
+from Libraries.Runs.Run import RELEASED, named_run
 from Libraries.Runs.Settings import changed
 from Libraries.Sound.Audio import load_audio
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -77,7 +76,7 @@ def test_a_released_run_makes_the_same_latents_and_is_found_by_name(
     files = {path.name for path in (tmp_path / "released" / "vae-test").iterdir()}
     assert files == {"conf.json", "metrics.csv", "ema-00000004.pth", "latent-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "vae-test" / "conf.json").read_text()
-    monkeypatch.setattr(sys.modules["Libraries.Runs.Autoencoding"], "RELEASED", tmp_path / "released")
+    monkeypatch.setattr(sys.modules["Libraries.Runs.Run"], "RELEASED", tmp_path / "released")
     elsewhere = changed(settings, {"root": tmp_path, "vae.run": "vae-test"})
     assert find_vae(settings) == run_dir
     released = LatentCodec.open(elsewhere)
@@ -111,7 +110,7 @@ def test_a_run_that_does_not_fit_cannot_be_begun_with(settings, run_dir, change,
 
 def test_the_released_autoencoder_fits_the_preset_of_the_demo(tmp_path):
     conf = replace(CPU, root=tmp_path)
-    assert named_vae(conf, conf.vae.start).parent == RELEASED
+    assert named_run(conf.models_dir, "vae", conf.vae.start).parent == RELEASED
     vae = first_network(conf).vae.eval()
     clip = load_audio(RELEASED.parents[1] / "Data" / "music_file.wav", CPU.spectrogram.sample_rate)
     x0 = Spectrogram(CPU.spectrogram).encode(clip[None, :, : CPU.spectrogram.clip_samples])

@@ -1,5 +1,7 @@
 """A trained run that makes music: its labels, its guidance, its earlier weights, averages of any length."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +22,12 @@ from Libraries.Evaluation.Comparison import (
 )
 from Libraries.Evaluation.Samples import bits_of_clips, record_trajectory, spread_clips, spread_labels
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.DiffusionTraining import diffusion_recipe, save_preview, train_diffusion
+from Libraries.Runs.DiffusionTraining import (
+    diffusion_recipe,
+    first_network,
+    save_preview,
+    train_diffusion,
+)
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec
@@ -31,6 +38,7 @@ from Libraries.Training.Checkpoint import (
     find_checkpoints,
     load_checkpoint,
     save_checkpoint,
+    save_json,
 )
 from Libraries.Utils import spread_indices
 
@@ -290,3 +298,37 @@ def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, model):
     assert waveform.shape[-1] == (2 * T + 2) * settings.spectrogram.hop_length and waveform.isfinite().all()
     between = model.interpolate(torch.cat([x0, -x0]), torch.tensor([0.0, 1.0]), 4, iterations=2)
     assert between.shape == (2, *settings.spectrogram.shape)
+
+
+def test_training_begins_with_the_weights_of_another_run(settings, run_dir):
+    trained = DiffusionRun.load(run_dir).network.state_dict()
+    start = changed(settings, {"start": run_dir.name, "network.dropout": 0.1})
+    begun = diffusion_recipe(start).network().state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in trained.items())
+    with_classes = changed(start, {"network.num_classes": 2})  # whose embedding the run has not
+    begun = diffusion_recipe(with_classes).network().state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in trained.items())
+    assert begun.keys() - trained.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"diffusion.prediction_type": "epsilon"}, "prediction_type is v_prediction there and epsilon here"),
+        ({"spectrogram.db_range": 60.0}, "db_range is 80.0 there and 60.0 here"),
+    ],
+)
+def test_a_run_that_does_not_fit_cannot_be_begun_with(settings, run_dir, change, sentence):
+    with pytest.raises(ValueError, match=f"{run_dir.name}, with which start begins, .*{sentence}"):
+        diffusion_recipe(changed(settings, {"start": run_dir.name, **change})).network()
+
+
+def test_a_run_in_latents_of_another_autoencoder_cannot_be_begun_with(settings, run_dir, tmp_path):
+    theirs = tmp_path / "Models" / "diffusion" / "theirs"
+    shutil.copytree(run_dir, theirs)
+    conf = json.loads((theirs / "conf.json").read_text(encoding="utf-8"))
+    conf["requires"] = {"run": "of-theirs", "weights": ""}
+    save_json(theirs / "conf.json", conf)
+    own = changed(settings, {"root": tmp_path, "start": "theirs"})
+    with pytest.raises(ValueError, match=r"theirs, .* was trained in the latents of of-theirs"):
+        first_network(own, open_codec(settings))

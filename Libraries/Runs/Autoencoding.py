@@ -17,16 +17,16 @@ from Libraries.Runs.Leakage import find_unheard, require_unheard
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
     Recipe,
+    begin_with,
     clip_loaders,
     music_record,
-    require_same,
     resumable,
     save_preview_figures,
     train,
 )
 from Libraries.Runs.Release import release
-from Libraries.Runs.Run import RELEASED, Run, find_run, with_inverse_of
-from Libraries.Runs.Settings import LATEST, Settings, to_dict
+from Libraries.Runs.Run import Run, find_run, named_run, with_inverse_of
+from Libraries.Runs.Settings import LATEST, Settings
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
@@ -97,7 +97,7 @@ class LatentCodec:
             CheckpointError: there is no such run, its training is not finished, or its weights have changed.
         """
         if requires:
-            return cls._required(named_vae(settings, requires["run"]), requires, device)
+            return cls._required(named_run(settings.models_dir, "vae", requires["run"]), requires, device)
         run_dir = find_vae(settings)
         require_unheard(settings.dataset_dir, [Run(run_dir)])
         codec = cls.load(run_dir, device)
@@ -235,16 +235,9 @@ def first_network(settings: Settings) -> TrainableVAE:
     network = TrainableVAE(VAE(vae.network, settings.spectrogram.shape), vae.loss)
     if vae.start is None:
         return network
-    run = Run(named_vae(settings, vae.start))
-    theirs, ours = run.conf["settings"], to_dict(settings)
-    owner = f"{run.name}, with which vae.start begins,"
-    require_same(owner, theirs["spectrogram"], ours["spectrogram"], INVERSE_ONLY)
-    require_same(owner, theirs["vae"]["network"], ours["vae"]["network"])
-    there, own = run.weights(), network.state_dict()
-    fitting = {name: value for name, value in there.items() if name in own and value.shape == own[name].shape}
-    load_weights(network, {**own, **fitting}, run.weights_path())  # a critic of another size begins anew
-    log.info("training begins with the weights of %s", run.name)
-    return network
+    run = Run(named_run(settings.models_dir, "vae", vae.start))
+    same = {"spectrogram": INVERSE_ONLY, "vae.network": ()}
+    return begin_with(network, run, "vae.start", settings, same)  # a critic of another size begins anew
 
 
 def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
@@ -293,13 +286,13 @@ def save_vae_preview(settings: Settings, run: Run, step: int, network: Trainable
 
 
 def find_vae(settings: Settings) -> Path:
-    """Return the run of `settings.vae.run`: by name (`named_vae`), or the newest.
+    """Return the run of `settings.vae.run`: by name (`named_run`), or the newest.
 
     Raises:
         CheckpointError: "latest" is asked for and there is none.
     """
     if settings.vae.run != LATEST:
-        return named_vae(settings, settings.vae.run)
+        return named_run(settings.models_dir, "vae", settings.vae.run)
     run = _newest(settings)
     if run is None:
         raise CheckpointError(
@@ -317,12 +310,6 @@ def release_vae(run_dir: Path, folder: Path) -> None:
     run = Run(run_dir)
     statistics = _statistics_path(run)
     save_checkpoint(Path(folder) / statistics.name, _read_statistics(run))
-
-
-def named_vae(settings: Settings, name: str) -> Path:
-    """Return the folder of a run in Models/vae, else of that in Models/released if there is one."""
-    own = settings.models_dir / "vae" / name
-    return own if own.is_dir() or not (RELEASED / name).is_dir() else RELEASED / name
 
 
 def _newest(settings: Settings, *, unheard: bool = False) -> Run | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from Libraries.Dataset.Manifest import INVERSE_ONLY
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
@@ -18,12 +19,13 @@ from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
     Recipe,
+    begin_with,
     clip_loaders,
     music_record,
     save_preview_figures,
     train,
 )
-from Libraries.Runs.Run import Run
+from Libraries.Runs.Run import Run, named_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -32,6 +34,13 @@ from Libraries.Training.DiffusionNetwork import make_diffusion_network
 from Libraries.Utils import pick_device
 
 PREVIEW_SEEDS = range(8)
+MADE_OF = ("spectrogram", *AUGMENTATION, "diffusion", "space", "network", "train", "start")
+# what may differ from the run that training begins with
+OF_CLASSES = ("num_classes", "dropout")
+OF_TRAINING = (
+    "label_dropout", "vlb_weight", "timestep_sampling", "log_normal_mean", "log_normal_std", "loss_weighting",
+    "min_snr_gamma",
+)  # fmt: skip
 
 
 def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
@@ -51,15 +60,43 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         parent=settings.models_dir / "diffusion",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", *AUGMENTATION, "diffusion", "space", "network", "train", *codec.made_of),
+        made_of=(*MADE_OF, *codec.made_of),
         train=settings.train,
-        build=lambda: make_diffusion_network(settings.network, settings.diffusion, codec.shape),
+        build=functools.partial(first_network, settings, codec),
         loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
         loaders=functools.partial(diffusion_loaders, settings, codec),
         dataset=functools.partial(diffusion_record, settings),
         requires=codec.requires,
         preview=functools.partial(save_preview, settings, codec),
     )
+
+
+def first_network(settings: Settings, codec: Codec) -> nn.Module:
+    """Return the network that training begins with: random weights, or those of the run `settings.start`.
+
+    Raises:
+        CheckpointError: there is no such run, or it lacks weights.
+        ValueError: that run has another spectrogram, space or network, or latents of another autoencoder.
+    """
+    network = make_diffusion_network(settings.network, settings.diffusion, codec.shape)
+    if settings.start is None:
+        return network
+    run = Run(named_run(settings.models_dir, "diffusion", settings.start))
+    same = {"spectrogram": INVERSE_ONLY, "space": (), "network": OF_CLASSES, "diffusion": OF_TRAINING}
+    begin_with(network, run, "start", settings, same)
+    if (theirs := run.conf["requires"].get("run")) not in _autoencoders(codec):
+        raise ValueError(
+            f"{run.name}, with which start begins, was trained in the latents of {theirs}, and this "
+            "autoencoder did not begin with it: set start=None, or vae.start to that name"
+        )
+    return network
+
+
+def _autoencoders(codec: Codec) -> tuple[str | None, ...]:
+    """Return the names of the codec's own autoencoder and of that with which its training began."""
+    if "run" not in codec.requires:
+        return (None,)
+    return codec.requires["run"], Run(codec.run_dir).conf["settings"]["vae"].get("start")
 
 
 def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:

@@ -16,10 +16,13 @@ from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Runs.Settings import Settings, to_dict, value_at
+from Libraries.Training.Checkpoint import load_weights
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import spread_indices
+from Libraries.Utils import get_logger, spread_indices
+
+logger = get_logger("Recipe")
 
 AUGMENTATION = (
     "dataset.random_gain_db",
@@ -99,10 +102,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
         conf = {"settings": values, "requires": recipe.requires, **record}
         return Run(claim_run(recipe.parent, recipe.name, conf), schema)
     run = Run(run_dir, schema)
-    for part in recipe.made_of:
-        theirs, ours = (value_at(part, tree) for tree in (run.conf["settings"], values))
-        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
-        require_same(f"the run {run.name}", *both)
+    _require_same_parts(f"the run {run.name}", run, values, dict.fromkeys(recipe.made_of, ()))
     if run.conf["requires"] != recipe.requires:
         theirs, ours = (_named(requires) for requires in (run.conf["requires"], recipe.requires))
         raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: use the autoencoder as it was")
@@ -173,6 +173,37 @@ def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] 
                  for name in sorted(names) if theirs.get(name) != ours.get(name)]  # fmt: skip
     if different:
         raise ValueError(f"{owner} has other settings ({'; '.join(different)}): use those, or make a new one")
+
+
+def begin_with(
+    network: nn.Module, run: Run, setting: str, settings: Settings, same: dict[str, tuple[str, ...]]
+) -> nn.Module:
+    """Load the newest averaged weights of another run into a network; return it.
+
+    Weights that the run lacks or has in another shape, as those of classes, stay as they are.
+
+    Args:
+        setting: the path of the setting that names the run, for an error.
+        same: path of each part of the settings in which the run must be the same, with the names in that
+            part which may differ.
+
+    Raises:
+        CheckpointError: there is no such run, or it lacks weights.
+        ValueError: the run has other settings.
+    """
+    _require_same_parts(f"{run.name}, with which {setting} begins,", run, to_dict(settings), same)
+    there, own = run.weights(), network.state_dict()
+    fitting = {name: value for name, value in there.items() if name in own and value.shape == own[name].shape}
+    load_weights(network, {**own, **fitting}, run.weights_path())
+    logger.info("training begins with the weights of %s", run.name)
+    return network
+
+
+def _require_same_parts(owner: str, run: Run, values: dict, same: dict[str, tuple[str, ...]]) -> None:
+    for part, ignored in same.items():
+        theirs, ours = (value_at(part, tree) for tree in (run.conf["settings"], values))
+        both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
+        require_same(owner, *both, ignored)
 
 
 def _named(requires: dict[str, str]) -> str:

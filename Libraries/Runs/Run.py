@@ -160,6 +160,12 @@ def find_run(
     return None
 
 
+def named_run(models_dir: Path, kind: str, name: str) -> Path:
+    """Return the folder of a run in `Models/<kind>`, else of that in Models/released if there is one."""
+    own = models_dir / kind / name
+    return own if own.is_dir() or not (RELEASED / name).is_dir() else RELEASED / name
+
+
 def latest_run(parent: Path, containing: str = "*.pth") -> Path:
     """Return the newest run folder in `parent` that has a file matching `containing`.
 
@@ -252,15 +258,13 @@ def find_phase(config: SpectrogramConfig, phase_dir: Path, phase_run: str) -> Pa
     Raises:
         CheckpointError: there is no such run, or none that fits.
     """
-    parents = Path(phase_dir), RELEASED
     if phase_run != LATEST:
-        named = [parent / phase_run for parent in parents]
-        return next((folder for folder in named if folder.is_dir()), named[0])
+        return named_run(Path(phase_dir).parent, Path(phase_dir).name, phase_run)
 
     def fits(run: Run) -> bool:
         return run.is_finished("phase.train") and not misfits(run.config("spectrogram"), config)
 
-    run = find_run(parents, fits=fits)
+    run = find_run((Path(phase_dir), RELEASED), fits=fits)
     if run is None:
         raise CheckpointError(
             f"there is no learned phase for this spectrogram in {phase_dir}, and none came with the "

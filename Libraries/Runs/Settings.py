@@ -111,6 +111,7 @@ class Settings:
     vae: VAESettings
     upsampler: UpsamplerSettings
     phase: PhaseSettings
+    start: str | None = None  # a run in Models/diffusion or Models/released: training begins with it
 
     def __post_init__(self):
         require(SPACES, space=self.space)
