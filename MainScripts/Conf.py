@@ -294,6 +294,7 @@ CPU = changed(
         "guidance": replace(BASE.guidance, method="autoguidance", scale=2.5),
         "evaluation.num_samples": 96, "evaluation.compared_clips": 48,
         "vae.start": "vae-cpu",  # in Models/released: trained on other music, tuned on yours; or None
+        "vae.freeze_encoder": True,  # reconstructs as well; latents stay known (Results/README.md)
         "vae.network": replace(BASE.vae.network, channels=(64, 128), latent_channels=8),  # as there
         "vae.loss": replace(
             BASE.vae.loss, kl_warmup_steps=0, adversarial_weight=0.03, critic_channels=(32, 64, 128)

@@ -96,6 +96,19 @@ def test_training_begins_with_the_weights_of_another_run(settings, run_dir):
     assert critic is not None and all(value.isfinite().all() for value in critic.state_dict().values())
 
 
+def test_a_frozen_encoder_keeps_the_latents_of_the_run_that_training_began_with(
+    settings, run_dir, train_split
+):
+    own = changed(
+        settings, {"vae.start": run_dir.name, "vae.freeze_encoder": True, "dataset.random_gain_db": 3.0}
+    )
+    before, after = LatentCodec.load(run_dir), LatentCodec.load(train_vae(own))
+    x0 = clips(train_split)
+    assert torch.equal(before.encode(x0), after.encode(x0))
+    z = before.encode(x0)
+    assert not torch.equal(before.decode(z), after.decode(z))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

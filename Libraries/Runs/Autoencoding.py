@@ -37,6 +37,7 @@ from Libraries.VAE import VAE, Posterior, require_shape
 
 log = get_logger("Autoencoding")
 
+BEGINNING = ("vae.start", "vae.freeze_encoder")
 PREVIEW_CLIPS = 4
 CODEC_BATCH = 16  # clips at a time: more is no faster and takes more memory
 SMALLEST_STD = 1e-4  # of a latent channel that carries nothing
@@ -46,7 +47,7 @@ class LatentCodec:
     """A trained autoencoder that turns spectrograms into latents of zero mean and unit variance, and back.
 
     Mean and standard deviation of every latent channel were measured on the training split, so no scale has
-    to be guessed.
+    to be guessed; with a frozen encoder, on the training split of the run that it comes from.
 
     Args:
         vae: with the EMA weights.
@@ -213,7 +214,7 @@ def vae_recipe(settings: Settings) -> Recipe:
         parent=settings.models_dir / "vae",
         name=settings.preset,
         settings=settings,
-        made_of=("spectrogram", *AUGMENTATION, "vae.network", "vae.loss", "vae.train", "vae.start"),
+        made_of=("spectrogram", *AUGMENTATION, "vae.network", "vae.loss", "vae.train", *BEGINNING),
         train=vae.train,
         build=functools.partial(first_network, settings),
         loss=VAELoss(vae.loss, latent_shape, samples_per_step, vae.train.seed),
@@ -237,7 +238,9 @@ def first_network(settings: Settings) -> TrainableVAE:
         return network
     run = Run(named_run(settings.models_dir, "vae", vae.start))
     same = {"spectrogram": INVERSE_ONLY, "vae.network": ()}
-    return begin_with(network, run, "vae.start", settings, same)  # a critic of another size begins anew
+    begin_with(network, run, "vae.start", settings, same)  # a critic of another size begins anew
+    network.vae.encoder.requires_grad_(not vae.keeps_latents)
+    return network
 
 
 def train_vae(settings: Settings, run_dir: Path | None = None) -> Path:
@@ -267,10 +270,18 @@ def measure_latents(vae: VAE, dataset: SpectrogramDataset) -> tuple[Tensor, Tens
 
 
 def save_latent_statistics(settings: Settings, run: Run, network: TrainableVAE) -> None:
-    """Measure the latents of `network`, which has the newest EMA weights, and write latent-<step>.pth."""
-    dataset = SpectrogramDataset(settings.dataset_dir, "train")
-    mean, std = measure_latents(network.vae, dataset)
-    save_checkpoint(_statistics_path(run), {"mean": mean, "std": std, "clips": len(dataset)})
+    """Measure the latents of `network`, which has the newest EMA weights, and write latent-<step>.pth.
+
+    With a frozen encoder they are those of the run that training began with, so that a diffusion in its
+    latents finds this music where it knows it.
+    """
+    if settings.vae.keeps_latents:
+        statistics = _read_statistics(Run(named_run(settings.models_dir, "vae", settings.vae.start)))
+    else:
+        dataset = SpectrogramDataset(settings.dataset_dir, "train")
+        mean, std = measure_latents(network.vae, dataset)
+        statistics = {"mean": mean, "std": std, "clips": len(dataset)}
+    save_checkpoint(_statistics_path(run), statistics)
 
 
 def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> None:
