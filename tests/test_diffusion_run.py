@@ -25,6 +25,7 @@ from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
     diffusion_recipe,
     first_network,
+    release_diffusion,
     save_preview,
     train_diffusion,
 )
@@ -332,3 +333,12 @@ def test_a_run_in_latents_of_another_autoencoder_cannot_be_begun_with(settings, 
     own = changed(settings, {"root": tmp_path, "start": "theirs"})
     with pytest.raises(ValueError, match=r"theirs, .* was trained in the latents of of-theirs"):
         first_network(own, open_codec(settings))
+
+
+def test_a_released_run_generates_and_names_no_folder_of_this_machine(settings, model, run_dir, tmp_path):
+    release_diffusion(run_dir, tmp_path / "Models" / "released" / "chords")
+    released = DiffusionRun.load(tmp_path / "Models" / "released" / "chords")
+    released.precision = "no"
+    torch.testing.assert_close(make(released, settings), make(model, settings), atol=0.05, rtol=0)
+    content = (tmp_path / "Models" / "released" / "chords" / "conf.json").read_text(encoding="utf-8")
+    assert str(settings.root) not in content

@@ -25,6 +25,7 @@ from Libraries.Runs.Recipe import (
     save_preview_figures,
     train,
 )
+from Libraries.Runs.Release import release
 from Libraries.Runs.Run import Run, named_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
@@ -111,6 +112,11 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
         CheckpointError: `run_dir` is not a run, or the autoencoder cannot be used.
     """
     return train(diffusion_recipe(settings), run_dir)
+
+
+def release_diffusion(run_dir: Path, folder: Path) -> None:
+    """Write a run's newest weights and all its settings to `folder` (`Release.release`)."""
+    release(run_dir, folder, Run(run_dir).conf["settings"], also=("requires", "gain", "classes"))
 
 
 def diffusion_record(settings: Settings) -> dict[str, Any]:

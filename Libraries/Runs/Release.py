@@ -8,11 +8,14 @@ from Libraries.Runs.Run import FORMAT, Run
 from Libraries.Runs.Settings import value_at
 from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
 
+FOLDERS = {"root": ".", "music_dir": None}  # settings that name folders of one machine
+
 
 def release(run_dir: Path, folder: Path, settings: Iterable[str], also: Iterable[str] = ()) -> None:
     """Write a run's newest averaged weights in float16 to `folder`, with what is needed to use them.
 
-    Everything else in conf.json, such as the folder of the dataset, is left out.
+    Everything else in conf.json, such as the folder of the dataset, is left out, and folders of this machine
+    among the settings are emptied.
 
     Args:
         settings: paths of the settings that are kept, such as "vae.network".
@@ -38,4 +41,4 @@ def _kept(run: Run, paths: Iterable[str]) -> dict:
         *parents, name = path.split(".")
         branch = functools.reduce(lambda part, key: part.setdefault(key, {}), parents, kept)
         branch[name] = value_at(path, run.conf["settings"])
-    return kept
+    return kept | {name: value for name, value in FOLDERS.items() if name in kept}
