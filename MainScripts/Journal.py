@@ -36,6 +36,7 @@ TRIAL = replace(
     ),
     dataset=replace(CPU.dataset, name="trial"),
     space="spectrogram",
+    start=None,
     network=replace(
         as_journal(in_space(CPU, "spectrogram").network),  # with every option that the journal varied
         channels=(16, 32, 64),

@@ -47,7 +47,7 @@ class LatentCodec:
     """A trained autoencoder that turns spectrograms into latents of zero mean and unit variance, and back.
 
     Mean and standard deviation of every latent channel were measured on the training split, so no scale has
-    to be guessed; with a frozen encoder, on the training split of the run that it comes from.
+    to be guessed.
 
     Args:
         vae: with the EMA weights.
@@ -239,7 +239,7 @@ def first_network(settings: Settings) -> TrainableVAE:
     run = Run(named_run(settings.models_dir, "vae", vae.start))
     same = {"spectrogram": INVERSE_ONLY, "vae.network": ()}
     begin_with(network, run, "vae.start", settings, same)  # a critic of another size begins anew
-    network.vae.encoder.requires_grad_(not vae.keeps_latents)
+    network.vae.encoder.requires_grad_(not vae.freeze_encoder)
     return network
 
 
@@ -270,18 +270,10 @@ def measure_latents(vae: VAE, dataset: SpectrogramDataset) -> tuple[Tensor, Tens
 
 
 def save_latent_statistics(settings: Settings, run: Run, network: TrainableVAE) -> None:
-    """Measure the latents of `network`, which has the newest EMA weights, and write latent-<step>.pth.
-
-    With a frozen encoder they are those of the run that training began with, so that a diffusion in its
-    latents finds this music where it knows it.
-    """
-    if settings.vae.keeps_latents:
-        statistics = _read_statistics(Run(named_run(settings.models_dir, "vae", settings.vae.start)))
-    else:
-        dataset = SpectrogramDataset(settings.dataset_dir, "train")
-        mean, std = measure_latents(network.vae, dataset)
-        statistics = {"mean": mean, "std": std, "clips": len(dataset)}
-    save_checkpoint(_statistics_path(run), statistics)
+    """Measure the latents of `network`, which has the newest EMA weights, and write latent-<step>.pth."""
+    dataset = SpectrogramDataset(settings.dataset_dir, "train")
+    mean, std = measure_latents(network.vae, dataset)
+    save_checkpoint(_statistics_path(run), {"mean": mean, "std": std, "clips": len(dataset)})
 
 
 def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> None:

@@ -38,12 +38,7 @@ class VAESettings:
     train: TrainConfig
     run: str = LATEST  # or a name in Models/vae or Models/released
     start: str | None = None  # a run in either folder with whose weights training begins
-    freeze_encoder: bool = False  # only with start: the decoder alone is trained, latents stay as they are
-
-    @property
-    def keeps_latents(self) -> bool:
-        """Whether the encoder, and so the latents, stay those of `start`."""
-        return self.freeze_encoder and self.start is not None
+    freeze_encoder: bool = False  # only with start: train the decoder alone, so that latents stay as they are
 
 
 @dataclass(frozen=True)
