@@ -1,4 +1,4 @@
-"""Logging, seeds, noise, device, precision and atomic writes: what every script needs."""
+"""Logging, seeds, noise, device and precision: what every script needs."""
 
 import contextlib
 import logging
@@ -8,11 +8,9 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -143,35 +141,6 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-class FolderInUse(RuntimeError):
-    """Another process writes to a folder that only one may write to; the message says which."""
-
-
-@contextlib.contextmanager
-def hold(folder: Path, wait: float):
-    """Hold a folder for this process while the block runs; the hold ends with the process, even a killed one.
-
-    Args:
-        wait: seconds for another process to let go of it; -1: any.
-
-    Raises:
-        FolderInUse: another process holds it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        get_logger("Utils").info("%s is in use by another process: waiting for it", folder)
-        try:
-            lock.acquire(timeout=wait)
-        except Timeout:
-            raise FolderInUse(f"{folder} is in use by another process: wait for it, or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def printable(name: str | os.PathLike) -> str:
     """Return a file's name as one line that every terminal can print.
 
@@ -179,14 +148,3 @@ def printable(name: str | os.PathLike) -> str:
     """
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(name))
     return "".join(escaped)
-
-
-def write_then_rename(path: Path, write) -> None:
-    """Call `write(temporary_path)` beside `path`, then rename, so that `path` is never half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

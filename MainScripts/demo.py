@@ -13,6 +13,7 @@ os.environ.setdefault("CONF_PRESET", "CPU")
 from Conf import conf
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
+from Libraries.Disk import exit_with_the_sentence
 from Libraries.Evaluation import evaluate, example_input
 from Libraries.Runs import DiffusionRun, find_diffusion, new_run_dir, prepare_space, train_diffusion
 from Libraries.Training import export_graph, save_json
@@ -60,4 +61,5 @@ Seconds per clip: {metrics["seconds_per_clip"]:.2f}""")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_the_sentence():
+        main()

@@ -12,6 +12,7 @@ import argparse
 
 from Conf import PRESETS
 from Journal import choose_experiments, journal_experiments
+from Libraries.Disk import exit_with_the_sentence
 from Libraries.Studies import run_experiment, write_index, write_report
 
 
@@ -35,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_the_sentence():
+        main()

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from Conf import NETWORKS, PRESETS, choose, in_space
+from Libraries.Disk import exit_with_the_sentence
 from Libraries.Runs import ensure_dataset, prepare_space, train_diffusion
 from Libraries.Training import process_state
 
@@ -40,4 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_the_sentence():
+        main()

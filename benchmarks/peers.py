@@ -37,6 +37,7 @@ from torch import Tensor
 from Conf import CPU, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Diffusion import NoiseSchedule
+from Libraries.Disk import write_array
 from Libraries.Evaluation.Reference import make_yardstick
 from Libraries.Measures import COMPARED, Row, cell, floor_cell, number
 from Libraries.Measures.Table import FLOOR, HOW_TO_READ, not_seen
@@ -55,7 +56,7 @@ from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import synchronise
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import SampleNoise, pick_device, write_then_rename
+from Libraries.Utils import SampleNoise, pick_device
 
 OURS, OURS_LATENT = "ours", "ours, in latents"
 PEER_NAMES, LEARNING_RATES = ("UNetV0", "UNet2DModel"), ("1e-4", "1e-3")
@@ -159,8 +160,7 @@ def generate(settings: Settings, args: argparse.Namespace) -> None:
     sampling = (time.perf_counter() - start) / args.clips
     costs = {name: value for name, value in vars(trained).items() if name != "sample"}
     path = result_path(args, system, seed)
-    clips = x0.numpy().astype(np.float16)
-    write_then_rename(path.with_suffix(".npy"), lambda temporary: np.save(temporary, clips))
+    write_array(path.with_suffix(".npy"), x0.numpy().astype(np.float16))
     content = {
         "system": system, "seed": seed, "minutes": args.minutes, "sampler_steps": args.steps, **costs,
         "seconds_per_clip": sampling, "peak_gigabytes": peak, **provenance(),

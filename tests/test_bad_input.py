@@ -138,7 +138,7 @@ def test_an_error_of_any_type_is_the_files_and_named_with_its_type(tmp_path, mon
 def test_a_full_disk_is_not_the_files_fault(tmp_path, monkeypatch):
     write_music(tmp_path / "a.wav", 2.0)
 
-    def full(path, write):
+    def full(path, write, **_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
@@ -319,7 +319,7 @@ def test_rows_of_another_type_or_shape_are_refused(dataset, tmp_path, dtype):
     with open(tmp_path / "spectrograms.npy", "ab") as file:
         file.truncate(size)
     clips = SpectrogramDataset(tmp_path, "train")
-    with pytest.raises(DatasetError, match=r"npy (cannot be read|holds float)"):
+    with pytest.raises(DatasetError, match=r"npy (cannot be read|holds (float|object))"):
         clips[0]
 
 

@@ -30,8 +30,7 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     save_checkpoint(path, {"step": 1})
 
     def half(content, target):
-        with open(target, "wb") as file:
-            file.write(b"half")
+        target.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", half)

@@ -10,8 +10,9 @@ LIBRARIES = Path(__file__).parent.parent / "Libraries"
 
 # From the top down; each may import from those before it. README.md shows the same map.
 PLACES = (
-    "Utils", "Layers", "Sound", "DemoMusic", "Dataset", "U_Net", "Networks", "VAE", "Phase", "Diffusion",
-    "Sampling", "Training", "Upsampler", "Plots", "Measures", "Runs", "Evaluation", "Doctor", "Studies",
+    "Utils", "Disk", "Layers", "Sound", "DemoMusic", "Dataset", "U_Net", "Networks", "VAE", "Phase",
+    "Diffusion", "Sampling", "Training", "Upsampler", "Plots", "Measures", "Runs", "Evaluation", "Doctor",
+    "Studies",
 )  # fmt: skip
 FACE_LINES = 30
 

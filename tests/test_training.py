@@ -14,11 +14,12 @@ from torch import nn
 
 from Conf import SMOKE
 from Libraries.Dataset.SpectrogramDataset import StepSampler
+from Libraries.Disk import FolderInUse
 from Libraries.Training import Loop
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint
 from Libraries.Training.Loop import TrainingDiverged, fit, learning_rate_factor, make_accelerator, make_ema
 from Libraries.Training.RunLog import read_metrics
-from Libraries.Utils import FolderInUse, SampleNoise, derive_seed, resolve_precision
+from Libraries.Utils import SampleNoise, derive_seed, resolve_precision
 
 CONFIG = replace(
     SMOKE.train, num_steps=12, batch_size=4, mixed_precision="no", warmup_steps=2, learning_rate=1e-2,

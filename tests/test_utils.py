@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from Libraries.Disk import write_then_rename
 from Libraries.Runs.Run import latest_run, new_run_dir
 from Libraries.Utils import (
     LIGHT_DEBUG,
@@ -15,7 +16,6 @@ from Libraries.Utils import (
     resolve_precision,
     set_log_level,
     spread_indices,
-    write_then_rename,
 )
 
 
@@ -79,8 +79,8 @@ def test_latest_run_is_the_newest_with_weights(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
-    def fail(path):
-        path.write_text("half")
+    def fail(file):
+        file.write(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -7,11 +7,13 @@ into place.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -33,12 +35,13 @@ from Libraries.Dataset.Manifest import (
     piece_of,
     split_pieces,
 )
-from Libraries.Dataset.Shards import ShardTask, fingerprint, make_shards, read_rows
+from Libraries.Dataset.Shards import ShardTask, fingerprint, make_shards, read_entry, read_rows
+from Libraries.Disk import disk_errors, hold, write_then_rename, write_whole
 from Libraries.Sound.Audio import AudioError, audio_info, find_audio_files
 from Libraries.Sound.Decoding import LONGEST_SECONDS
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.Sound.SpectrogramConfig import RANGES, SpectrogramConfig
-from Libraries.Utils import get_logger, hold, printable, write_then_rename
+from Libraries.Utils import get_logger, printable
 
 log = get_logger("DatasetBuild")
 
@@ -95,6 +98,7 @@ def build_dataset(
         AudioError: `audio_dir` holds no audio, or none that can be used.
         DatasetError: `out_dir` holds another dataset and `overwrite` is False; or a worker process died that
             read no file.
+        DiskError: the disk is full, forbidden, gone or broken; call again to resume.
     """
     audio_dir, folder = Path(audio_dir), Path(out_dir)
     files = find_audio_files(audio_dir)
@@ -105,7 +109,8 @@ def build_dataset(
     committed = not (folder / BUILDING / MANIFEST).exists()
     if committed and (manifest := _existing(folder, settings, sources, overwrite)):
         return _report(manifest, folder, already_built=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, wait=-1):
         _finish_commit(folder)
         if manifest := _existing(folder, settings, sources, overwrite):  # another process may have built it
@@ -113,8 +118,7 @@ def build_dataset(
         tasks = _tasks(files, sources, folder, spectrogram, config)
         make_shards(tasks, config.num_workers)
         manifest = _join(tasks, sources, audio_dir, spectrogram, config)
-        text = manifest_bytes(manifest)
-        write_then_rename(folder / BUILDING / MANIFEST, lambda path: path.write_bytes(text))
+        write_whole(folder / BUILDING / MANIFEST, manifest_bytes(manifest))
         _finish_commit(folder)
     report = _report(manifest, folder, already_built=False)
     _warn_of_empty_splits(report, config)
@@ -154,11 +158,12 @@ def _finish_commit(folder: Path) -> None:
     building = folder / BUILDING
     if not (building / MANIFEST).exists():
         return
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if (building / SPECTROGRAMS).exists():
-        os.replace(building / SPECTROGRAMS, folder / SPECTROGRAMS)
-    os.replace(building / MANIFEST, folder / MANIFEST)
-    shutil.rmtree(building)
+    with disk_errors(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if (building / SPECTROGRAMS).exists():
+            os.replace(building / SPECTROGRAMS, folder / SPECTROGRAMS)
+        os.replace(building / MANIFEST, folder / MANIFEST)
+        shutil.rmtree(building)
 
 
 def _tasks(
@@ -169,7 +174,8 @@ def _tasks(
     config: DatasetConfig,
 ) -> list[ShardTask]:
     building = folder / BUILDING
-    building.mkdir(parents=True, exist_ok=True)
+    with disk_errors(building):
+        building.mkdir(parents=True, exist_ok=True)
     stride = config.stride_frames(spectrogram) * spectrogram.hop_length
     settings = content_settings(spectrogram, config)["spectrogram"]
     settings = {name: value for name, value in settings.items() if name not in INVERSE_ONLY}
@@ -203,7 +209,7 @@ def _join(
     config: DatasetConfig,
 ) -> dict:
     """Write all rows into one file in the order of the sources; return the manifest."""
-    entries = [json.loads(task.entry_path.read_text()) for task in tasks]
+    entries = [read_entry(task) for task in tasks]
     _check_usable(tasks, entries, audio_dir)
     about = ("seconds", "silent_clips", "skipped")
     sources = [
@@ -283,12 +289,16 @@ def _write_npy(path: Path, shape: tuple[int, ...], batches: Iterator[np.ndarray]
     """Write float16 batches as one .npy file without holding them all; return the sha256 of its data."""
     digest = hashlib.sha256()
     header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
-    with open(path, "wb") as file, tqdm(total=shape[0], unit=" clips", desc="Joining") as bar:
+
+    def write(file: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(file, header)
-        for batch in batches:
-            file.write(batch.data)
-            digest.update(batch.data)
-            bar.update(len(batch))
+        with tqdm(total=shape[0], unit=" clips", desc="Joining") as bar:
+            for batch in batches:
+                file.write(batch.data)
+                digest.update(batch.data)
+                bar.update(len(batch))
+
+    write_then_rename(path, write, size=2 * math.prod(shape))
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from Libraries.Disk import disk_errors
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Utils import printable
 
@@ -72,6 +73,7 @@ def load_manifest(folder: Path) -> dict:
 
     Raises:
         DatasetError: there is no finished dataset in `folder`, it is of another version, or it is damaged.
+        DiskError: the disk does not give it.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -80,9 +82,10 @@ def load_manifest(folder: Path) -> dict:
             f"{folder} holds no finished dataset: run Preprocessing, which also resumes an interrupted build"
         )
     try:
-        text = path.read_text("utf-8", "surrogateescape")  # names need not be valid UTF-8
+        with disk_errors(path, "read"):
+            text = path.read_text("utf-8", "surrogateescape")  # names need not be valid UTF-8
         manifest = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from None
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
@@ -179,7 +182,9 @@ def manifest_hash(folder: Path) -> str:
         DatasetError: as `load_manifest`.
     """
     load_manifest(folder)
-    return hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()
+    path = Path(folder) / MANIFEST
+    with disk_errors(path, "read"):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def manifest_bytes(manifest: dict) -> bytes:

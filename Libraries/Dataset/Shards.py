@@ -25,16 +25,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from Libraries.Dataset.Manifest import DatasetError
+from Libraries.Disk import disk_errors, write_then_rename, write_whole
 from Libraries.Sound.Audio import AudioError, read_blocks
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import get_logger, printable, write_then_rename
+from Libraries.Utils import get_logger, printable
 
 log = get_logger("Shards")
 
@@ -79,11 +81,13 @@ class ShardTask:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Leave `reading_path` behind if this process dies in the block."""
-        self.reading_path.touch()
+        with disk_errors(self.reading_path):
+            self.reading_path.touch()
         try:
             yield
         finally:
-            self.reading_path.unlink(missing_ok=True)
+            with disk_errors(self.reading_path):
+                self.reading_path.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> str:
@@ -207,6 +211,8 @@ def make_shard(task: ShardTask) -> None:
             if fingerprint(task.path) != task.fingerprint:
                 raise AudioError(task.path, "has changed while it was read: build again when it is finished")
         except AudioError as error:
+            with disk_errors(task.path.parent, "read"):  # if the folder is gone, it is not the file's fault
+                task.path.parent.stat()
             task.rows_path.unlink(missing_ok=True)
             entry = _skipped(error.reason)
         _write_entry(task, entry)
@@ -217,7 +223,13 @@ def _skipped(reason: str) -> dict:
 
 
 def _write_entry(task: ShardTask, entry: dict) -> None:
-    write_then_rename(task.entry_path, lambda path: path.write_text(json.dumps(entry)))
+    write_whole(task.entry_path, json.dumps(entry).encode())
+
+
+def read_entry(task: ShardTask) -> dict:
+    """Return what `make_shard` wrote about a source: `skipped`, `seconds`, `silent_clips`, `clips`."""
+    with disk_errors(task.entry_path, "read"):
+        return json.loads(task.entry_path.read_text())
 
 
 def _write_rows(task: ShardTask) -> dict:
@@ -226,14 +238,13 @@ def _write_rows(task: ShardTask) -> dict:
     clips = _Clips(task)
     entries = []
 
-    def write(path: Path) -> None:
-        with open(path, "wb") as rows:
-            for starts, values, gains in _named(task, _encoded(config, clips)):
-                rows.write(values.tobytes())
-                entries.extend(
-                    {"offset": start / config.sample_rate, "gain": gain}
-                    for start, gain in zip(starts, gains, strict=True)
-                )
+    def write(rows: BinaryIO) -> None:
+        for starts, values, gains in _named(task, _encoded(config, clips)):
+            rows.write(values.tobytes())
+            entries.extend(
+                {"offset": start / config.sample_rate, "gain": gain}
+                for start, gain in zip(starts, gains, strict=True)
+            )
 
     write_then_rename(task.rows_path, write)
     seconds = clips.samples / config.sample_rate
@@ -321,7 +332,9 @@ def _encode(config: SpectrogramConfig, waveform: torch.Tensor) -> tuple[np.ndarr
 def read_rows(task: ShardTask, count: int) -> Iterator[torch.Tensor]:
     """Yield the `count` rows of a shard a few at a time, `(b, C, F, T)` of `row_dtype`."""
     shape, dtype = task.spectrogram.shape, row_dtype(task.spectrogram)
-    with open(task.rows_path, "rb") as rows:
+    with disk_errors(task.rows_path, "read"), open(task.rows_path, "rb") as rows:
         for start in range(0, count, BATCH):
-            size = min(BATCH, count - start)
-            yield torch.from_numpy(np.fromfile(rows, dtype, size * math.prod(shape)).reshape(size, *shape))
+            batch = np.empty((min(BATCH, count - start), *shape), dtype)
+            if rows.readinto(batch.data) < batch.nbytes:
+                raise DatasetError(f"{task.rows_path} is cut short: delete its folder and build again")
+            yield torch.from_numpy(batch)

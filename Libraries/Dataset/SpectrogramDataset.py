@@ -23,6 +23,7 @@ from Libraries.Dataset.Manifest import (
     load_manifest,
     manifest_hash,
 )
+from Libraries.Dataset.Rows import Rows
 from Libraries.Sound.Audio import AudioError, load_audio
 from Libraries.Sound.Spectrogram import Gain
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
@@ -116,34 +117,24 @@ class SpectrogramDataset(TorchDataset):
             (len(self), *self.spectrogram_config.shape), dtype=torch.float16, device=device
         )
         for start in range(0, len(self), 64):  # so that the host never holds all of it
-            resident[start : start + 64] = torch.from_numpy(self._memmap[self._rows[start : start + 64]])
+            resident[start : start + 64] = torch.from_numpy(self._stored[self._rows[start : start + 64]])
         self._resident = resident
         self.labels = self.labels.to(device)
         self._gains = Gain(*(values.to(device) for values in self._gains))
         return self
 
     @cached_property
-    def _memmap(self) -> np.ndarray:
-        path = self.folder / SPECTROGRAMS
-        try:
-            rows = np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # of any type: the header is a Python literal
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-            raise DatasetError(f"{path} cannot be read ({reason}): build the dataset again") from None
-        if rows.dtype != np.float16 or rows.shape != tuple(self.manifest["shape"]):
-            raise DatasetError(
-                f"{path} holds {rows.dtype} {rows.shape}, not float16 as its manifest says: build it again"
-            )
-        return rows
+    def _stored(self) -> Rows:
+        return Rows(self.folder / SPECTROGRAMS, tuple(self.manifest["shape"]))
 
     def __getstate__(self) -> dict:
-        """Leave out the memory map, which would pickle all of its data; a worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_memmap"}
+        """Leave out the open file; a worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_stored"}
 
     def _read(self, positions: np.ndarray) -> Tensor:
         if self._resident is not None:
             return self._resident[torch.from_numpy(positions).to(self._resident.device)].float()
-        return torch.from_numpy(self._memmap[self._rows[positions]].astype(np.float32))
+        return torch.from_numpy(self._stored[self._rows[positions]].astype(np.float32))
 
     def _augmented(self, x0: Tensor, positions: np.ndarray, draw: Draw) -> Tensor:
         gain = self._gains_at(positions)

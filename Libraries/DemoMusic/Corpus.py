@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -27,7 +28,7 @@ from Libraries.DemoMusic.Scores import (
     read_score,
 )
 from Libraries.DemoMusic.SoundFont import Note, SoundFont
-from Libraries.Utils import write_then_rename
+from Libraries.Disk import deferring, write_then_rename, write_whole
 
 MANIFEST = "manifest.json"
 PIECES_AT_LEAST = 8  # per ensemble with that many clips, so that a split by file has something to split
@@ -330,7 +331,11 @@ def _finish(wave: np.ndarray, loudness: float, sample_rate: int) -> np.ndarray:
 
 
 def _write_audio(path: Path, wave: np.ndarray, sample_rate: int) -> None:
-    write_then_rename(path, lambda temporary: soundfile.write(temporary, wave, sample_rate, subtype="PCM_16"))
+    def write(file: BinaryIO) -> None:
+        with deferring(file) as target:
+            soundfile.write(target, wave, sample_rate, subtype="PCM_16", format="FLAC")
+
+    write_then_rename(path, write)
 
 
 def _is_whole(path: Path, n_samples: int, sample_rate: int) -> bool:
@@ -359,5 +364,4 @@ def _record_settings(manifest: Path, settings: dict) -> None:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_then_rename(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
+from Libraries.Disk import write_then_rename
+from Libraries.Utils import LIGHT_DEBUG, get_logger
 
 logger = get_logger("Scores")
 
@@ -119,7 +120,7 @@ def load_score(score_id: str, source: str, cache_dir: Path) -> Score | None:
             logger.log(LIGHT_DEBUG, "%s is left out: %s", score_id, statement)
             return None
         title, bpm, notes = parse_score(text, path.suffix)
-        write_then_rename(cached, lambda temporary: np.savez(temporary, title=title, bpm=bpm, notes=notes))
+        write_then_rename(cached, lambda file: np.savez(file, title=title, bpm=bpm, notes=notes))
     with np.load(cached, allow_pickle=False) as arrays:
         title, bpm, notes = str(arrays["title"]), float(arrays["bpm"]), arrays["notes"]
     rates = SOURCES[source].notes_per_second

@@ -1,6 +1,5 @@
 """Generate clips of a trained run, measure them, and write what can be seen and heard of them."""
 
-import functools
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Disk import write_whole
 from Libraries.Evaluation.Reference import (
     against_recordings,
     make_yardstick,
@@ -25,7 +25,7 @@ from Libraries.Sampling.Editing import EditConfig, Editor, seams
 from Libraries.Sampling.Likelihood import bits_per_dimension
 from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import save_audio
-from Libraries.Utils import spread_indices, write_then_rename
+from Libraries.Utils import spread_indices
 
 PICTURED = 4  # generated and real clips in samples.png
 
@@ -90,8 +90,7 @@ def save_measures(
     """Write measures.md (with a text below the table), measures.json and measures.png; return the picture."""
     table = f"{measures.table()}\n\n{below}".rstrip()
     for suffix, text in (("md", table), ("json", measures.to_json())):
-        write = functools.partial(Path.write_text, data=text + "\n", encoding="utf-8")
-        write_then_rename(folder / f"measures.{suffix}", write)
+        write_whole(folder / f"measures.{suffix}", f"{text}\n".encode())
     figure = plot_measures(measures, title)
     save_figure(figure, folder / "measures.png")
     return figure

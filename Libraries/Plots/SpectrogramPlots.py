@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Diffusion import NoiseSchedule
+from Libraries.Disk import write_then_rename
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import spread_indices, write_then_rename
+from Libraries.Utils import spread_indices
 
 VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
 VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
@@ -20,7 +21,7 @@ CMAP = "magma"
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, completely or not at all."""
-    write_then_rename(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
+    write_then_rename(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
 def plot_waveform_spectrograms(

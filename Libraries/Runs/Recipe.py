@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash, pieces_of
 from Libraries.Dataset.SpectrogramDataset import make_loaders
+from Libraries.Disk import remove_leftovers
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Runs.Settings import Settings, to_dict, value_at
@@ -66,10 +67,12 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
     Raises:
         ValueError: the run was made with other settings, other data or another autoencoder.
         CheckpointError: `run_dir` is not a run.
+        DiskError: the disk is full, forbidden, gone or broken; resume the run.
     """
     network = recipe.network()
     run = open_run(recipe, run_dir)
     preview = recipe.preview and functools.partial(recipe.preview, run)
+    remove_leftovers(run.results_dir)
     network = fit(network, recipe.loss, recipe.loaders, recipe.train, run.folder, preview=preview)
     if recipe.finish is not None:
         if process_state().is_main_process:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
+from Libraries.Disk import write_whole
 from Libraries.Runs.Run import FORMAT, Run
 from Libraries.Runs.Settings import value_at
 from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
@@ -31,7 +32,7 @@ def release(run_dir: Path, folder: Path, settings: Iterable[str], also: Iterable
     save_checkpoint(folder / path.name, content)
     kept = {name: run.conf[name] for name in ("provenance", *also)}
     save_json(folder / "conf.json", {"format": FORMAT, "settings": _kept(run, settings), **kept})
-    (folder / "metrics.csv").write_bytes((run.folder / "metrics.csv").read_bytes())
+    write_whole(folder / "metrics.csv", (run.folder / "metrics.csv").read_bytes())
 
 
 def _kept(run: Run, paths: Iterable[str]) -> dict:

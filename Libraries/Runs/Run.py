@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY
+from Libraries.Disk import disk_errors
 from Libraries.Phase import LearnedPhase, PhaseNet, misfits
 from Libraries.Runs.Settings import LATEST, Settings, from_dict, part_of
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
@@ -69,8 +70,12 @@ class Run:
         """All of conf.json: settings, requires, dataset, gain, classes, training_pieces, provenance."""
         path = self.folder / "conf.json"
         try:
-            conf = json.loads(path.read_text("utf-8", "surrogateescape"))
-        except (OSError, ValueError, RecursionError) as error:
+            if not path.is_file():
+                raise ValueError("there is no such file")
+            with disk_errors(path, "read"):
+                text = path.read_text("utf-8", "surrogateescape")
+            conf = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}): name a run's own folder, such as "
                 "Models/diffusion/00000-BASE"
@@ -186,15 +191,16 @@ def new_run_dir(parent: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"run name {name!r} must be letters, digits, '.', '_' or '-'")
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        number = 1 + max((_run_number(run) for run in parent.iterdir()), default=-1)
-        run_dir = parent / f"{number:05d}-{name}"
-        try:
-            run_dir.mkdir()
-        except FileExistsError:  # another process took this number in between
-            continue
-        return run_dir
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = 1 + max((_run_number(run) for run in parent.iterdir()), default=-1)
+            run_dir = parent / f"{number:05d}-{name}"
+            try:
+                run_dir.mkdir()
+            except FileExistsError:  # another process took this number in between
+                continue
+            return run_dir
 
 
 def claim_run(parent: Path, name: str, conf: dict) -> Path:
@@ -202,7 +208,11 @@ def claim_run(parent: Path, name: str, conf: dict) -> Path:
 
     def claim() -> Path:
         run_dir = new_run_dir(parent, name)
-        save_json(run_dir / "conf.json", {"format": FORMAT, "provenance": provenance(), **conf})
+        try:
+            save_json(run_dir / "conf.json", {"format": FORMAT, "provenance": provenance(), **conf})
+        except BaseException:
+            run_dir.rmdir()  # without settings it would be no run, and take a number
+            raise
         return run_dir
 
     return decided_once(claim)

@@ -4,12 +4,14 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 import torch
 
+from Libraries.Disk import deferring, write_then_rename
 from Libraries.Sound.Decoding import (
     BLOCK_VALUES,
     UNREADABLE_SUFFIXES,
@@ -19,7 +21,7 @@ from Libraries.Sound.Decoding import (
     info_of,
     open_audio,
 )
-from Libraries.Utils import LIGHT_DEBUG, get_logger, write_then_rename
+from Libraries.Utils import LIGHT_DEBUG, get_logger
 
 __all__ = ["AudioError", "AudioInfo"]
 
@@ -146,18 +148,25 @@ def save_audio(path: Path, waveform: torch.Tensor | np.ndarray, sample_rate: int
         samples = samples / peak
     file_format, subtype = _format_for(Path(path))
 
-    def write(temporary: Path) -> None:
+    def write(file: BinaryIO) -> None:
         C, L = samples.shape
-        with soundfile.SoundFile(temporary, "w", sample_rate, C, subtype, format=file_format) as target:
+        with (
+            deferring(file) as deferred,
+            soundfile.SoundFile(deferred, "w", sample_rate, C, subtype, format=file_format) as target,
+        ):
             for start in range(0, L, 65536):  # libsndfile's Vorbis encoder overflows its stack on long writes
                 target.write(samples[:, start : start + 65536].T)
 
-    write_then_rename(Path(path), write)
+    write_then_rename(path, write)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     visited = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+
+    def warn(error: OSError) -> None:
+        log.warning("%s cannot be listed, so its music is left out: %s", error.filename, error.strerror)
+
+    for root, folders, names in os.walk(folder, onerror=warn, followlinks=True):
         if os.path.realpath(root) in visited:  # a link that leads back up
             folders.clear()
             continue

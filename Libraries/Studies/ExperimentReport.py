@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from Libraries.Disk import write_whole
 from Libraries.Measures import Row, floor_cell, markdown, number
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import provenance
@@ -15,7 +16,6 @@ from Libraries.Sound.Metrics import mean_interval
 from Libraries.Studies.ExperimentPlots import plot_experiment
 from Libraries.Studies.Experiments import Experiment, Outcome, Trials, by_variant, load_recordings
 from Libraries.Training.Checkpoint import save_json
-from Libraries.Utils import write_then_rename
 
 LEGEND = """\
 Each experiment changes one setting of the preset. Kernel distance: of generated clips to recordings of the
@@ -160,7 +160,7 @@ def write_index(experiments: Iterable[Experiment], settings: Settings) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_then_rename(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, text.encode())
 
 
 def _means(outcomes: Sequence[Outcome], name: str) -> str:

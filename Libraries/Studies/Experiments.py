@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, pieces_of
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
+from Libraries.Disk import write_array
 from Libraries.Measures import POOL, Yardstick
 from Libraries.Networks.Catalogue import parameters_of, scale_widths, width_for
 from Libraries.Runs.DiffusionRun import DiffusionRun
@@ -32,7 +33,7 @@ from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import median_in_turns, training_step
-from Libraries.Utils import get_logger, pick_device, require, spread_indices, write_then_rename
+from Libraries.Utils import get_logger, pick_device, require, spread_indices
 
 logger = get_logger("Experiments")
 
@@ -279,7 +280,7 @@ def _measure(settings: Settings, reference: Reference, count: int, run_dir: Path
     sound = model.to_audio(x0)
     clips = run_dir / "clips.npy"
     kept = sound[:KEPT_CLIPS, 0] / sound[:KEPT_CLIPS, 0].abs().amax(1, keepdim=True).clamp(min=1e-9)
-    write_then_rename(clips, lambda path: np.save(path, kept.numpy().astype(np.float16)))
+    write_array(clips, kept.numpy().astype(np.float16))
     return {
         "measures": reference.yardstick.measure(sound).summary(),
         "highs": _highs(sound, settings) - reference.highs,

@@ -5,16 +5,19 @@ ema-<step>.pth, snapshot-<step>.pth and graph.pt. Everything is written to a tem
 read with `weights_only=True`: a stranger's checkpoint cannot run code.
 """
 
+import io
 import json
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from Libraries.Utils import write_then_rename
+from Libraries.Disk import deferring, require_readable, write_then_rename, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -23,7 +26,20 @@ class CheckpointError(RuntimeError):
 
 def save_checkpoint(path: Path, content: dict) -> None:
     """Write tensors, numbers, strings and containers of them to `path`, whole or not at all."""
-    write_then_rename(path, lambda temporary: torch.save(content, temporary))
+
+    def write(file: BinaryIO) -> None:
+        with deferring(file) as target:
+            torch.save(content, target)
+
+    write_then_rename(path, write, size=num_bytes(content))
+
+
+def num_bytes(content: object) -> int:
+    """Return the bytes of all tensors in nested containers: what a checkpoint of them takes at least."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    parts = content.values() if isinstance(content, dict) else content
+    return sum(map(num_bytes, parts)) if isinstance(parts, Iterable) and not isinstance(parts, str) else 0
 
 
 def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
@@ -31,6 +47,7 @@ def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
 
     Raises:
         CheckpointError: the file is missing, cut short, damaged, or holds more than plain data.
+        DiskError: the disk does not give it.
     """
     try:
         _require_no_more_than_the_file(path)
@@ -41,6 +58,7 @@ def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
         ) from None
     except Exception as error:  # of any type: reading goes where the damaged bytes lead
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        require_readable(path)
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}): delete it or copy it again"
         ) from None
@@ -102,7 +120,7 @@ def save_json(path: Path, values: dict) -> None:
     """Write a dict as readable JSON, whole or not at all."""
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
     content = text.encode("utf-8", "surrogateescape")  # names of files need not be valid UTF-8
-    write_then_rename(path, lambda temporary: temporary.write_bytes(content))
+    write_whole(path, content)
 
 
 def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
@@ -119,6 +137,8 @@ def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> N
             # shapes become constants of the graph, as torch warns; a picture needs no others
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             traced = torch.jit.trace(model, example, check_trace=False)
-        write_then_rename(path, lambda temporary: traced.save(str(temporary)))
+        content = io.BytesIO()  # given a path, torch aborts the process where the disk is full
+        torch.jit.save(traced, content)
+        write_whole(path, content.getvalue())
     finally:
         model.train(training)

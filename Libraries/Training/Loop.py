@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from Libraries.Disk import disk_errors, hold, remove_leftovers
 from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Training.DiskSpace import log_disk_space
 from Libraries.Training.Interrupt import DeferredInterrupt
 from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
 from Libraries.Training.RunLog import Report, is_due, log_file
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, hold, resolve_precision
+from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, resolve_precision
 
 logger = get_logger("Training")
 
@@ -76,10 +78,22 @@ class TrainState:
         """Write state-<step>.pth and ema-<step>.pth, then delete older states (the EMA weights stay)."""
         if not self.accelerator.is_main_process or self.step == 0:
             return
-        save_checkpoint(
-            run_dir / f"ema-{self.step:08d}.pth", {"step": self.step, "weights": self.ema.module.state_dict()}
-        )
-        content = {
+        save_checkpoint(run_dir / f"ema-{self.step:08d}.pth", self.ema_content())
+        save_checkpoint(run_dir / f"state-{self.step:08d}.pth", self.content())
+        with disk_errors(run_dir):
+            for step, path in find_checkpoints(run_dir, "state"):
+                if step < self.step:
+                    path.unlink()
+        logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
+
+    def save_snapshot(self, run_dir: Path) -> None:
+        """Write snapshot-<step>.pth, from which averages of other lengths are rebuilt."""
+        if self.accelerator.is_main_process:
+            save_snapshot(run_dir, self.step, self.power_ema)
+
+    def content(self) -> dict[str, Any]:
+        """Return what is needed to resume."""
+        return {
             "step": self.step,
             "model": self.network.state_dict(),
             "ema": self.ema.state_dict(),
@@ -88,16 +102,10 @@ class TrainState:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
         }
-        save_checkpoint(run_dir / f"state-{self.step:08d}.pth", content)
-        for step, path in find_checkpoints(run_dir, "state"):
-            if step < self.step:
-                path.unlink()
-        logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
 
-    def save_snapshot(self, run_dir: Path) -> None:
-        """Write snapshot-<step>.pth, from which averages of other lengths are rebuilt."""
-        if self.accelerator.is_main_process:
-            save_snapshot(run_dir, self.step, self.power_ema)
+    def ema_content(self) -> dict[str, Any]:
+        """Return the weights to sample with."""
+        return {"step": self.step, "weights": self.ema.module.state_dict()}
 
     def load(self, path: Path) -> None:
         """Resume from a state-<step>.pth."""
@@ -139,6 +147,7 @@ def fit(
     Raises:
         TrainingDiverged: the loss is not finite, or with fp16 the gradients never are.
         FolderInUse: another process trains in `run_dir`.
+        DiskError: the disk is full, forbidden, gone or broken; call again to resume.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
     accelerator = make_accelerator(config)
@@ -154,6 +163,9 @@ def fit(
         if states:
             state.load(states[-1][1])
             logger.info("resuming %s at step %d", run_dir.name, state.step)
+        if accelerator.is_main_process:
+            remove_leftovers(run_dir)
+            log_disk_space(state, config, run_dir)
         on_device = config.dataset_on_device and accelerator.device.type == "cuda"
         train_loader, validation_loader = make_loaders(
             batch_size=config.batch_size,
@@ -193,11 +205,12 @@ def _loop(
                 _require_updates(state, config)
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
-            if snapshot:  # before the state, so that a run killed between the two writes it again
+            # the state comes last, so that a run killed before it does all of this again
+            report.validate_and_preview()
+            if snapshot:
                 state.save_snapshot(run_dir)
             if saving:
                 state.save(run_dir)
-            report.validate_and_preview()
             if stopping and state.step < config.num_steps:
                 logger.info("stopped at step %d; run again to resume", state.step)
                 raise KeyboardInterrupt

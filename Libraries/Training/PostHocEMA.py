@@ -78,22 +78,25 @@ def save_snapshot(run_dir: Path, step: int, averages: dict[float, AveragedModel]
     Nothing is written before the first update. `updates` is the number of weights averaged, fewer than `step`
     where fp16 has skipped steps.
     """
+    content = snapshot_content(step, averages)
+    if content["updates"]:
+        save_checkpoint(run_dir / f"snapshot-{step:08d}.pth", content)
+
+
+def snapshot_content(step: int, averages: dict[float, AveragedModel]) -> dict:
+    """Return what `save_snapshot` writes."""
     first = next(iter(averages.values()))
-    updates = int(first.n_averaged)
-    if updates == 0:
-        return
     names = {name for name, _ in first.module.named_parameters(remove_duplicate=False)}
     weights = {sigma_rel: average.module.state_dict() for sigma_rel, average in averages.items()}
-    content = {
+    return {
         "step": step,
-        "updates": updates,
+        "updates": int(first.n_averaged),
         "parameters": {
             sigma_rel: {name: value.half() for name, value in values.items() if name in names}
             for sigma_rel, values in weights.items()
         },
         "buffers": {name: value for name, value in first.module.state_dict().items() if name not in names},
     }
-    save_checkpoint(run_dir / f"snapshot-{step:08d}.pth", content)
 
 
 def reconstruct(run_dir: Path, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:

@@ -2,11 +2,15 @@
 
 import contextlib
 import csv
+import io
 import logging
+import os
+import sys
 import time
 from pathlib import Path
 
-from Libraries.Utils import ROOT_LOGGER, get_logger, write_then_rename
+from Libraries.Disk import disk_errors, write_whole
+from Libraries.Utils import ROOT_LOGGER, get_logger
 
 logger = get_logger("RunLog")
 
@@ -18,43 +22,67 @@ class MetricsFile:
         self.path = path
         self.fields = ["step", "loss", "lr", "grad_norm", "samples_per_second", *metric_names]
         rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
-        write_then_rename(path, lambda temporary: self._write_all(temporary, rows))
+        write_whole(path, ",".join(self.fields).encode() + b"\r\n" + b"".join(map(self._line, rows)))
 
     def write(self, step: int, **values: float) -> None:
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.fields).writerow({"step": step, **values})
+        line = self._line({"step": step, **values})
+        # a file that is gone is not made anew: its folder may be gone with its disk
+        with disk_errors(self.path, size=len(line)), open(self.path, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(end)  # half a line could be read as a whole one
+                raise
 
-    def _write_all(self, path: Path, rows: list[dict]) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(rows)
+    def _line(self, row: dict[str, float]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.fields).writerow(row)
+        return text.getvalue().encode()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the rows of a metrics.csv, each with only the values it has; "step" is an int.
 
+    A last line without its end, of a training that was killed while it wrote it, does not count.
+
     Raises:
         ValueError: the file is damaged; the message says where.
     """
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            for row in csv.DictReader(file):
-                values = {key: float(value) for key, value in row.items() if value}
-                rows.append({**values, "step": int(values["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
-            raise ValueError(
-                f"{path} is damaged after {len(rows)} rows ({str(error)[:80]}): mend it or delete it, for "
-                "training goes on without it"
-            ) from None
+    with disk_errors(path, "read"):
+        content = Path(path).read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        for row in csv.DictReader(io.StringIO(whole.decode(), newline="")):
+            values = {key: float(value) for key, value in row.items() if value}
+            rows.append({**values, "step": int(values["step"])})
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged after {len(rows)} rows ({str(error)[:80]}): mend it or delete it, for "
+            "training goes on without it"
+        ) from None
     return rows
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose failure ends the training, as any other, instead of filling the screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with disk_errors(Path(self.baseFilename), size=len(self.format(record))):
+            raise error
 
 
 @contextlib.contextmanager
 def log_file(path: Path):
     """Write this repository's log messages to `path` too while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with disk_errors(path):
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger(ROOT_LOGGER)
     root.addHandler(handler)
@@ -62,7 +90,8 @@ def log_file(path: Path):
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            handler.close()
 
 
 def is_due(step: int, config, what: str) -> bool:
