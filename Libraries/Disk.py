@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import shutil
@@ -166,6 +167,11 @@ def hold(folder: Path, wait: float):
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if getattr(multiprocessing.current_process(), "_inheriting", False):
+                raise FolderInUse(
+                    f"a worker imports the script that builds {folder}, and would wait for it for ever: put "
+                    "the script's calls under `if __name__ == '__main__':`"
+                ) from None
             log.info("%s is in use by another process: waiting for it", folder)
             try:
                 lock.acquire(timeout=wait)

@@ -362,13 +362,15 @@ if __name__ == "__main__":
 """
 
 
-def start_build(script: Path, audio: Path, out: Path, spectrogram, config) -> subprocess.Popen:
-    script.write_text(BUILD)
+def start_build(
+    script: Path, audio: Path, out: Path, spectrogram, config, code: str = BUILD, stderr=subprocess.DEVNULL
+) -> subprocess.Popen:
+    script.write_text(code)
     settings = json.dumps([dataclasses.asdict(spectrogram), dataclasses.asdict(config)])
     own = os.environ.get("PYTHONPATH")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), own]))}
     command = [sys.executable, script, audio, out, settings]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stderr=stderr, text=True)
 
 
 def test_a_second_build_waits_for_the_first_and_finds_it_done(music, tmp_path, monkeypatch):
@@ -387,6 +389,25 @@ def test_a_second_build_waits_for_the_first_and_finds_it_done(music, tmp_path, m
     assert not build().already_built
     second.join(timeout=60)
     assert [report.already_built for report in reports] == [True]
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_ends_with_a_sentence_and_does_not_wait_for_itself(tmp_path):
+    for i in range(4):
+        write_music(tmp_path / "audio" / f"{i}.wav", 20.0, seed=i)
+    code = BUILD.replace('if __name__ == "__main__":', "if True:")
+    process = start_build(
+        tmp_path / "b.py",
+        tmp_path / "audio",
+        tmp_path / "out",
+        SPECTROGRAM,
+        config_with(num_workers=2),
+        code,
+        subprocess.PIPE,
+    )
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode and "a worker imports the script that builds" in printed
+    assert "must stand under `if __name__ == '__main__':`" in printed
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
