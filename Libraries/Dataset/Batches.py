@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from Libraries.Dataset.Permutation import permuted
 from Libraries.Utils import get_logger
 
 log = get_logger("Batches")
@@ -23,7 +23,7 @@ STOPPING = {signal.SIGINT, signal.SIGTERM}
 class StepSampler(Sampler):
     """An endless batch sampler whose batches are a function of (seed, step) alone.
 
-    The epochs form one stream, each a fresh permutation by (seed, epoch). Step s takes the next
+    The epochs form one stream, each a permutation by (seed, epoch). Step s takes the next
     `batch_size * world_size` positions, whether or not an epoch ends there. Process `rank` takes its slice,
     so P processes with batches of B together see what one process sees with batches of P * B.
 
@@ -57,12 +57,18 @@ class StepSampler(Sampler):
     def batch(self, step: int) -> list[tuple[int, int]]:
         """Return the (index, seed) pairs of one step."""
         first = (step * self.world_size + self.rank) * self.batch_size
-        return [self._item(position) for position in range(first, first + self.batch_size)]
+        positions = range(first, first + self.batch_size)
+        return list(zip(self._indices(np.array(positions)), map(self._item_seed, positions), strict=True))
 
-    def _item(self, position: int) -> tuple[int, int]:
-        epoch, within = divmod(position, self.size)
-        index = _epoch_order(self.size, self.seed, epoch)[within]
-        return int(index), int(np.random.SeedSequence((self.seed, position)).generate_state(1, np.uint64)[0])
+    def _indices(self, positions: np.ndarray) -> list[int]:
+        epochs, within = np.divmod(positions, self.size)
+        found = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            found[epochs == epoch] = permuted(within[epochs == epoch], self.size, (self.seed, int(epoch)))
+        return found.tolist()
+
+    def _item_seed(self, position: int) -> int:
+        return int(np.random.SeedSequence((self.seed, position)).generate_state(1, np.uint64)[0])
 
 
 def loaders_of(
@@ -128,8 +134,3 @@ def _fits(num_bytes: int, device: torch.device) -> bool:
             "%.1f GB of data are read from disk: %s has %.1f GB free", num_bytes / 1e9, device, free / 1e9
         )
     return num_bytes <= free / 2
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size)
