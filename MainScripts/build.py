@@ -4,6 +4,7 @@
     python MainScripts/build.py --preset BASE --shard 3/16      # one part of sixteen, on any machine
     python MainScripts/build.py --preset BASE                   # a last call, when all are done, joins them
     python MainScripts/build.py --preset BASE --executor ray    # on RAY_ADDRESS's machines, or all cores here
+    python MainScripts/build.py --preset CPU --latents          # its latents, likewise in parts or by Ray
 
 All machines see the music and `Data` at the same paths. Parts may run at the same time, and again after a
 failure; the last call makes what is missing. Every way gives the same dataset, byte for byte.
@@ -15,7 +16,7 @@ from dataclasses import replace
 from Conf import PRESETS, choose
 from Libraries.Dataset import build, build_part
 from Libraries.Dataset.Manifest import EXECUTORS
-from Libraries.Runs import music_plan
+from Libraries.Runs import latent_plan, music_plan, open_codec
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="BASE")
     parser.add_argument("--shard", type=part_of_parts, help="one part: 1/16 to 16/16 (default: all, joined)")
     parser.add_argument("--executor", choices=EXECUTORS, help="default: the preset's")
+    parser.add_argument("--latents", action="store_true", help="encode the dataset by its autoencoder")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset of other settings or files"
     )
@@ -33,7 +35,7 @@ def main() -> None:
     settings = choose(arguments.preset)
     if arguments.executor:
         settings = replace(settings, dataset=replace(settings.dataset, executor=arguments.executor))
-    plan = music_plan(settings)
+    plan = latent_plan(settings, open_codec(settings)) if arguments.latents else music_plan(settings)
     if arguments.shard is None:
         print(build(plan, arguments.overwrite))
         return

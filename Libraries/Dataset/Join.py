@@ -117,7 +117,6 @@ class Join:
         return {
             "format": FORMAT,
             "settings": plan.settings,
-            **plan.record,
             "stride_frames": plan.stride_frames,
             "shape": (self.N, *plan.shape),
             "sha256": digest,

@@ -79,7 +79,7 @@ def load_manifest(folder: Path) -> dict:
     (file, fingerprint, seconds, silent_clips, skipped: why or None) and `clips` (source, offset in seconds,
     split, label, gain), one per row of `spectrograms.npy`. Of a dataset in many files, `sources` and `clips`
     are read from its tables when asked for; clips are in the order of the splits, and a source has its
-    `split` and `shard`, too. A dataset that was encoded has the record of its `codec`.
+    `split` and `shard`, too. The settings of latents hold the record of their `codec`.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`, it is of another version, or it is damaged.
@@ -135,7 +135,7 @@ def _damage(manifest: dict, in_shards: bool) -> str:
         wanted = SpectrogramConfig(**manifest["settings"]["spectrogram"]).shape
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         return f"its spectrogram's settings are none ({str(error)[:100]})"
-    wanted = tuple(shape) if "codec" in manifest else wanted
+    wanted = tuple(shape) if "codec" in manifest["settings"] else wanted
     if tuple(shape) != wanted or len(manifest["clips"]) != N:
         return (
             f"its shape {manifest['shape']} is not that of its {len(manifest['clips'])} clips, {wanted} each"
@@ -184,7 +184,8 @@ def _is_list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
 _MANIFEST = {
     "settings": lambda value: (
         isinstance(value, dict)
-        and all(isinstance(value.get(part), dict) for part in ("spectrogram", "dataset"))
+        and {"spectrogram", "dataset"} <= value.keys()
+        and all(isinstance(part, dict) for part in value.values())
     ),
     "stride_frames": lambda value: _is_count(value) and value > 0,
     "shape": lambda value: _is_list_of(_is_count)(value) and len(value) == 4,
@@ -240,8 +241,8 @@ def content_settings(spectrogram: SpectrogramConfig, config: DatasetConfig) -> d
 def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str]:
     """Return how a dataset on disk differs from the one wanted, one phrase per difference."""
     found = []
-    for part, wanted in settings.items():
-        there = manifest["settings"][part]
+    for part in manifest["settings"].keys() | settings.keys():
+        there, wanted = manifest["settings"].get(part, {}), settings.get(part, {})
         for name in sorted((there.keys() | wanted.keys()) - set(INVERSE_ONLY)):
             if there.get(name) != wanted.get(name):
                 found.append(f"{name} is {there.get(name)!r} there and {wanted.get(name)!r} here")

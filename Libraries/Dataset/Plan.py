@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY, DatasetConfig, content_settings
 from Libraries.Dataset.Shards import AudioTask, ShardTask, fingerprint
@@ -18,7 +18,6 @@ class Plan(Protocol):
     folder: Path  # of the dataset
     spectrogram: SpectrogramConfig
     config: DatasetConfig
-    record: dict[str, Any]  # what the manifest holds besides
     shape: tuple[int, int, int]  # (C, F, T) of a row
     normalised_together: bool  # whether shards hold float32 features that await the dataset's gain
 
@@ -60,7 +59,6 @@ class MusicPlan:
     spectrogram: SpectrogramConfig
     config: DatasetConfig
     files: list[str] = field(init=False)
-    record = {}  # noqa: RUF012 - nothing is ever added
 
     def __post_init__(self):
         found = find_audio_files(self.audio_dir)

@@ -50,7 +50,8 @@ class SpectrogramDataset(TorchDataset):
     """One split of a dataset, read row by row from disk, or from a device after `.to(device)`.
 
     `dataset[i]` is the clip as stored: x0 float32 (C, F, T) and its label, int64 (). An item may also be a
-    pair (i, seed), as `StepSampler` yields them; then `augment` varies the clip as the seed decides.
+    pair (i, seed), as `StepSampler` yields them; then `augment` varies the clip as the seed decides. A
+    dataset of latents is read in the same way, without augmentation.
 
     Args:
         folder: of the dataset.
@@ -59,7 +60,7 @@ class SpectrogramDataset(TorchDataset):
 
     Raises:
         DatasetError: there is no finished dataset in `folder`.
-        ValueError: the split is unknown.
+        ValueError: the split is unknown, or `augment` is given for latents.
         TypeError: `augment` is neither None nor a `DatasetConfig`.
     """
 
@@ -70,6 +71,8 @@ class SpectrogramDataset(TorchDataset):
         self.folder, self.split = Path(folder), split
         self.manifest = load_manifest(folder)
         self.spectrogram_config = SpectrogramConfig(**self.manifest["settings"]["spectrogram"])
+        if augment and "codec" in self.manifest["settings"]:
+            raise ValueError(f"{folder} holds latents, which cannot be augmented: pass augment=None")
         self.classes = tuple(self.manifest["classes"])
         clips, shape = self.manifest["clips"], tuple(self.manifest["shape"])
         in_shards = isinstance(clips, ClipTable)
@@ -100,6 +103,11 @@ class SpectrogramDataset(TorchDataset):
             draw = self._augmentation.draw([seed for _, seed in items])
             x0 = self._mixed(self._augmented(x0, positions, draw), draw)
         return x0, self._labels_at(positions).to(x0.device)
+
+    @property
+    def records(self) -> np.ndarray:
+        """What is known of each clip, (N,) of `ClipTable.CLIP`."""
+        return self._clips.records
 
     @property
     def labels(self) -> Tensor:

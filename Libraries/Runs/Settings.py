@@ -111,9 +111,12 @@ class Settings:
     vae: VAESettings
     upsampler: UpsamplerSettings
     phase: PhaseSettings
+    encode_once: bool = False  # encode latents before the training, without augmentation; not in every step
 
     def __post_init__(self):
         require(SPACES, space=self.space)
+        if self.encode_once and self.space != "latent":
+            raise ValueError(f"encode_once=True needs space='latent', not {self.space!r}")
         if self.space == "spectrogram":
             require_multiple("a spectrogram", self.spectrogram.shape, self.network)
         if self.space == "small":
