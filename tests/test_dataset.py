@@ -21,6 +21,7 @@ import torch
 
 from Conf import BASE
 from Libraries.Dataset import Build as DatasetBuild
+from Libraries.Dataset import Join as DatasetJoin
 from Libraries.Dataset import Shards as DatasetShards
 from Libraries.Dataset.Augmentation import Augmentation, seam_frame
 from Libraries.Dataset.Manifest import split_pieces
@@ -305,7 +306,7 @@ def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_whole(music, tmp
     before = manifest_hash(tmp_path / "out")
     other = config_with(overlap=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(DatasetBuild, "_write_npy", _interrupt)
+        patch.setattr(DatasetJoin, "_write_npy", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(music, tmp_path / "out", SPECTROGRAM, other, overwrite=True)
     assert manifest_hash(tmp_path / "out") == before

@@ -84,13 +84,15 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_to_the_same_bits(tmp_path
         shutil.rmtree(tmp_path / "full")
 
 
-def test_a_build_on_a_full_disk_says_so_and_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("one_file_clips", [None, 0], ids=["one file", "many files"])
+def test_a_build_on_a_full_disk_says_so_and_goes_on_to_the_same_bits(tmp_path, one_file_clips):
+    config = replace(DATASET, one_file_clips=one_file_clips)
     for name in "abc":
         write_music(tmp_path / "music" / f"{name}.wav", 2.0, seed=ord(name))
 
     def build(name, disk=contextlib.nullcontext):
         with disk():
-            build_dataset(tmp_path / "music", tmp_path / name, SPECTROGRAM, DATASET)
+            build_dataset(tmp_path / "music", tmp_path / name, SPECTROGRAM, config)
 
     build("whole", counted := FaultyDisk(tmp_path))
     whole = contents(tmp_path / "whole")

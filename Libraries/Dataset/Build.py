@@ -1,51 +1,36 @@
 """Audio folder -> dataset on disk; a killed build resumes where it stopped.
 
 Every source file becomes a shard below `.building/`, named by a hash of everything that decides its content,
-so that no build ever picks up a stale shard. Once all exist, they are joined into one file, which is moved
-into place.
+so that no build ever picks up a stale shard. Shards can be made in parts, on any machine that sees the
+folders. Once all exist, they are joined (Join.py).
 """
 
 import hashlib
 import json
-import math
-import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-import torch
-from tqdm.auto import tqdm
-
+from Libraries.Dataset.ClipTable import ClipTable
+from Libraries.Dataset.Join import BUILDING, Join, finish_commit
 from Libraries.Dataset.Manifest import (
     FORMAT,
-    INVERSE_ONLY,
     MANIFEST,
-    SPECTROGRAMS,
     SPLITS,
     DatasetConfig,
     DatasetError,
-    class_of,
-    content_settings,
     differences,
     load_manifest,
-    manifest_bytes,
-    piece_of,
-    split_pieces,
 )
-from Libraries.Dataset.Shards import ShardTask, fingerprint, make_shards, read_entry, read_rows
-from Libraries.Disk import disk_errors, hold, write_then_rename, write_whole
-from Libraries.Sound.Audio import AudioError, audio_info, find_audio_files
-from Libraries.Sound.Decoding import LONGEST_SECONDS
-from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
-from Libraries.Sound.SpectrogramConfig import RANGES, SpectrogramConfig
+from Libraries.Dataset.Plan import MusicPlan, Plan
+from Libraries.Dataset.Shards import ShardTask, make_shards
+from Libraries.Disk import disk_errors, hold
+from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Utils import get_logger, printable
 
 log = get_logger("DatasetBuild")
 
-BUILDING = ".building"
+PARTS = "part-*"  # folders in `.building` that are held while a part is built
 
 
 @dataclass(frozen=True)
@@ -86,9 +71,10 @@ def build_dataset(
     """Make a dataset in `out_dir` from every audio file below `audio_dir`; call again to resume.
 
     Writes `spectrograms.npy`, float16 (N, C, F, T), one row per clip, and `manifest.json` (`load_manifest`
-    lists its keys). Unreadable files are skipped and reported. A finished dataset with the same settings
-    and files is left as it is. The result does not depend on `num_workers` or on interruptions. While another
-    process builds there, this one waits.
+    lists its keys); above `config.one_file_clips`, the folder `shards` in place of the one file. Unreadable
+    files are skipped and reported. A finished dataset with the same settings and files is left as it is. The
+    result does not depend on `num_workers`, `executor`, parts or interruptions. While another process builds
+    there, this one waits.
 
     Args:
         out_dir: the dataset's own folder, such as `Data/<config.name>`; other files in it are left alone.
@@ -98,40 +84,83 @@ def build_dataset(
         AudioError: `audio_dir` holds no audio, or none that can be used.
         DatasetError: `out_dir` holds another dataset and `overwrite` is False; or a worker process died that
             read no file.
+        ImportError: `executor` is "ray", which is not installed.
         DiskError: the disk is full, forbidden, gone or broken; call again to resume.
     """
-    audio_dir, folder = Path(audio_dir), Path(out_dir)
-    files = find_audio_files(audio_dir)
-    sources = [
-        {"file": file.relative_to(audio_dir).as_posix(), "fingerprint": fingerprint(file)} for file in files
-    ]
-    settings = content_settings(spectrogram, config)
+    return build(MusicPlan(Path(audio_dir), Path(out_dir), spectrogram, config), overwrite)
+
+
+def build(plan: Plan, overwrite: bool = False) -> BuildReport:
+    """Make a dataset by its plan, as `build_dataset` does."""
+    folder, sources = plan.folder, [plan.source(file) for file in plan.files]
     committed = not (folder / BUILDING / MANIFEST).exists()
-    if committed and (manifest := _existing(folder, settings, sources, overwrite)):
+    if committed and (manifest := _existing(plan, sources, overwrite)):
         return _report(manifest, folder, already_built=True)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, wait=-1):
-        _finish_commit(folder)
-        if manifest := _existing(folder, settings, sources, overwrite):  # another process may have built it
+        finish_commit(folder)
+        if manifest := _existing(plan, sources, overwrite):  # another process may have built it
             return _report(manifest, folder, already_built=True)
-        tasks = _tasks(files, sources, folder, spectrogram, config)
-        make_shards(tasks, config.num_workers)
-        manifest = _join(tasks, sources, audio_dir, spectrogram, config)
-        write_whole(folder / BUILDING / MANIFEST, manifest_bytes(manifest))
-        _finish_commit(folder)
-    report = _report(manifest, folder, already_built=False)
-    _warn_of_empty_splits(report, config)
+        for part in (folder / BUILDING).glob(PARTS):
+            with hold(part, wait=-1):  # no other begins while this process holds the folder
+                pass
+        tasks = _tasks(plan, sources)
+        make_shards(tasks, plan.config.num_workers, plan.config.executor)
+        Join(plan, tasks, sources).commit()
+    report = _report(load_manifest(folder), folder, already_built=False)
+    _warn_of_empty_splits(report, plan.config)
     return report
 
 
-def _existing(folder: Path, settings: dict, sources: list[dict], overwrite: bool) -> dict | None:
-    """Return the manifest of a finished dataset if it is the wanted one; None if one must be built."""
+def build_part(plan: Plan, part: int, parts: int, overwrite: bool = False) -> int:
+    """Make one of several parts of a dataset's shards, and return of how many files.
+
+    The parts can be built by any processes that see the same folders, at the same time or not, again after
+    a failure. A last `build`, when they are done, makes what is still missing and joins all; the dataset is
+    the same, byte for byte, as one from `build` alone.
+
+    Args:
+        part: 1 to `parts`: of the sources, every `parts`-th from this on.
+        overwrite: as for `build`.
+
+    Raises:
+        ValueError: there is no such part.
+        DatasetError, ImportError, DiskError: as `build_dataset`.
+    """
+    if not 1 <= part <= parts:
+        raise ValueError(f"there is no part {part} of {parts}: parts are 1/{parts} to {parts}/{parts}")
+    own = plan.folder / BUILDING / f"part-{part}-of-{parts}"
+    sources = [plan.source(file) for file in plan.files[part - 1 :: parts]]
+    with ExitStack() as held:
+        with disk_errors(plan.folder):
+            plan.folder.mkdir(parents=True, exist_ok=True)
+        with hold(plan.folder, wait=-1):  # while a dataset is joined, none of its shards is made
+            finish_commit(plan.folder)
+            if _existing(plan, sources, overwrite, others_too=True):
+                return 0
+            with disk_errors(own):
+                own.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold(own, wait=-1))
+        make_shards(_tasks(plan, sources), plan.config.num_workers, plan.config.executor)
+    return len(sources)
+
+
+def _existing(plan: Plan, sources: list[dict], overwrite: bool, others_too: bool = False) -> dict | None:
+    """Return the manifest of a finished dataset if it is the wanted one; None if one must be built.
+
+    Args:
+        others_too: whether the dataset may have other sources besides these.
+    """
+    folder = plan.folder
     if not (folder / MANIFEST).exists():
         return None
     try:
         manifest = load_manifest(folder)
-        found = "; ".join(differences(manifest, settings, sources))
+        if others_too:
+            files = {source["file"] for source in sources}
+            manifest["sources"] = [source for source in manifest["sources"] if source["file"] in files]
+        found = "; ".join(differences(manifest, plan.settings, sources))
     except DatasetError as error:
         found = str(error)
     if not found:
@@ -150,167 +179,27 @@ def _warn_of_empty_splits(report: BuildReport, config: DatasetConfig) -> None:
             log.warning("the %s split is empty: there are too few pieces, and none is in two splits", split)
 
 
-def _finish_commit(folder: Path) -> None:
-    """Move a complete dataset from `.building` into place; safe to repeat after a kill at any line.
-
-    The old manifest goes first and the new one comes last: in between there is no dataset, never a mixed one.
-    """
-    building = folder / BUILDING
-    if not (building / MANIFEST).exists():
-        return
-    with disk_errors(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if (building / SPECTROGRAMS).exists():
-            os.replace(building / SPECTROGRAMS, folder / SPECTROGRAMS)
-        os.replace(building / MANIFEST, folder / MANIFEST)
-        shutil.rmtree(building)
-
-
-def _tasks(
-    files: list[Path],
-    sources: list[dict],
-    folder: Path,
-    spectrogram: SpectrogramConfig,
-    config: DatasetConfig,
-) -> list[ShardTask]:
-    building = folder / BUILDING
+def _tasks(plan: Plan, sources: list[dict]) -> list[ShardTask]:
+    building = (plan.folder / BUILDING).absolute()  # a worker may have another working directory
     with disk_errors(building):
         building.mkdir(parents=True, exist_ok=True)
-    stride = config.stride_frames(spectrogram) * spectrogram.hop_length
-    settings = content_settings(spectrogram, config)["spectrogram"]
-    settings = {name: value for name, value in settings.items() if name not in INVERSE_ONLY}
     tasks = []
-    for path, source in zip(files, sources, strict=True):
-        decides = json.dumps([FORMAT, settings, stride, config.silence_db, source])
+    for source in sources:
+        decides = json.dumps([FORMAT, *plan.decides(source)])
         shard = building / hashlib.sha256(decides.encode()).hexdigest()[:32]
-        task = ShardTask(
-            path, source["file"], source["fingerprint"], shard, 0.0, spectrogram, stride, config.silence_db
-        )
-        tasks.append(replace(task, seconds=_seconds(task)))
+        tasks.append(plan.task(source, shard))
     return tasks
 
 
-def _seconds(task: ShardTask) -> float:
-    """Return the length that the header gives, 0 where there is none or where it will not be read."""
-    if task.entry_path.exists() or task.reading_path.exists():
-        return 0.0
-    try:
-        with task.reading():
-            return min(audio_info(task.path).seconds or 0.0, LONGEST_SECONDS)
-    except Exception:  # of any type: reading the file will fail again, and say so
-        return 0.0
-
-
-def _join(
-    tasks: list[ShardTask],
-    sources: list[dict],
-    audio_dir: Path,
-    spectrogram: SpectrogramConfig,
-    config: DatasetConfig,
-) -> dict:
-    """Write all rows into one file in the order of the sources; return the manifest."""
-    entries = [read_entry(task) for task in tasks]
-    _check_usable(tasks, entries, audio_dir)
-    about = ("seconds", "silent_clips", "skipped")
-    sources = [
-        source | {name: entry[name] for name in about} for source, entry in zip(sources, entries, strict=True)
-    ]
-    classes, clips = _describe_clips(sources, entries, config)
-    shards = [(task, len(entry["clips"])) for task, entry in zip(tasks, entries, strict=True)]
-    gain = _gain(shards, clips, spectrogram)
-    shape = (len(clips), *spectrogram.shape)
-    digest = _write_npy(tasks[0].shard.parent / SPECTROGRAMS, shape, _final_rows(shards, spectrogram, gain))
-    return {
-        "format": FORMAT,
-        "settings": content_settings(spectrogram, config),
-        "stride_frames": config.stride_frames(spectrogram),
-        "shape": shape,
-        "sha256": digest,
-        "classes": classes,
-        "gain": gain,
-        "sources": sources,
-        "clips": [clip if clip["gain"] else clip | {"gain": gain} for clip in clips],
-    }
-
-
-def _check_usable(tasks: list[ShardTask], entries: list[dict], audio_dir: Path) -> None:
-    if any(entry["clips"] for entry in entries):
-        return
-    reasons = [
-        f"{printable(task.file)} {entry['skipped']}" for task, entry in zip(tasks, entries, strict=True)
-    ]
-    first = "; ".join(reasons[:5]) + ("; ..." if len(reasons) > 5 else "")
-    raise AudioError(audio_dir, f"holds no audio file that can be used, of {len(tasks)}: {first}")
-
-
-def _describe_clips(
-    sources: list[dict], entries: list[dict], config: DatasetConfig
-) -> tuple[list[str], list[dict]]:
-    """Return the classes, and for every row its source, split, label, offset and gain."""
-    used = [source["file"] for source, entry in zip(sources, entries, strict=True) if entry["clips"]]
-    splits = split_pieces(map(piece_of, used), config.split, config.seed)
-    has_folders = any("/" in file for file in used)
-    classes = sorted({class_of(file, has_folders) for file in used})
-    clips = []
-    for source, entry in zip(sources, entries, strict=True):
-        if entry["clips"]:
-            file = source["file"]
-            label = classes.index(class_of(file, has_folders))
-            about = {"source": file, "split": splits[piece_of(file)], "label": label}
-            clips.extend(about | clip for clip in entry["clips"])
-    return classes, clips
-
-
-def _gain(shards: list[tuple[ShardTask, int]], clips: list[dict], config: SpectrogramConfig) -> list[float]:
-    """Return [offset, scale] of the training split: of all its features, or the median of its clips'."""
-    training = [clip for clip in clips if clip["split"] == "train"]
-    if config.normalisation == "dataset":
-        files = {clip["source"] for clip in training}
-        features = (batch for task, n in shards if task.file in files for batch in read_rows(task, n))
-        gain = Spectrogram(config).dataset_gain(features)
-    else:
-        gain = typical_gain(Gain(*torch.tensor([clip["gain"] for clip in training]).T))
-    return [gain.offset.item(), gain.scale.item()]
-
-
-def _final_rows(
-    shards: list[tuple[ShardTask, int]], config: SpectrogramConfig, gain: list[float]
-) -> Iterator[np.ndarray]:
-    """Yield all rows as float16 (b, C, F, T), normalised."""
-    offset, scale = torch.tensor(gain)
-    for task, n in shards:
-        for batch in read_rows(task, n) if n else ():
-            if config.normalisation == "dataset":
-                batch = ((batch - offset) / scale).clamp(*RANGES[config.value_range])
-            yield batch.numpy().astype(np.float16)
-
-
-def _write_npy(path: Path, shape: tuple[int, ...], batches: Iterator[np.ndarray]) -> str:
-    """Write float16 batches as one .npy file without holding them all; return the sha256 of its data."""
-    digest = hashlib.sha256()
-    header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
-
-    def write(file: BinaryIO) -> None:
-        np.lib.format.write_array_header_1_0(file, header)
-        with tqdm(total=shape[0], unit=" clips", desc="Joining") as bar:
-            for batch in batches:
-                file.write(batch.data)
-                digest.update(batch.data)
-                bar.update(len(batch))
-
-    write_then_rename(path, write, size=2 * math.prod(shape))
-    return digest.hexdigest()
-
-
 def _report(manifest: dict, folder: Path, already_built: bool) -> BuildReport:
-    sources = manifest["sources"]
-    splits = [clip["split"] for clip in manifest["clips"]]
+    sources, clips = manifest["sources"], manifest["clips"]
+    splits = [] if isinstance(clips, ClipTable) else [clip["split"] for clip in clips]
     return BuildReport(
         folder=folder,
         already_built=already_built,
         files_read=sum(source["skipped"] is None for source in sources),
         skipped=tuple((source["file"], source["skipped"]) for source in sources if source["skipped"]),
-        clips={split: splits.count(split) for split in SPLITS},
+        clips=clips.counts if isinstance(clips, ClipTable) else {s: splits.count(s) for s in SPLITS},
         silent_clips=sum(source["silent_clips"] for source in sources),
         seconds=sum(source["seconds"] for source in sources),
         classes=tuple(manifest["classes"]),

@@ -5,17 +5,19 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from Libraries.Dataset.ClipTable import SPLITS, ClipTable, SourceTable
 from Libraries.Disk import disk_errors
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Utils import printable
+from Libraries.Utils import printable, require
 
 MANIFEST = "manifest.json"
-SPECTROGRAMS = "spectrograms.npy"
-SPLITS = ("train", "validation", "test")
+SPECTROGRAMS = "spectrograms.npy"  # all rows in one file
+SHARDS = "shards"  # or a folder: a file of rows per source, and the tables of sources and clips
+EXECUTORS = ("local", "ray")
 FORMAT = 1  # raise it when rows of the same settings would come out different
 INVERSE_ONLY = ("phase", "band_inverse", "griffin_lim_iterations")  # these do not affect what is on disk
 
@@ -37,6 +39,8 @@ class DatasetConfig:
     split: tuple[float, float, float]  # fractions of the pieces for train, validation, test
     seed: int  # decides which piece goes into which split
     num_workers: int  # processes that encode; 0: this one
+    executor: str = "local"  # local | ray (the machines of a cluster, on which num_workers has no effect)
+    one_file_clips: int | None = None  # more clips stay in many files, with an index; None: always one file
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
@@ -44,12 +48,17 @@ class DatasetConfig:
     mix: float = 0.0  # fraction of clips to which another is added at read time; for autoencoders
 
     def __post_init__(self):
+        require(EXECUTORS, executor=self.executor)
         rules = {
             "name": (bool(re.fullmatch(r"[\w.-]+", self.name)), "letters, digits, '.', '_' or '-'"),
             "overlap": (0 <= self.overlap < 1, "at least 0 and below 1"),
             "split": (_are_fractions(self.split), "three fractions >= 0 that sum to 1, the first above 0"),
             "seed": (self.seed >= 0, "at least 0"),
             "num_workers": (self.num_workers >= 0, "at least 0"),
+            "one_file_clips": (
+                self.one_file_clips is None or self.one_file_clips >= 0,
+                "at least 0, or None",
+            ),
             "silence_db": (self.silence_db < 0, "below 0"),
             "random_gain_db": (self.random_gain_db >= 0, "at least 0"),
             "mix": (0 <= self.mix <= 1, "from 0 to 1"),
@@ -69,7 +78,9 @@ def load_manifest(folder: Path) -> dict:
     Keys: `settings` (all that decided the content), `stride_frames`, `shape` (N, C, F, T), `sha256` of the
     rows, `classes`, `gain` ([offset, scale], of the dataset or typical of its training split), `sources`
     (file, fingerprint, seconds, silent_clips, skipped: why or None) and `clips` (source, offset in seconds,
-    split, label, gain), one per row of `spectrograms.npy`.
+    split, label, gain), one per row of `spectrograms.npy`. Of a dataset in many files, `sources` and `clips`
+    are read from its tables when asked for; clips are in the order of the splits, and a source has its
+    `split` and `shard`, too. The settings of latents hold the record of their `codec`.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`, it is of another version, or it is damaged.
@@ -77,7 +88,7 @@ def load_manifest(folder: Path) -> dict:
     """
     folder = Path(folder)
     path = folder / MANIFEST
-    if not path.is_file() or not (folder / SPECTROGRAMS).is_file():
+    if not path.is_file() or not ((folder / SPECTROGRAMS).is_file() or (folder / SHARDS).is_dir()):
         raise DatasetError(
             f"{folder} holds no finished dataset: run Preprocessing, which also resumes an interrupted build"
         )
@@ -90,16 +101,38 @@ def load_manifest(folder: Path) -> dict:
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
         raise DatasetError(f"{folder} is of format {version}, not {FORMAT}: build it again")
-    if wrong := _damage(manifest):
+    if in_shards := "splits" in manifest:
+        _open_tables(manifest, folder)
+    if wrong := _damage(manifest, in_shards):
         raise DatasetError(f"{path} is damaged, {wrong}: build the dataset again")
-    header = (folder / SPECTROGRAMS).stat().st_size - 2 * math.prod(manifest["shape"])
-    if not 0 < header < 4096:
-        raise DatasetError(f"{folder / SPECTROGRAMS} is not as long as {MANIFEST} says: build it again")
+    if not in_shards:
+        _require_length(folder / SPECTROGRAMS, manifest["shape"])
     return manifest
 
 
-def _damage(manifest: dict) -> str:
-    """Return what is wrong with a manifest, "" if nothing is."""
+def _require_length(path: Path, shape: list[int]) -> None:
+    header = path.stat().st_size - 2 * math.prod(shape) if path.is_file() else 0
+    if not 0 < header < 4096:
+        raise DatasetError(f"{path} is not as long as {MANIFEST} says: build it again")
+
+
+def _open_tables(manifest: dict, folder: Path) -> None:
+    """Give the manifest of a dataset in many files its `sources` and `clips`."""
+    counts = manifest["splits"]
+    if not (isinstance(counts, dict) and set(counts) == set(SPLITS) and all(map(_is_count, counts.values()))):
+        raise DatasetError(f"{folder / MANIFEST} is damaged, 'splits' is wrong: build the dataset again")
+    try:
+        clips = ClipTable.load(folder / SHARDS, counts)
+    except Exception as error:  # of any type: the header is a Python literal
+        if isinstance(error, OSError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise DatasetError(f"{folder / SHARDS} cannot be read ({reason}): build the dataset again") from None
+    manifest |= {"sources": clips.sources, "clips": clips}
+
+
+def _damage(manifest: dict, in_shards: bool) -> str:
+    """Return what is wrong with a manifest, "" if nothing is; tables too long to read are not looked into."""
     if wrong := _misfit(manifest, _MANIFEST):
         return wrong
     N, *shape = manifest["shape"]
@@ -107,14 +140,21 @@ def _damage(manifest: dict) -> str:
         wanted = SpectrogramConfig(**manifest["settings"]["spectrogram"]).shape
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         return f"its spectrogram's settings are none ({str(error)[:100]})"
+    wanted = tuple(shape) if "codec" in manifest["settings"] else wanted
     if tuple(shape) != wanted or len(manifest["clips"]) != N:
         return (
             f"its shape {manifest['shape']} is not that of its {len(manifest['clips'])} clips, {wanted} each"
         )
+    if in_shards:
+        return ""
     for part, schema in (("sources", _SOURCE), ("clips", _CLIP)):
         for i, entry in enumerate(manifest[part]):
             if wrong := _misfit(entry, schema):
                 return f"{wrong} in number {i} of its {part}"
+    if not {clip["source"] for clip in manifest["clips"]} <= {
+        source["file"] for source in manifest["sources"]
+    }:
+        return "a clip is of no source"
     labels = {clip["label"] for clip in manifest["clips"]}
     return "" if labels <= set(range(len(manifest["classes"]))) else "a label has no class"
 
@@ -149,15 +189,16 @@ def _is_list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
 _MANIFEST = {
     "settings": lambda value: (
         isinstance(value, dict)
-        and all(isinstance(value.get(part), dict) for part in ("spectrogram", "dataset"))
+        and {"spectrogram", "dataset"} <= value.keys()
+        and all(isinstance(part, dict) for part in value.values())
     ),
     "stride_frames": lambda value: _is_count(value) and value > 0,
     "shape": lambda value: _is_list_of(_is_count)(value) and len(value) == 4,
     "sha256": _is_text,
     "classes": _is_list_of(_is_text),
     "gain": _is_gain,
-    "sources": lambda value: isinstance(value, list),
-    "clips": lambda value: isinstance(value, list),
+    "sources": lambda value: isinstance(value, list | SourceTable),
+    "clips": lambda value: isinstance(value, list | ClipTable),
 }
 _SOURCE = {
     "file": _is_text,
@@ -207,8 +248,8 @@ def content_settings(spectrogram: SpectrogramConfig, config: DatasetConfig) -> d
 def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str]:
     """Return how a dataset on disk differs from the one wanted, one phrase per difference."""
     found = []
-    for part, wanted in settings.items():
-        there = manifest["settings"][part]
+    for part in manifest["settings"].keys() | settings.keys():
+        there, wanted = manifest["settings"].get(part, {}), settings.get(part, {})
         for name in sorted((there.keys() | wanted.keys()) - set(INVERSE_ONLY)):
             if there.get(name) != wanted.get(name):
                 found.append(f"{name} is {there.get(name)!r} there and {wanted.get(name)!r} here")
@@ -227,9 +268,19 @@ def piece_of(file: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(file).stem).casefold()
 
 
+def clips_of(manifest: dict, split: str) -> Sequence[dict]:
+    """Return the clips of a split; where there are too many to hold, each is made when it is asked for."""
+    clips = manifest["clips"]
+    if isinstance(clips, ClipTable):
+        return clips.of(split)
+    return [clip for clip in clips if clip["split"] == split]
+
+
 def pieces_of(manifest: dict, split: str) -> set[str]:
     """Return the pieces of a split, by `piece_of`."""
-    return {piece_of(clip["source"]) for clip in manifest["clips"] if clip["split"] == split}
+    if isinstance(manifest["sources"], SourceTable):
+        return {piece_of(source["file"]) for source in manifest["sources"] if source["split"] == split}
+    return {piece_of(clip["source"]) for clip in clips_of(manifest, split)}
 
 
 def class_of(file: str, has_folders: bool) -> str:

@@ -1,7 +1,7 @@
 """One audio file -> one shard of a dataset: cut into clips, encoded, written whole or not at all.
 
 A shard is a file of rows and a JSON entry, whose presence marks the shard as complete; so a killed build
-keeps what it has made. Shards are made in this process or in several.
+keeps what it has made. Shards are made in this process, in several, or by Ray on several machines.
 
 A source may crash its decoder, or need more memory than there is, and so end the process that reads it. While
 one is read, an empty file beside its shard says so. If the process dies, the next one finds that file and has
@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 
 from Libraries.Dataset.Manifest import DatasetError
+from Libraries.Dataset.RayExecutor import run_in_ray
 from Libraries.Disk import disk_errors, write_then_rename, write_whole
 from Libraries.Sound.Audio import AudioError, read_blocks
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -52,20 +53,24 @@ MAKE_ALONE = (
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that a worker needs to make one shard."""
+    """All that a worker needs to make one shard; a subclass knows what its rows are made of."""
 
-    path: Path
-    file: str  # the same, relative to the audio folder
+    file: str  # the source, relative to the audio folder
     fingerprint: str  # of its content when the build began
     shard: Path  # without suffix
-    seconds: float  # from the header, for the progress bar alone
-    spectrogram: SpectrogramConfig
-    stride: int  # samples
-    silence_db: float
+    seconds: float  # of music, for the progress bar alone
+
+    def write_rows(self) -> dict:
+        """Write the rows; return the entry without `skipped`.
+
+        Raises:
+            AudioError: the source cannot be used and is to be skipped.
+        """
+        raise NotImplementedError
 
     @property
     def entry_path(self) -> Path:
-        """JSON that marks the shard as complete: `skipped`, `seconds`, `silent_clips`, `clips`."""
+        """JSON that marks the shard as complete: `skipped`, `seconds`, `silent_clips`, `sha256`, `clips`."""
         return self.shard.with_suffix(".json")
 
     @property
@@ -90,6 +95,38 @@ class ShardTask:
                 self.reading_path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class AudioTask(ShardTask):
+    """A shard whose rows are the clips of an audio file, encoded."""
+
+    path: Path
+    spectrogram: SpectrogramConfig
+    stride: int  # samples
+    silence_db: float
+
+    def write_rows(self) -> dict:
+        """Encode the file clip by clip; rows are float32, not normalised, where the dataset sets the gain."""
+        try:
+            return self._write_clips()
+        except AudioError:
+            with disk_errors(self.path.parent, "read"):  # if the folder is gone, it is not the file's fault
+                self.path.parent.stat()
+            raise
+
+    def _write_clips(self) -> dict:
+        clips = _Clips(self)
+        digest, entries = write_batches(self.rows_path, _named(self, _encoded(self.spectrogram, clips)))
+        seconds = clips.samples / self.spectrogram.sample_rate
+        if not entries and clips.silent:
+            raise AudioError(self.path, f"is silent: no clip is louder than {self.silence_db:g} dB")
+        if not entries:
+            length = f"{seconds:.2f} of {self.spectrogram.clip_seconds:g} s"
+            raise AudioError(self.path, f"is shorter than one clip: {length}")
+        if fingerprint(self.path) != self.fingerprint:
+            raise AudioError(self.path, "has changed while it was read: build again when it is finished")
+        return {"seconds": seconds, "silent_clips": clips.silent, "sha256": digest, "clips": entries}
+
+
 def fingerprint(path: Path) -> str:
     """Return a hash of a file's size and of its head, middle and tail: fast at any size, blind to dates."""
     digest = hashlib.sha256()
@@ -107,20 +144,23 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def make_shards(tasks: list[ShardTask], num_workers: int) -> None:
+def make_shards(tasks: list[ShardTask], num_workers: int, executor: str = "local") -> None:
     """Make every missing shard, with a progress bar in seconds of music.
 
     Args:
         num_workers: processes that encode; 0: this one, which a file that crashes its decoder would end.
+        executor: "ray" leaves to Ray where and how many at a time; the folders are those of all its machines.
 
     Raises:
         DatasetError: a worker process died that read no file.
+        ImportError: Ray is asked for and not installed.
     """
     tasks = [task for task in tasks if not task.entry_path.exists()]
     seconds = sum(task.seconds for task in tasks)
     num_workers = min(num_workers, len(tasks), int(seconds / WORTH_A_WORKER))
+    done = run_in_ray(make_or_skip, tasks) if executor == "ray" else _run(tasks, num_workers)
     with tqdm(total=round(seconds), unit=" s of music", desc="Encoding", disable=not tasks) as bar:
-        for task in _run(tasks, num_workers):
+        for task in done:
             bar.update(round(task.seconds))
 
 
@@ -203,23 +243,30 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def make_or_skip(task: ShardTask) -> None:
+    """Make a shard, alone if a process has died over it; for retries, which do not know what was before."""
+    torch.set_num_threads(1)
+    if task.entry_path.exists():
+        return
+    if task.reading_path.exists():
+        _make_alone(task)
+    else:
+        make_shard(task)
+
+
 def make_shard(task: ShardTask) -> None:
     """Write one source's rows and its entry, or the entry that says why it was skipped."""
     with task.reading():
         try:
-            entry = {"skipped": None, **_write_rows(task)}
-            if fingerprint(task.path) != task.fingerprint:
-                raise AudioError(task.path, "has changed while it was read: build again when it is finished")
+            entry = {"skipped": None, **task.write_rows()}
         except AudioError as error:
-            with disk_errors(task.path.parent, "read"):  # if the folder is gone, it is not the file's fault
-                task.path.parent.stat()
             task.rows_path.unlink(missing_ok=True)
             entry = _skipped(error.reason)
         _write_entry(task, entry)
 
 
 def _skipped(reason: str) -> dict:
-    return {"skipped": reason, "seconds": 0.0, "silent_clips": 0, "clips": []}
+    return {"skipped": reason, "seconds": 0.0, "silent_clips": 0, "sha256": "", "clips": []}
 
 
 def _write_entry(task: ShardTask, entry: dict) -> None:
@@ -227,36 +274,33 @@ def _write_entry(task: ShardTask, entry: dict) -> None:
 
 
 def read_entry(task: ShardTask) -> dict:
-    """Return what `make_shard` wrote about a source: `skipped`, `seconds`, `silent_clips`, `clips`."""
+    """Return what `make_shard` wrote about a source (`ShardTask.entry_path`)."""
     with disk_errors(task.entry_path, "read"):
         return json.loads(task.entry_path.read_text())
 
 
-def _write_rows(task: ShardTask) -> dict:
-    """Encode one source clip by clip; rows are float32, not normalised, where the dataset sets the gain."""
-    config = task.spectrogram
-    clips = _Clips(task)
-    entries = []
+def write_batches(path: Path, batches: Iterable[tuple[list[float], np.ndarray, list]]) -> tuple[str, list]:
+    """Write rows to `path`; return the sha256 of its content and the clips as the entry lists them.
+
+    Args:
+        batches: of offsets in s, rows (b, C, F, T), and gains [offset, scale] or None.
+    """
+    digest, clips = hashlib.sha256(), []
 
     def write(rows: BinaryIO) -> None:
-        for starts, values, gains in _named(task, _encoded(config, clips)):
-            rows.write(values.tobytes())
-            entries.extend(
-                {"offset": start / config.sample_rate, "gain": gain}
-                for start, gain in zip(starts, gains, strict=True)
-            )
+        for offsets, values, gains in batches:
+            content = values.tobytes()
+            rows.write(content)
+            digest.update(content)
+            pairs = zip(offsets, gains, strict=True)
+            clips.extend({"offset": offset, "gain": gain} for offset, gain in pairs)
 
-    write_then_rename(task.rows_path, write)
-    seconds = clips.samples / config.sample_rate
-    if not entries and clips.silent:
-        raise AudioError(task.path, f"is silent: no clip is louder than {task.silence_db:g} dB")
-    if not entries:
-        raise AudioError(task.path, f"is shorter than one clip: {seconds:.2f} of {config.clip_seconds:g} s")
-    return {"seconds": seconds, "silent_clips": clips.silent, "clips": entries}
+    write_then_rename(path, write)
+    return digest.hexdigest(), clips
 
 
-def _encoded(config: SpectrogramConfig, clips: "_Clips") -> Iterator[tuple[list[int], np.ndarray, list]]:
-    """Yield the first samples, the rows and the gains of a few clips at a time."""
+def _encoded(config: SpectrogramConfig, clips: "_Clips") -> Iterator[tuple[list[float], np.ndarray, list]]:
+    """Yield the offsets in s, the rows and the gains of a few clips at a time."""
     for batch in _batches(clips, BATCH):
         starts, samples = zip(*batch, strict=True)
         values, gains = _encode(config, torch.from_numpy(np.stack(samples))[:, None])
@@ -264,10 +308,10 @@ def _encoded(config: SpectrogramConfig, clips: "_Clips") -> Iterator[tuple[list[
             raise AudioError(
                 clips.task.path, f"has no finite spectrogram after {starts[0] / config.sample_rate:.2f} s"
             )
-        yield starts, values, gains
+        yield [start / config.sample_rate for start in starts], values, gains
 
 
-def _named(task: ShardTask, items: Iterable) -> Iterator:
+def _named(task: AudioTask, items: Iterable) -> Iterator:
     """Yield the items; what goes wrong in making them is the source's fault, whatever its type."""
     try:
         yield from items
@@ -281,7 +325,7 @@ def _named(task: ShardTask, items: Iterable) -> Iterator:
 class _Clips:
     """The clips of one source as `(first sample, float32 (clip_samples,))`, silent ones left out."""
 
-    def __init__(self, task: ShardTask):
+    def __init__(self, task: AudioTask):
         self.task = task
         self.samples = 0  # read so far
         self.silent = 0  # clips left out so far
@@ -315,11 +359,6 @@ def _spectrogram(config: SpectrogramConfig) -> Spectrogram:
     return Spectrogram(config)
 
 
-def row_dtype(config: SpectrogramConfig) -> type:
-    """Return the type of a shard's rows: of features that await the dataset's gain, or of x0."""
-    return np.float32 if config.normalisation == "dataset" else np.float16
-
-
 @torch.no_grad()
 def _encode(config: SpectrogramConfig, waveform: torch.Tensor) -> tuple[np.ndarray, list]:
     spectrogram = _spectrogram(config)
@@ -329,12 +368,11 @@ def _encode(config: SpectrogramConfig, waveform: torch.Tensor) -> tuple[np.ndarr
     return x0.numpy().astype(np.float16), torch.stack(gain, dim=1).tolist()
 
 
-def read_rows(task: ShardTask, count: int) -> Iterator[torch.Tensor]:
-    """Yield the `count` rows of a shard a few at a time, `(b, C, F, T)` of `row_dtype`."""
-    shape, dtype = task.spectrogram.shape, row_dtype(task.spectrogram)
-    with disk_errors(task.rows_path, "read"), open(task.rows_path, "rb") as rows:
+def read_rows(path: Path, count: int, shape: tuple[int, ...], dtype: type) -> Iterator[torch.Tensor]:
+    """Yield the `count` rows of a shard's file a few at a time, (b, *shape) of `dtype`."""
+    with disk_errors(path, "read"), open(path, "rb") as rows:
         for start in range(0, count, BATCH):
             batch = np.empty((min(BATCH, count - start), *shape), dtype)
             if rows.readinto(batch.data) < batch.nbytes:
-                raise DatasetError(f"{task.rows_path} is cut short: delete its folder and build again")
+                raise DatasetError(f"{path} is cut short: delete its folder and build again")
             yield torch.from_numpy(batch)

@@ -3,7 +3,8 @@
 `build_dataset` makes the dataset (see Build.py); all that a caller needs can be imported from here.
 """
 
-from functools import cached_property
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 from Libraries.Dataset.Augmentation import Augmentation, Draw
 from Libraries.Dataset.Batches import StepSampler, loaders_of
 from Libraries.Dataset.Build import BuildReport, build_dataset
+from Libraries.Dataset.ClipTable import ClipTable
 from Libraries.Dataset.Manifest import (
+    SHARDS,
     SPECTROGRAMS,
     SPLITS,
     DatasetConfig,
@@ -23,7 +26,7 @@ from Libraries.Dataset.Manifest import (
     load_manifest,
     manifest_hash,
 )
-from Libraries.Dataset.Rows import Rows
+from Libraries.Dataset.Rows import OneFile, ShardRows
 from Libraries.Sound.Audio import AudioError, load_audio
 from Libraries.Sound.Spectrogram import Gain
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
@@ -47,7 +50,8 @@ class SpectrogramDataset(TorchDataset):
     """One split of a dataset, read row by row from disk, or from a device after `.to(device)`.
 
     `dataset[i]` is the clip as stored: x0 float32 (C, F, T) and its label, int64 (). An item may also be a
-    pair (i, seed), as `StepSampler` yields them; then `augment` varies the clip as the seed decides.
+    pair (i, seed), as `StepSampler` yields them; then `augment` varies the clip as the seed decides. A
+    dataset of latents is read in the same way, without augmentation.
 
     Args:
         folder: of the dataset.
@@ -56,7 +60,7 @@ class SpectrogramDataset(TorchDataset):
 
     Raises:
         DatasetError: there is no finished dataset in `folder`.
-        ValueError: the split is unknown.
+        ValueError: the split is unknown, or `augment` is given for latents.
         TypeError: `augment` is neither None nor a `DatasetConfig`.
     """
 
@@ -67,20 +71,24 @@ class SpectrogramDataset(TorchDataset):
         self.folder, self.split = Path(folder), split
         self.manifest = load_manifest(folder)
         self.spectrogram_config = SpectrogramConfig(**self.manifest["settings"]["spectrogram"])
+        if augment and "codec" in self.manifest["settings"]:
+            raise ValueError(f"{folder} holds latents, which cannot be augmented: pass augment=None")
         self.classes = tuple(self.manifest["classes"])
-        clips = [(row, clip) for row, clip in enumerate(self.manifest["clips"]) if clip["split"] == split]
-        self._rows = np.array([row for row, _ in clips], dtype=np.int64)
-        self.labels = torch.tensor([clip["label"] for _, clip in clips], dtype=torch.int64)
-        self.sources = [clip["source"] for _, clip in clips]  # the file of each clip
-        gains = torch.tensor([clip["gain"] for _, clip in clips], dtype=torch.float32).reshape(-1, 2)
-        self._gains = Gain(gains[:, 0].contiguous(), gains[:, 1].contiguous())
-        stride = self.manifest["stride_frames"]
-        self._continued = _is_continued([clip for _, clip in clips], stride, self.spectrogram_config)
-        self._augmentation = augment and Augmentation(augment, self.spectrogram_config, stride)
+        clips, shape = self.manifest["clips"], tuple(self.manifest["shape"])
+        in_shards = isinstance(clips, ClipTable)
+        self._clips = clips.of(split) if in_shards else ClipTable.of_manifest(self.manifest, split)
+        self._rows = (
+            ShardRows(self.folder / SHARDS, clips.sources, shape[1:])
+            if in_shards
+            else OneFile(self.folder / SPECTROGRAMS, shape)
+        )
+        self.shape = shape[1:]  # of a clip
+        self._stride = self.manifest["stride_frames"]
+        self._augmentation = augment and Augmentation(augment, self.spectrogram_config, self._stride)
         self._resident: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._clips)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         x0, labels = self.__getitems__([item])
@@ -94,12 +102,27 @@ class SpectrogramDataset(TorchDataset):
         if seeded and self._augmentation:
             draw = self._augmentation.draw([seed for _, seed in items])
             x0 = self._mixed(self._augmented(x0, positions, draw), draw)
-        return x0, self.labels[positions]
+        return x0, self._labels_at(positions).to(x0.device)
+
+    @property
+    def records(self) -> np.ndarray:
+        """What is known of each clip, (N,) of `ClipTable.CLIP`."""
+        return self._clips.records
+
+    @property
+    def labels(self) -> Tensor:
+        """The label of each clip, int64 (N,)."""
+        return self._labels_at(slice(None))
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The file of each clip."""
+        return self._clips.files
 
     @property
     def num_bytes(self) -> int:
         """Size of the split on a device, in bytes."""
-        return len(self) * int(np.prod(self.spectrogram_config.shape)) * 2
+        return len(self) * math.prod(self.shape) * 2
 
     @property
     def typical_gain(self) -> Gain:
@@ -109,36 +132,29 @@ class SpectrogramDataset(TorchDataset):
 
     def gain(self, i: int) -> Gain:
         """Return clip i's gain, (1,) each."""
-        return Gain(*(values[i].reshape(1) for values in self._gains))
+        return self._gains_at(np.array([range(len(self))[i]]))
 
     def to(self, device: torch.device | str) -> "SpectrogramDataset":
         """Load the split onto `device` as float16; from then on every batch is made there."""
-        resident = torch.empty(
-            (len(self), *self.spectrogram_config.shape), dtype=torch.float16, device=device
-        )
+        resident = torch.empty((len(self), *self.shape), dtype=torch.float16, device=device)
         for start in range(0, len(self), 64):  # so that the host never holds all of it
-            resident[start : start + 64] = torch.from_numpy(self._stored[self._rows[start : start + 64]])
+            resident[start : start + 64] = torch.from_numpy(
+                self._rows.read(self._clips.records[start : start + 64])
+            )
         self._resident = resident
-        self.labels = self.labels.to(device)
-        self._gains = Gain(*(values.to(device) for values in self._gains))
         return self
-
-    @cached_property
-    def _stored(self) -> Rows:
-        return Rows(self.folder / SPECTROGRAMS, tuple(self.manifest["shape"]))
-
-    def __getstate__(self) -> dict:
-        """Leave out the open file; a worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_stored"}
 
     def _read(self, positions: np.ndarray) -> Tensor:
         if self._resident is not None:
             return self._resident[torch.from_numpy(positions).to(self._resident.device)].float()
-        return torch.from_numpy(self._stored[self._rows[positions]].astype(np.float32))
+        return torch.from_numpy(self._rows.read(self._clips.records[positions]).astype(np.float32))
 
     def _augmented(self, x0: Tensor, positions: np.ndarray, draw: Draw) -> Tensor:
         gain = self._gains_at(positions)
-        moved = np.flatnonzero(self._continued[positions] & (draw.shift > 0))
+        config = self.spectrogram_config
+        samples = self._stride * config.hop_length
+        continued = self._clips.continued(positions, samples, config.sample_rate)
+        moved = np.flatnonzero(continued & (draw.shift > 0))
         if self._augmentation.seam is not None and len(moved):
             shifted, common = self._shifted(x0[moved], positions[moved], draw.shift[moved])
             x0[moved] = shifted
@@ -163,7 +179,16 @@ class SpectrogramDataset(TorchDataset):
         return self._augmentation.join(first, second, shifts), common
 
     def _gains_at(self, positions: np.ndarray) -> Gain:
-        return Gain(*(values[positions] for values in self._gains))
+        """Return the gains of clips, (B,) each, where the rows are read."""
+        gains = torch.from_numpy(self._clips.records["gain"][positions].astype(np.float32))
+        device = "cpu" if self._resident is None else self._resident.device
+        return Gain(*(values.contiguous().to(device) for values in gains.T))
+
+    def _labels_at(self, positions: np.ndarray | slice) -> Tensor:
+        labels = self._clips.records["label"][positions].astype(np.int64)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise DatasetError(f"{self.folder} is damaged, a label has no class: build the dataset again")
+        return torch.from_numpy(labels)
 
 
 def make_loaders(
@@ -213,13 +238,3 @@ def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
             f"{path} is shorter than when the dataset was built: clear the dataset and build it again"
         )
     return waveform
-
-
-def _is_continued(clips: list[dict], stride: int, config: SpectrogramConfig) -> np.ndarray:
-    """Return whether the next clip of the split is the same file's, `stride` frames later; bool (N,)."""
-    continued = np.zeros(len(clips), dtype=bool)
-    samples = stride * config.hop_length
-    for i in range(len(clips) - 1):
-        apart = round((clips[i + 1]["offset"] - clips[i]["offset"]) * config.sample_rate)
-        continued[i] = clips[i]["source"] == clips[i + 1]["source"] and apart == samples
-    return continued

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Dataset.Manifest import DatasetError, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, manifest_hash
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, read_clip
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
@@ -164,7 +164,7 @@ class Case:
         folder = own if own.is_dir() else settings.demo_music_dir
         if not folder.is_dir():
             raise CannotLook(f"the music is neither in {own} nor in {folder}")
-        clips = [clip for clip in self.manifest["clips"] if clip["split"] == "train"]
+        clips = clips_of(self.manifest, "train")
         chosen = [clips[i] for i in spread_indices(len(clips), RECORDINGS)]
         return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY
+from Libraries.Dataset.Manifest import INVERSE_ONLY, manifest_hash
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.LatentDataset import build_latents
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
     Recipe,
@@ -66,7 +67,7 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         build=functools.partial(first_network, settings, codec),
         loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
         loaders=functools.partial(diffusion_loaders, settings, codec),
-        dataset=functools.partial(diffusion_record, settings),
+        dataset=functools.partial(diffusion_record, settings, codec),
         requires=codec.requires,
         preview=functools.partial(save_preview, settings, codec),
     )
@@ -119,10 +120,16 @@ def release_diffusion(run_dir: Path, folder: Path) -> None:
     release(run_dir, folder, Run(run_dir).conf["settings"], also=("requires", "gain", "classes"))
 
 
-def diffusion_record(settings: Settings) -> dict[str, Any]:
-    """Return `music_record`; a ValueError says if the dataset has more classes than the network."""
+def diffusion_record(settings: Settings, codec: Codec) -> dict[str, Any]:
+    """Return `music_record`, and the hash of the latents if they are encoded once.
+
+    Raises:
+        ValueError: the dataset has more classes than the network.
+    """
     record = music_record(settings)
     require_classes(settings.network.num_classes, record["classes"])
+    if settings.encode_once:
+        record["dataset"]["latents"] = manifest_hash(build_latents(settings, codec).folder)
     return record
 
 
@@ -137,11 +144,15 @@ class EncodedLoader:
             yield self.codec.encode(x0), label
 
 
-def diffusion_loaders(settings: Settings, codec: Codec, **options) -> tuple[EncodedLoader, EncodedLoader]:
+def diffusion_loaders(settings: Settings, codec: Codec, **options) -> tuple[Iterable, Iterable]:
     """Return the endless training loader and the validation loader of a diffusion, encoded by its codec.
 
+    With `settings.encode_once`, clips are encoded before, all at once and as they are, not augmented.
     `options` are those of `make_loaders`.
     """
+    if settings.encode_once:
+        latents = build_latents(settings, codec).folder
+        return clip_loaders(settings, settings.train, latents=latents, **options)
     train, validation = clip_loaders(settings, settings.train, **options)
     return EncodedLoader(train, codec), EncodedLoader(validation, codec)
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Dataset.Batches import loaders_of
-from Libraries.Dataset.Manifest import DatasetError, load_manifest
+from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest
 from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseLoss, PhaseNet, relative_level
 from Libraries.Plots.CurvePlots import plot_phase_metrics
@@ -56,7 +56,7 @@ class PhaseDataset(TorchDataset):
         gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
         encoding = from_dict(SpectrogramConfig, manifest["settings"]["spectrogram"])
         self.spectrogram = Spectrogram(with_inverse_of(encoding, settings.spectrogram), gain)
-        self.clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+        self.clips = clips_of(manifest, split)
         if not self.clips:
             raise DatasetError(
                 f"{folder} has no {split} clips: give it more music, or a larger fraction in dataset.split"

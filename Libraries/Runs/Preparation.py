@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from Libraries.Dataset.Manifest import MANIFEST, load_manifest
-from Libraries.Dataset.SpectrogramDataset import BuildReport, build_dataset, read_clip
+from Libraries.Dataset.Build import BuildReport, build
+from Libraries.Dataset.Manifest import MANIFEST, clips_of, load_manifest
+from Libraries.Dataset.Plan import MusicPlan
+from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.DemoMusic.Corpus import render_demo_music
 from Libraries.Runs.Recipe import require_dataset
 from Libraries.Runs.Settings import Settings
@@ -65,8 +67,13 @@ def ensure_dataset(settings: Settings) -> BuildReport | None:
         require_dataset(settings)
         logger.info("the music of %s is not here: whether it has changed is unknown", settings.dataset_dir)
         return None
-    report = build_dataset(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
+    report = build(music_plan(settings))
     return None if report.already_built else report
+
+
+def music_plan(settings: Settings) -> MusicPlan:
+    """Return the plan of the dataset of these settings, of the music that `find_music` finds."""
+    return MusicPlan(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
 
 
 def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:
@@ -105,7 +112,7 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
         DatasetError: the music is missing or has changed.
     """
     manifest, folder = load_manifest(settings.dataset_dir), find_music(settings)
-    clips = [clip for clip in manifest["clips"] if clip["split"] == split]
+    clips = clips_of(manifest, split)
     chosen = [clips[i] for i in spread_indices(len(clips), count)]
     return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
 

@@ -109,7 +109,7 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
     if run.conf["requires"] != recipe.requires:
         theirs, ours = (_named(requires) for requires in (run.conf["requires"], recipe.requires))
         raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: use the autoencoder as it was")
-    if run.conf["dataset"]["hash"] != record["dataset"]["hash"]:
+    if any(run.conf["dataset"].get(name) != record["dataset"].get(name) for name in ("hash", "latents")):
         raise ValueError(
             f"{run.name} was trained on another dataset than the present {record['dataset']['folder']}"
         )
@@ -145,15 +145,19 @@ def require_dataset(settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def clip_loaders(settings: Settings, config: TrainConfig, **options) -> tuple[DataLoader, DataLoader]:
+def clip_loaders(
+    settings: Settings, config: TrainConfig, latents: Path | None = None, **options
+) -> tuple[DataLoader, DataLoader]:
     """Return the endless training loader, and one of validation clips spread evenly over their split.
 
     Args:
         settings: give the dataset and its augmentation.
         config: gives the number of validation clips.
+        latents: the folder of the dataset's latents, to read those in its place.
         options: those of `make_loaders`.
     """
-    train, validation = make_loaders(settings.dataset_dir, augment=settings.dataset, **options)
+    folder, augment = (latents, None) if latents else (settings.dataset_dir, settings.dataset)
+    train, validation = make_loaders(folder, augment=augment, **options)
     spread = spread_indices(len(validation.dataset), config.num_validation_clips)
     subset = Subset(validation.dataset, spread)
     return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)

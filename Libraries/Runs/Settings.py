@@ -113,9 +113,12 @@ class Settings:
     upsampler: UpsamplerSettings
     phase: PhaseSettings
     start: str | None = None  # a run in Models/diffusion or Models/released: training begins with it
+    encode_once: bool = False  # encode latents before the training, without augmentation; not in every step
 
     def __post_init__(self):
         require(SPACES, space=self.space)
+        if self.encode_once and self.space != "latent":
+            raise ValueError(f"encode_once=True needs space='latent', not {self.space!r}")
         if self.space == "spectrogram":
             require_multiple("a spectrogram", self.spectrogram.shape, self.network)
         if self.space == "small":

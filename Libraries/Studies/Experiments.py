@@ -342,7 +342,10 @@ def _folder(settings: Settings, seed: int, clips: int) -> Path:
 def _identity(settings: Settings) -> dict[str, Any]:
     values = to_dict(settings)
     decisive = {name: values[name] for name in DECISIVE}
-    decisive["dataset"].pop("num_workers")
+    for how in ("num_workers", "executor", "one_file_clips"):  # a dataset is built does not decide its clips
+        decisive["dataset"].pop(how)
+    if settings.encode_once:
+        decisive["encode_once"] = True
     return {**decisive, "music_dir": values["music_dir"]}
 
 
