@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine_line
+from common import machine_line, print_table
 
 from Conf import CPU
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Evaluation import evaluate
+from Libraries.Measures import number
 from Libraries.Runs import (
     DiffusionRun,
     changed,
@@ -34,6 +35,10 @@ from Libraries.Runs.Settings import Settings
 from Libraries.Training import save_json
 
 KERNEL, METRICS = "kernel distance", "metrics.json"
+HEADER = [
+    "music, seed", "kernel distance", "floor", "precision, recall", "note length, s (real)",
+    "steadiness, cents (real)", "spectrogram", "autoencoder", "generated", "floor",
+]  # fmt: skip
 
 
 def settings_of(music: Path, root: Path, seed: int, clips: int) -> Settings:
@@ -72,26 +77,15 @@ def whole_way(settings: Settings) -> dict:
     return json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
 
-def summary(found: dict[str, dict]) -> str:
-    """Return one row of a Markdown table for each folder and seed, by its figures."""
-    heads = (
-        "music, seed", "kernel distance", "floor", "precision, recall", "note length, s (real)",
-        "steadiness, cents (real)", "spectrogram", "autoencoder", "generated", "floor",
-    )  # fmt: skip
-    rows = [heads, ["---"] * len(heads)]
-    rows += [[name, *_cells(figures)] for name, figures in found.items()]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\nThe last four columns: kernel distance to the recordings themselves, by stage."
-
-
-def _cells(figures: dict) -> list[str]:
+def cells(figures: dict) -> list[str]:
+    """Return a run's row of the table at the end, below `HEADER` without its first."""
     kernel, stages = figures[KERNEL], [stage[KERNEL] for stage in figures["stages"].values()]
     medians = (figures[name] for name in ("note length", "note steadiness"))
     return [
         _with_interval(kernel),
         _floor(kernel),
         f"{figures['precision']['value']:.2f}, {figures['recall']['value']:.2f}",
-        *(f"{row['generated']:.3g} ({row['reference']:.3g})" for row in medians),
+        *(f"{number(row['generated'])} ({number(row['reference'])})" for row in medians),
         *map(_with_interval, stages),
         _floor(stages[-1]),
     ]
@@ -121,7 +115,8 @@ def main() -> None:
         for folder in args.folders
         for seed in args.seeds
     }
-    print(summary(found))
+    print("The last four columns: kernel distance to the recordings themselves, by stage.\n")
+    print_table(HEADER, [[name, *cells(figures)] for name, figures in found.items()])
 
 
 if __name__ == "__main__":
