@@ -84,7 +84,7 @@ def cells(figures: dict) -> list[str]:
     return [
         _with_interval(kernel),
         _floor(kernel),
-        f"{figures['precision']['value']:.2f}, {figures['recall']['value']:.2f}",
+        ", ".join(number(figures.get(name, {}).get("value")) for name in ("precision", "recall")),
         *(f"{number(row['generated'])} ({number(row['reference'])})" for row in medians),
         *map(_with_interval, stages),
         _floor(stages[-1]),

@@ -217,7 +217,7 @@ def test_the_whole_way_goes_from_a_folder_of_music_to_a_row_of_figures(
     import own_music as benchmark
 
     monkeypatch.setattr(benchmark, "CPU", in_space(chords, "spectrogram"))
-    settings = benchmark.settings_of(chords.music_dir, tmp_path, seed=1, clips=8)
+    settings = benchmark.settings_of(chords.music_dir, tmp_path, seed=1, clips=2)
     settings = changed(settings, {"train.num_steps": 2, "train.save_every": 2, "guidance.method": "none"})
     first, again = (benchmark.whole_way(settings) for _ in range(2))
     assert first == again and len(list((settings.models_dir / "diffusion").iterdir())) == 1
