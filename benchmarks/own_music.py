@@ -4,21 +4,25 @@
 
 For every folder of music, a dataset, an autoencoder and a diffusion are made with the settings of the preset
 CPU, as `train.py` makes them, and measured against the recordings of the test split: real clips through the
-spectrogram, through the autoencoder as well, and generated clips. Each folder has its own place below --root;
-a second call keeps what is finished.
+spectrogram, through the autoencoder as well, and generated clips. At the end, all folders and seeds in one
+table. Each folder has its own place below --root; a second call keeps what is finished.
+
+The demo itself is such a folder: `Data/demo_music-CPU` of a checkout in which `make demo` has run.
 """
 
 import argparse
+import json
 import re
 import time
 from pathlib import Path
 
 import torch
-from common import machine_line
+from common import machine_line, print_table
 
 from Conf import CPU
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Evaluation import evaluate
+from Libraries.Measures import number
 from Libraries.Runs import (
     DiffusionRun,
     changed,
@@ -29,6 +33,12 @@ from Libraries.Runs import (
 from Libraries.Runs.Run import find_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Training import save_json
+
+KERNEL, METRICS = "kernel distance", "metrics.json"
+HEADER = [
+    "music, seed", "kernel distance", "floor", "precision, recall", "note length, s (real)",
+    "steadiness, cents (real)", "spectrogram", "autoencoder", "generated", "floor",
+]  # fmt: skip
 
 
 def settings_of(music: Path, root: Path, seed: int, clips: int) -> Settings:
@@ -44,8 +54,8 @@ def settings_of(music: Path, root: Path, seed: int, clips: int) -> Settings:
     return changed(CPU, changes)
 
 
-def whole_way(settings: Settings) -> Path:
-    """Make what is missing, and write what the diffusion is worth; return the folder of its results."""
+def whole_way(settings: Settings) -> dict:
+    """Make what is missing, and write what the diffusion is worth; return its figures."""
     start = time.perf_counter()
     if (report := ensure_dataset(settings)) is not None:
         print(report)
@@ -57,14 +67,36 @@ def whole_way(settings: Settings) -> Path:
     model = DiffusionRun.load(run_dir)
     splits = [SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test")]
     folder = model.run.results_dir / "own_music"
-    figures = evaluate(model, *splits, settings, folder)
-    save_json(folder / "metrics.json", figures)
+    if not (folder / METRICS).exists():
+        save_json(folder / METRICS, evaluate(model, *splits, settings, folder))
     sizes = ", ".join(
         f"{len(split)} {split.split} clips of {len(set(split.sources))} files" for split in splits
     )
     print(f"\n{settings.music_dir.name}, seed {settings.train.seed}: {sizes}; {minutes:.1f} minutes\n")
     print((folder / "measures.md").read_text(encoding="utf-8"), flush=True)
-    return folder
+    return json.loads((folder / METRICS).read_text(encoding="utf-8"))
+
+
+def cells(figures: dict) -> list[str]:
+    """Return a run's row of the table at the end, below `HEADER` without its first."""
+    kernel, stages = figures[KERNEL], [stage[KERNEL] for stage in figures["stages"].values()]
+    medians = (figures[name] for name in ("note length", "note steadiness"))
+    return [
+        _with_interval(kernel),
+        _floor(kernel),
+        ", ".join(number(figures.get(name, {}).get("value")) for name in ("precision", "recall")),
+        *(f"{number(row['generated'])} ({number(row['reference'])})" for row in medians),
+        *map(_with_interval, stages),
+        _floor(stages[-1]),
+    ]
+
+
+def _with_interval(row: dict) -> str:
+    return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
+
+
+def _floor(row: dict) -> str:
+    return f"{row['floor']:.0f} ± {row['floor_deviation']:.0f}"
 
 
 def main() -> None:
@@ -78,9 +110,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=128, help="generated, and of the test split")
     args = parser.parse_args()
     print(machine_line(torch.device("cpu")))
-    for folder in args.folders:
-        for seed in args.seeds:
-            whole_way(settings_of(folder, args.root, seed, args.clips))
+    found = {
+        f"{folder.resolve().name}, {seed}": whole_way(settings_of(folder, args.root, seed, args.clips))
+        for folder in args.folders
+        for seed in args.seeds
+    }
+    print("The last four columns: kernel distance to the recordings themselves, by stage.\n")
+    print_table(HEADER, [[name, *cells(figures)] for name, figures in found.items()])
 
 
 if __name__ == "__main__":

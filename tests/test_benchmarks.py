@@ -208,3 +208,17 @@ def test_learned_phase_is_trained_once_and_measured(chords, monkeypatch):
     tables = list(benchmark.rows_of({"noise": clips}, {"bands": (settings, first)}))
     assert first == again and [name for name, _ in tables] == ["noise, 2 clips"]
     assert len(tables[0][1].splitlines()) == 2 + 2  # the inverses of bands alone
+
+
+def test_the_whole_way_goes_from_a_folder_of_music_to_a_row_of_figures(
+    chords, monkeypatch, few_draws, tmp_path
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import own_music as benchmark
+
+    monkeypatch.setattr(benchmark, "CPU", in_space(chords, "spectrogram"))
+    settings = benchmark.settings_of(chords.music_dir, tmp_path, seed=1, clips=2)
+    settings = changed(settings, {"train.num_steps": 2, "train.save_every": 2, "guidance.method": "none"})
+    first, again = (benchmark.whole_way(settings) for _ in range(2))
+    assert first == again and len(list((settings.models_dir / "diffusion").iterdir())) == 1
+    assert len(benchmark.cells(first)) == len(benchmark.HEADER) - 2  # no autoencoder on spectrograms

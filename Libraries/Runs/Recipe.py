@@ -21,7 +21,7 @@ from Libraries.Training.Checkpoint import load_weights
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import get_logger, spread_indices
+from Libraries.Utils import LIGHT_DEBUG, get_logger, spread_indices
 
 logger = get_logger("Recipe")
 
@@ -202,7 +202,7 @@ def begin_with(
     there, own = run.weights(), network.state_dict()
     fitting = {name: value for name, value in there.items() if name in own and value.shape == own[name].shape}
     load_weights(network, {**own, **fitting}, run.weights_path())
-    logger.info("training begins with the weights of %s", run.name)
+    logger.log(LIGHT_DEBUG, "begun with the weights of %s", run.name)
     return network
 
 
