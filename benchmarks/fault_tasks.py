@@ -150,8 +150,12 @@ def _content(path: Path) -> object:
             {name: value for name, value in row.items() if name not in MEASURED} for row in read_metrics(path)
         ]
     if path.name == "metrics.json":
-        return {name: value for name, value in json.loads(path.read_text()).items() if name not in MEASURED}
+        return _lasting(json.loads(path.read_text()))
     return path.read_bytes()
+
+
+def _lasting(values: dict) -> dict:
+    return {name: value for name, value in values.items() if name not in MEASURED}
 
 
 def _add(total, content: object) -> None:

@@ -5,8 +5,8 @@
 
 Kills: a process, or one of two, is ended by `kill -9` at a random moment of its work; the same call is made
 again, and may be killed again, until one comes to its end. Full disk: a first run counts the writes; then the
-disk refuses from one of them on, for places spread from the first to the last, and once there is room the same
-call is made again. In both, what is left must equal, bit for bit, what an undisturbed run leaves.
+disk refuses from one of them on, for places spread from the first to the last, and once there is room the
+same call is made again. In both, what is left must equal, bit for bit, what an undisturbed run leaves.
 Sizes are those of SMOKE. Processes are forked, so that the time goes into work and not into imports.
 """
 
@@ -97,13 +97,14 @@ def kill_task(root: Path, name: str, processes: int, kills: int, rng: random.Ran
     clear(task, root)
     delivered = writing = resumed = ends = equal = left = 0
     while delivered < kills or killed:
+        before = leftovers(root)
         after = rng.uniform(0, whole.seconds) if delivered < kills else None  # the last call is left alone
         done = call(root, name, processes, after, rng.randrange(processes))
         resumed += killed and not done.error
         killed = done.killed
         if killed:
             delivered += 1
-            writing += bool(leftovers(root))
+            writing += bool(set(leftovers(root)) - set(before))
             continue
         if done.error:
             print(f"{name}: {done.error}\n{done.output[-3000:]}", flush=True)
