@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -314,6 +315,24 @@ def test_a_training_killed_while_it_validates_goes_on_with_nothing_missing(tmp_p
     whole, again = (train(tmp_path / name, SHORT) for name in ("whole", "cut"))
     assert torch.equal(weights(whole), weights(again))
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "cut"))
+
+
+def test_a_training_that_is_asked_to_stop_saves_before_it_validates(tmp_path):
+    class Stopped(Regression):
+        calls = 0
+
+        def __call__(self, *arguments):
+            self.calls += 1
+            if self.calls == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(*arguments)
+
+        def validate(self, *_):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "run", SHORT, loss_fn=Stopped())
+    assert [step for step, _ in find_checkpoints(tmp_path / "run", "state")] == [2]
 
 
 def test_half_a_line_of_a_killed_training_is_no_row(tmp_path):

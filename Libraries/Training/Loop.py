@@ -23,8 +23,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from Libraries.Disk import disk_errors, hold, remove_leftovers
-from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Disk import hold, remove_leftovers
+from Libraries.Training.Checkpoint import (
+    delete_earlier,
+    find_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from Libraries.Training.DiskSpace import log_disk_space
 from Libraries.Training.Interrupt import DeferredInterrupt
 from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
@@ -80,10 +86,7 @@ class TrainState:
             return
         save_checkpoint(run_dir / f"ema-{self.step:08d}.pth", self.ema_content())
         save_checkpoint(run_dir / f"state-{self.step:08d}.pth", self.content())
-        with disk_errors(run_dir):
-            for step, path in find_checkpoints(run_dir, "state"):
-                if step < self.step:
-                    path.unlink()
+        delete_earlier(run_dir, "state", self.step)
         logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
 
     def save_snapshot(self, run_dir: Path) -> None:
@@ -206,11 +209,14 @@ def _loop(
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
             # the state comes last, so that a run killed before it does all of this again
-            report.validate_and_preview()
+            if not stopping:  # who asks it to stop may not wait for its validation
+                report.validate_and_preview()
             if snapshot:
                 state.save_snapshot(run_dir)
             if saving:
                 state.save(run_dir)
+            if stopping:
+                report.validate_and_preview()
             if stopping and state.step < config.num_steps:
                 logger.info("stopped at step %d; run again to resume", state.step)
                 raise KeyboardInterrupt
