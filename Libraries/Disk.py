@@ -161,7 +161,7 @@ def hold(folder: Path, wait: float):
         DiskError: the lock's file cannot be made.
     """
     lock = FileLock(folder / ".lock")
-    with disk_errors(folder / ".lock"):
+    with disk_errors(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -369,3 +370,33 @@ def test_the_newest_is_the_one_of_the_highest_number_whatever_the_clock_said(tmp
         os.utime(run_dir, ((year - 1970) * 3.15e7,) * 2)
     assert find_run([tmp_path]).name == "00001-a"
     assert find_run([tmp_path]).weights_path().name == "ema-00000002.pth"
+
+
+# ---- the benchmark
+
+
+def test_one_changed_bit_of_the_newest_run_is_noticed_and_a_speed_is_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from fault_tasks import TASKS, digest
+
+    def left(weight, speed=1.0):
+        run_dir = claim_run(tmp_path / "Models" / "diffusion", "a", {"settings": {}})
+        save_checkpoint(run_dir / "ema-00000001.pth", {"weights": {"w": torch.tensor([weight])}})
+        MetricsFile(run_dir / "metrics.csv", 0, ()).write(1, loss=0.5, samples_per_second=speed)
+        return digest(TASKS["diffusion"], tmp_path)
+
+    assert left(1.0) == left(1.0, speed=2.0) != left(1.0 + 2**-23)
+
+
+@pytest.mark.slow
+def test_the_benchmark_kills_and_finds_the_same_bits(tmp_path):
+    script = Path(__file__).parent.parent / "benchmarks" / "faults.py"
+    command = [sys.executable, str(script), "--kills", "3", "--only", "build", "diffusion"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    kills, _, resumed, ends, equal, left = (
+        int(cell) for cell in result.stdout.splitlines()[-1].split("|")[3:9]
+    )
+    assert (kills, resumed, left) == (3, 3, 0) and ends == equal > 0
