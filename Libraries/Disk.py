@@ -68,8 +68,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def deferring(file: BinaryIO) -> Iterator[BinaryIO]:
     """Yield `file` for a writer in C or C++, and raise what the disk answered only after it has finished.
 
-    Such writers forget the reason: torch raises "unexpected pos" or even aborts the process, libsndfile says
-    "System error", and its encoders of OGG and MP3 say nothing.
+    Such writers forget the reason: torch raises "unexpected pos" or aborts the process, libsndfile says
+    "System error" or nothing.
     """
     deferred = _Deferred(file)
     try:
@@ -90,13 +90,12 @@ class DiskError(OSError):
     """The disk refused to read or write; the message says what, where, why and what to do."""
 
 
-_FULL = "make room"
 _GONE = "it or its folder has disappeared", "bring it back (is its disk mounted?)"
 _FORBIDDEN = "its permissions forbid that", "change them, or choose another folder (CONF_ROOT)"
 _BROKEN = "its disk fails", "check the disk and its connection"
 _REFUSALS = {  # why, and what to do
-    errno.ENOSPC: ("the disk is full", _FULL),
-    errno.EDQUOT: ("your quota on the disk is used up", _FULL),
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("your quota on the disk is used up", "make room"),
     errno.EFBIG: ("the file would be larger than the file system or its limit allows", "raise the limit"),
     errno.EROFS: ("its file system is read-only", "make it writable, or choose another folder (CONF_ROOT)"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _FORBIDDEN),
@@ -163,7 +162,7 @@ def hold(folder: Path, wait: float):
         DiskError: the lock's file cannot be made.
     """
     lock = FileLock(folder / ".lock")
-    with disk_errors(folder / ".lock"):
+    with disk_errors(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -1,6 +1,7 @@
 """What `faults.py` interrupts: small builds, trainings and evaluations, and what they leave on disk."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from common import REPOSITORY  # noqa: F401 - puts the repository on the path
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from Conf import SMOKE, in_space
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.Evaluation import evaluate, example_input
 from Libraries.Measures import Uncertainty
+from Libraries.Plots import plot_waveform_spectrograms
 from Libraries.Runs import (
     DiffusionRun,
     diffusion_recipe,
@@ -28,12 +31,17 @@ from Libraries.Runs import (
 from Libraries.Runs import train as train_by
 from Libraries.Runs.Recipe import Recipe, resumable
 from Libraries.Runs.Settings import Settings, changed
+from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training import export_graph, read_metrics, save_json
 from Libraries.Training.Checkpoint import load_checkpoint
 
-SAVING = {"num_steps": 16, "save_every": 4, "snapshot_every": 4, "validate_every": 4, "preview_every": 8}
+SAVING = {
+    "num_steps": 8, "batch_size": 2, "save_every": 2, "snapshot_every": 2, "validate_every": 4,
+    "num_validation_clips": 2, "preview_every": 8,
+}  # fmt: skip
 ALWAYS = {**SAVING, "save_every": 1, "snapshot_every": 1}
 RATE = 16_000  # Hz
+SECONDS = 5  # of a piece
 LEFT_OUT = {".lock", "log.txt", "conf.json", "graph.pt"}  # with times, paths or names of the machine
 MEASURED = {"samples_per_second", "seconds_per_clip"}
 
@@ -91,8 +99,17 @@ TASKS = {
 }  # fmt: skip
 
 
+def warm_up(root: Path) -> None:
+    """Compile and load what every process would by itself."""
+    spectrogram = Spectrogram(settings_of(TASKS["build"], root).spectrogram)
+    x0, gain = spectrogram.encode_with_gain(torch.randn(1, 1, spectrogram.config.clip_samples))
+    sound = spectrogram.decode(x0, gain)
+    figure = plot_waveform_spectrograms([sound[0]], ["noise"], RATE, "")
+    figure.savefig(io.BytesIO(), format="png")
+
+
 def settings_of(task: Task, root: Path) -> Settings:
-    """Return SMOKE with more saves, in the task's space, on music in the root."""
+    """Return SMOKE, shorter and with more saves, in the task's space, on music in the root."""
     trains = {
         part: replace(train, **SAVING)
         for part, train in (
@@ -100,16 +117,19 @@ def settings_of(task: Task, root: Path) -> Settings:
             ("upsampler.train", SMOKE.upsampler.train), ("phase.train", SMOKE.phase.train),
         )
     }  # fmt: skip
-    own = {"root": root, "music_dir": root / "music", "evaluation.num_samples": 4, "dataset.num_workers": 0}
+    own = {
+        "root": root, "music_dir": root / "music", "spectrogram.clip_seconds": 1.024,
+        "dataset.num_workers": 0, "evaluation.num_samples": 2,
+    }  # fmt: skip
     return changed(in_space(SMOKE, task.space), own | trains)
 
 
 def write_music(folder: Path) -> None:
-    """Write six pieces of twelve seconds, chords that change every half second."""
+    """Write six pieces of some seconds, chords that change every half second."""
     folder.mkdir(parents=True)
-    rng, seconds = np.random.default_rng(0), np.arange(12 * RATE) / RATE
+    rng, seconds = np.random.default_rng(0), np.arange(SECONDS * RATE) / RATE
     for number in range(6):
-        pitches = rng.uniform(100, 900, (24, 3))[(seconds * 2).astype(int)]
+        pitches = rng.uniform(100, 900, (2 * SECONDS, 3))[(seconds * 2).astype(int)]
         wave = np.sin(2 * np.pi * pitches * seconds[:, None]).mean(1) * np.exp(-4 * (seconds % 0.5))
         soundfile.write(folder / f"piece{number}.wav", 0.5 * wave, RATE)
 
@@ -150,8 +170,12 @@ def _content(path: Path) -> object:
             {name: value for name, value in row.items() if name not in MEASURED} for row in read_metrics(path)
         ]
     if path.name == "metrics.json":
-        return {name: value for name, value in json.loads(path.read_text()).items() if name not in MEASURED}
+        return _lasting(json.loads(path.read_text()))
     return path.read_bytes()
+
+
+def _lasting(values: dict) -> dict:
+    return {name: value for name, value in values.items() if name not in MEASURED}
 
 
 def _add(total, content: object) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from common import machine_line, print_table
-from fault_tasks import TASKS, clear, digest, leftovers, settings_of, write_music
+from fault_tasks import TASKS, clear, digest, leftovers, settings_of, warm_up, write_music
 from faulty_disk import FaultyDisk
 
 from Libraries.Dataset import Shards
@@ -32,7 +32,8 @@ from Libraries.Runs.Settings import changed
 from Libraries.Utils import set_log_level, spread_indices
 
 LONGEST = 900.0  # s of one call
-TWO_PROCESSES = 0.3  # of all kills
+TWO_PROCESSES = 0.4  # kills for each that one process gets
+WEIGHTS = {"evaluation": 0.6}  # it takes the longest
 OUTPUT = "output.txt"
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_music(root / "music")
+        warm_up(root)
         if args.full_disk:
             header, rows = fill_disks(root, args.only, args.places)
         else:
@@ -66,7 +68,7 @@ def kill_all(
     cases = [
         (name, processes) for processes in (1, 2) for name in names if (name, processes) != ("evaluation", 2)
     ]
-    weights = [TWO_PROCESSES if processes == 2 else 1 - TWO_PROCESSES for _, processes in cases]
+    weights = [(1 if processes == 1 else TWO_PROCESSES) * WEIGHTS.get(name, 1) for name, processes in cases]
     shares = [round(kills * weight / sum(weights)) for weight in weights]
     shares[0] += kills - sum(shares)
     header = [
@@ -97,13 +99,14 @@ def kill_task(root: Path, name: str, processes: int, kills: int, rng: random.Ran
     clear(task, root)
     delivered = writing = resumed = ends = equal = left = 0
     while delivered < kills or killed:
+        before = leftovers(root)
         after = rng.uniform(0, whole.seconds) if delivered < kills else None  # the last call is left alone
         done = call(root, name, processes, after, rng.randrange(processes))
         resumed += killed and not done.error
         killed = done.killed
         if killed:
             delivered += 1
-            writing += bool(leftovers(root))
+            writing += bool(set(leftovers(root)) - set(before))
             continue
         if done.error:
             print(f"{name}: {done.error}\n{done.output[-3000:]}", flush=True)

@@ -31,6 +31,7 @@ MODULES = {  # the core, and the tests that are there for it
     "Libraries/Dataset/Build.py": ("dataset", "bad_input"),
     "Libraries/Dataset/Manifest.py": ("dataset", "bad_input"),
     "Libraries/Dataset/Shards.py": ("dataset", "bad_input"),
+    "Libraries/Disk.py": ("faults", "utils", "checkpoint"),
     "Libraries/Phase.py": ("phase",),
     "Libraries/Sampling/Guidance.py": ("guidance",),
     "Libraries/Sampling/Likelihood.py": ("likelihood",),
@@ -43,6 +44,7 @@ MODULES = {  # the core, and the tests that are there for it
     "Libraries/Training/DiffusionLoss.py": ("diffusion_loss", "guidance", "diffusion"),
     "Libraries/Training/Loop.py": ("training", "optimiser_step"),
     "Libraries/Training/PostHocEMA.py": ("post_hoc_ema",),
+    "Libraries/Training/State.py": ("training", "faults", "post_hoc_ema"),
     "Libraries/Training/VAELoss.py": ("vae_loss",),
     "Libraries/VAE.py": ("vae",),
 }

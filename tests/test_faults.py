@@ -7,7 +7,9 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +320,24 @@ def test_a_training_killed_while_it_validates_goes_on_with_nothing_missing(tmp_p
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "cut"))
 
 
+def test_a_training_that_is_asked_to_stop_saves_before_it_validates(tmp_path):
+    class Stopped(Regression):
+        calls = 0
+
+        def __call__(self, *arguments):
+            self.calls += 1
+            if self.calls == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(*arguments)
+
+        def validate(self, *_):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "run", SHORT, loss_fn=Stopped())
+    assert [step for step, _ in find_checkpoints(tmp_path / "run", "state")] == [2]
+
+
 def test_half_a_line_of_a_killed_training_is_no_row(tmp_path):
     path = tmp_path / "metrics.csv"
     MetricsFile(path, 0, ()).write(10, loss=0.125)
@@ -352,3 +372,33 @@ def test_the_newest_is_the_one_of_the_highest_number_whatever_the_clock_said(tmp
         os.utime(run_dir, ((year - 1970) * 3.15e7,) * 2)
     assert find_run([tmp_path]).name == "00001-a"
     assert find_run([tmp_path]).weights_path().name == "ema-00000002.pth"
+
+
+# ---- the benchmark
+
+
+def test_one_changed_bit_of_the_newest_run_is_noticed_and_a_speed_is_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from fault_tasks import TASKS, digest
+
+    def left(weight, speed=1.0):
+        run_dir = claim_run(tmp_path / "Models" / "diffusion", "a", {"settings": {}})
+        save_checkpoint(run_dir / "ema-00000001.pth", {"weights": {"w": torch.tensor([weight])}})
+        MetricsFile(run_dir / "metrics.csv", 0, ()).write(1, loss=0.5, samples_per_second=speed)
+        return digest(TASKS["diffusion"], tmp_path)
+
+    assert left(1.0) == left(1.0, speed=2.0) != left(1.0 + 2**-23)
+
+
+@pytest.mark.slow
+def test_the_benchmark_kills_and_finds_the_same_bits(tmp_path):
+    script = Path(__file__).parent.parent / "benchmarks" / "faults.py"
+    command = [sys.executable, str(script), "--kills", "3", "--only", "build", "diffusion"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    kills, _, resumed, ends, equal, left = (
+        int(cell) for cell in result.stdout.splitlines()[-1].split("|")[3:9]
+    )
+    assert (kills, resumed, left) == (3, 3, 0) and ends == equal > 0

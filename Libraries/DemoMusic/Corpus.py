@@ -28,7 +28,7 @@ from Libraries.DemoMusic.Scores import (
     read_score,
 )
 from Libraries.DemoMusic.SoundFont import Note, SoundFont
-from Libraries.Disk import deferring, write_then_rename, write_whole
+from Libraries.Disk import deferring, remove_leftovers, write_then_rename, write_whole
 
 MANIFEST = "manifest.json"
 PIECES_AT_LEAST = 8  # per ensemble with that many clips, so that a split by file has something to split
@@ -165,6 +165,8 @@ def render_demo_music(folder: Path, config: DemoMusicConfig, cache_dir: Path) ->
     _record_settings(folder / MANIFEST, settings)
     if whole := _whole_pieces(folder, config.sample_rate):
         return whole
+    for name in config.ensembles:
+        remove_leftovers(folder / name)
     font = SoundFont(find_soundfont())
     plans = _plan(config, cache_dir)
     pieces = []

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from Libraries.Disk import deferring, require_readable, write_then_rename, write_whole
+from Libraries.Disk import deferring, disk_errors, require_readable, write_then_rename, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -81,6 +81,14 @@ def find_checkpoints(run_dir: Path, kind: str) -> list[tuple[int, Path]]:
         (re.fullmatch(rf"{kind}-(\d+)\.pth", path.name), path) for path in Path(run_dir).glob(f"{kind}-*.pth")
     )
     return sorted((int(match.group(1)), path) for match, path in matches if match)
+
+
+def delete_earlier(run_dir: Path, kind: str, step: int) -> None:
+    """Delete every `<kind>-<step>.pth` of a run from before `step`."""
+    with disk_errors(run_dir):
+        for earlier, path in find_checkpoints(run_dir, kind):
+            if earlier < step:
+                path.unlink()
 
 
 def latest_checkpoint(run_dir: Path, kind: str) -> Path:

@@ -6,18 +6,15 @@ from Libraries.Disk import free_bytes, in_units
 from Libraries.Training.Checkpoint import num_bytes
 from Libraries.Training.PostHocEMA import snapshot_content
 from Libraries.Training.RunLog import is_due
+from Libraries.Training.State import TrainState
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import get_logger
 
 logger = get_logger("DiskSpace")
 
 
-def log_disk_space(state, config: TrainConfig, run_dir: Path) -> None:
-    """Log how much the rest of a training writes, and warn if the disk has less room.
-
-    Args:
-        state: the `TrainState` that it begins with.
-    """
+def log_disk_space(state: TrainState, config: TrainConfig, run_dir: Path) -> None:
+    """Log how much the rest of a training writes, and warn if the disk has less room."""
     rest = range(state.step + 1, config.num_steps + 1)
     averages = sum(is_due(step, config, "save") for step in rest)
     snapshots = sum(is_due(step, config, "snapshot") for step in rest) if config.power_ema else 0
@@ -40,7 +37,7 @@ def log_disk_space(state, config: TrainConfig, run_dir: Path) -> None:
         )  # fmt: skip
 
 
-def _bytes_of_state(state) -> int:
+def _bytes_of_state(state: TrainState) -> int:
     """Return the size of a state; AdamW makes its two moments of each parameter in the first step."""
     moments = 2 * num_bytes(list(state.network.parameters())) if state.step == 0 else 0
     return num_bytes(state.content()) + moments

@@ -10,7 +10,6 @@ dropout draws other masks, and BatchNorm normalises by other batches.
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,14 +22,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from Libraries.Disk import disk_errors, hold, remove_leftovers
-from Libraries.Training.Checkpoint import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Disk import hold, remove_leftovers
+from Libraries.Training.Checkpoint import find_checkpoints
 from Libraries.Training.DiskSpace import log_disk_space
 from Libraries.Training.Interrupt import DeferredInterrupt
-from Libraries.Training.PostHocEMA import power_average, running_average, save_snapshot
+from Libraries.Training.PostHocEMA import power_average, running_average
 from Libraries.Training.RunLog import Report, is_due, log_file
+from Libraries.Training.State import TrainState
 from Libraries.Training.TrainConfig import TrainConfig
-from Libraries.Utils import LIGHT_DEBUG, derive_seed, get_logger, resolve_precision
+from Libraries.Utils import derive_seed, get_logger, resolve_precision
 
 logger = get_logger("Training")
 
@@ -58,67 +58,6 @@ Preview = Callable[[int, nn.Module], None]  # (step, EMA model): plots what it l
 
 class TrainingDiverged(RuntimeError):
     """The loss or the gradients are not finite; the last state on disk is from before that."""
-
-
-@dataclass
-class TrainState:
-    """Everything that a step changes."""
-
-    model: nn.Module  # as Accelerate and torch.compile wrap it
-    network: nn.Module  # the same without the wrappers, whose weights are saved
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    accelerator: Accelerator
-    power_ema: dict[float, AveragedModel]  # by sigma_rel
-    step: int = 0
-    recent_losses: list[Tensor] = field(default_factory=list)
-
-    def save(self, run_dir: Path) -> None:
-        """Write state-<step>.pth and ema-<step>.pth, then delete older states (the EMA weights stay)."""
-        if not self.accelerator.is_main_process or self.step == 0:
-            return
-        save_checkpoint(run_dir / f"ema-{self.step:08d}.pth", self.ema_content())
-        save_checkpoint(run_dir / f"state-{self.step:08d}.pth", self.content())
-        with disk_errors(run_dir):
-            for step, path in find_checkpoints(run_dir, "state"):
-                if step < self.step:
-                    path.unlink()
-        logger.log(LIGHT_DEBUG, "saved step %d in %s", self.step, run_dir)
-
-    def save_snapshot(self, run_dir: Path) -> None:
-        """Write snapshot-<step>.pth, from which averages of other lengths are rebuilt."""
-        if self.accelerator.is_main_process:
-            save_snapshot(run_dir, self.step, self.power_ema)
-
-    def content(self) -> dict[str, Any]:
-        """Return what is needed to resume."""
-        return {
-            "step": self.step,
-            "model": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "power_ema": {length: average.state_dict() for length, average in self.power_ema.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-        }
-
-    def ema_content(self) -> dict[str, Any]:
-        """Return the weights to sample with."""
-        return {"step": self.step, "weights": self.ema.module.state_dict()}
-
-    def load(self, path: Path) -> None:
-        """Resume from a state-<step>.pth."""
-        content = load_checkpoint(path)  # on the CPU, where AdamW keeps its count of steps
-        load_weights(self.network, content["model"], path)
-        self.ema.load_state_dict(content["ema"])
-        for length, average in self.power_ema.items():
-            average.load_state_dict(content["power_ema"][length])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scheduler.load_state_dict(content["scheduler"])
-        if self.accelerator.scaler and content["scaler"]:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
-        self.step = content["step"]
 
 
 def fit(
@@ -206,11 +145,14 @@ def _loop(
                 bar.set_postfix(loss=f"{loss:.4f}")
                 report.log(loss, float(grad_norm))
             # the state comes last, so that a run killed before it does all of this again
-            report.validate_and_preview()
+            if not stopping:  # who asks it to stop may not wait for its validation
+                report.validate_and_preview()
             if snapshot:
                 state.save_snapshot(run_dir)
             if saving:
                 state.save(run_dir)
+            if stopping:
+                report.validate_and_preview()
             if stopping and state.step < config.num_steps:
                 logger.info("stopped at step %d; run again to resume", state.step)
                 raise KeyboardInterrupt
