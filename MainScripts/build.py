@@ -11,6 +11,7 @@ failure; the last call makes what is missing. Every way gives the same dataset, 
 """
 
 import argparse
+import re
 from dataclasses import replace
 
 from Conf import PRESETS, choose
@@ -46,8 +47,11 @@ def main() -> None:
 
 def part_of_parts(text: str) -> tuple[int, int]:
     """Return the numbers of a text such as "3/16"."""
-    part, _, parts = text.partition("/")
-    return int(part), int(parts)
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: of sixteen they are 1/16 to 16/16")
+    return part, parts
 
 
 if __name__ == "__main__":

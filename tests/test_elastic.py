@@ -93,7 +93,7 @@ def sizes(root: Path) -> list[tuple[int, int]]:
     return [tuple(map(int, line.split())) for line in text.splitlines() if line.count(" ") == 1]
 
 
-def wait_for(happens, machines: list[subprocess.Popen], seconds: float = 180.0) -> None:
+def wait_for(happens, machines: list[subprocess.Popen], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline and all(machine.poll() is None for machine in machines)

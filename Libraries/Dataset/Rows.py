@@ -72,7 +72,7 @@ class ShardRows:
         return rows
 
     def _read_shard(self, source: int, places: np.ndarray, rows: np.ndarray, group: np.ndarray) -> None:
-        path, size = self.folder / (self.sources[source]["shard"] + ROWS), 2 * math.prod(self.shape)
+        path, size = self._path(source), 2 * math.prod(self.shape)
         try:
             with open(path, "rb", buffering=0) as file:
                 for i, place in zip(group, places.tolist(), strict=True):
@@ -81,3 +81,11 @@ class ShardRows:
                         raise DatasetError(f"{path} ends before clip {place}: build the dataset again")
         except OSError as error:
             raise DatasetError(f"{path} cannot be read ({error.strerror}): build the dataset again") from None
+
+    def _path(self, source: int) -> Path:
+        try:
+            return self.folder / (self.sources[source]["shard"] + ROWS)
+        except (LookupError, TypeError, ValueError):
+            raise DatasetError(
+                f"{self.folder} is damaged, source {source} has no shard: build the dataset again"
+            ) from None
