@@ -31,7 +31,7 @@ from Libraries.Dataset.Join import BUILDING, Join
 from Libraries.Dataset.Manifest import FORMAT, MANIFEST, SHARDS, content_settings, manifest_bytes
 from Libraries.Dataset.Permutation import permuted
 from Libraries.Dataset.Plan import MusicPlan
-from Libraries.Dataset.Rows import ROWS
+from Libraries.Dataset.RowFiles import ROWS
 from Libraries.Runs import LatentCodec
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.VAE import VAE

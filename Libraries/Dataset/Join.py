@@ -27,7 +27,7 @@ from Libraries.Dataset.Manifest import (
     split_pieces,
 )
 from Libraries.Dataset.Plan import Plan
-from Libraries.Dataset.Rows import ROWS
+from Libraries.Dataset.RowFiles import ROWS
 from Libraries.Dataset.Shards import ShardTask, read_rows
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
 from Libraries.Sound.SpectrogramConfig import RANGES
@@ -97,7 +97,7 @@ class Join:
         records = np.lib.format.open_memmap(folder / CLIPS, "w+", CLIP, (self.N,))
         self._fill(records, counts)
         train = records["gain"][: counts["train"]][:: max(1, counts["train"] // TYPICAL)]
-        gain = self._gain(train.tolist())
+        gain = self._gain(train)
         if self.plan.normalised_together:
             self._normalise_shards(folder, gain)
             records["gain"] = gain
@@ -137,14 +137,14 @@ class Join:
                 rows["gain"] = [clip["gain"] for clip in clips]
             at[place["split"]] += len(clips)
 
-    def _gain(self, gains: list) -> list[float]:
+    def _gain(self, gains: list | np.ndarray) -> list[float]:
         """Return [offset, scale] of the training split: of all its features, or the median of its clips'."""
         if self.plan.normalised_together:
             training = (number for number in self.used if self.places[number]["split"] == "train")
             features = (batch for number in training for batch in self._rows_of(number))
             gain = Spectrogram(self.plan.spectrogram).dataset_gain(features)
         else:
-            gain = typical_gain(Gain(*torch.tensor(gains).T))
+            gain = typical_gain(Gain(*torch.from_numpy(np.array(gains, np.float32)).T))
         return [gain.offset.item(), gain.scale.item()]
 
     def _normalise_shards(self, folder: Path, gain: list[float]) -> None:
