@@ -120,7 +120,7 @@ def finished_shards(sources: int, folder: Path) -> tuple:
 def read(clips: int, folder: Path) -> None:
     """Open a dataset of so many clips and read batches of 32 in the order of its first epoch."""
     write_tables(clips, folder)
-    watch = Stopwatch()
+    before, watch = resident_mb(), Stopwatch()
     dataset = SpectrogramDataset(folder, "train")
     print(f"{len(dataset)} training clips opened: {watch}")
     batches = [StepSampler(len(dataset), 32, seed=0).batch(step) for step in range(20)]
@@ -131,7 +131,14 @@ def read(clips: int, folder: Path) -> None:
     watch = Stopwatch()
     for batch in batches:
         dataset.__getitems__(batch)
-    print(f"20 batches of 32 from 640 shards: {watch}")
+    grown = resident_mb() - before
+    print(f"20 batches of 32 from 640 shards: {watch}; {grown:.0f} MB more in memory than before opening")
+
+
+def resident_mb() -> float:
+    """Return the memory of its own that this process holds now, without what files are mapped."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def write_tables(clips: int, folder: Path) -> None:
