@@ -11,11 +11,13 @@ failure; the last call makes what is missing. Every way gives the same dataset, 
 """
 
 import argparse
+import re
 from dataclasses import replace
 
 from Conf import PRESETS, choose
 from Libraries.Dataset import build, build_part
 from Libraries.Dataset.Manifest import EXECUTORS
+from Libraries.Disk import exit_with_the_sentence
 from Libraries.Runs import latent_plan, music_plan, open_codec
 
 
@@ -46,9 +48,13 @@ def main() -> None:
 
 def part_of_parts(text: str) -> tuple[int, int]:
     """Return the numbers of a text such as "3/16"."""
-    part, _, parts = text.partition("/")
-    return int(part), int(parts)
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: of sixteen they are 1/16 to 16/16")
+    return part, parts
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_the_sentence():
+        main()

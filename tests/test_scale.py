@@ -223,10 +223,18 @@ def change(folder: Path, name: str, action) -> None:
     action(path if path.exists() else next((folder / "shards").glob(name)))
 
 
+def _spoil(path: Path, field: str, value: int) -> None:
+    records = np.lib.format.open_memmap(path, "r+")
+    records[field][:3] = value
+    records.flush()
+
+
 DAMAGED = {
     "short table": ("clips.npy", lambda path: os.truncate(path, 200), "shards cannot be read"),
     "no sources": ("sources.jsonl", lambda path: path.write_bytes(b""), "shards cannot be read"),
     "other sources": ("sources.jsonl", lambda path: os.truncate(path, 99), "shards cannot be read"),
+    "no source": ("clips.npy", lambda path: _spoil(path, "source", 99), "source 99 has no shard"),
+    "label": ("clips.npy", lambda path: _spoil(path, "label", 7), "a label has no class"),
     "short shard": ("*.rows", lambda path: os.truncate(path, 11), "is cut short: build"),
 }
 

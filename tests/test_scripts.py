@@ -34,6 +34,18 @@ def test_demo_says_where_everything_is_and_it_is_there(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_dataset_is_built_in_parts_from_a_terminal(tmp_path):
+    build = ["build.py", tmp_path, "--preset", "SMOKE"]
+    for part in ("1/2", "2/2"):
+        output = start(*build, "--shard", part).communicate(timeout=300)[0]
+        assert f"part {part[0]} of 2:" in output, output[-3000:]
+    assert "already built" not in (output := start(*build).communicate(timeout=300)[0])
+    assert re.search(r"clips made +[1-9]", output), output[-3000:]
+    refused = start(*build, "--shard", "3/2").communicate(timeout=300)[0]
+    assert "'3/2' is no part: of sixteen they are 1/16 to 16/16" in refused
+
+
+@pytest.mark.slow
 def test_training_from_a_terminal_stops_on_ctrl_c_and_goes_on(tmp_path):
     process = start("train.py", tmp_path, "--preset", "SMOKE")
     run = tmp_path / "Models" / "diffusion" / "00000-SMOKE"

@@ -23,7 +23,7 @@ from Libraries.Dataset.Manifest import (
     load_manifest,
 )
 from Libraries.Dataset.Plan import MusicPlan, Plan
-from Libraries.Dataset.Shards import ShardTask, make_shards
+from Libraries.Dataset.Shards import ENTRIES, ShardTask, make_shards
 from Libraries.Disk import disk_errors, hold
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Utils import get_logger, printable
@@ -185,7 +185,7 @@ def _tasks(plan: Plan, sources: list[dict]) -> list[ShardTask]:
         building.mkdir(parents=True, exist_ok=True)
     tasks = []
     for source in sources:
-        decides = json.dumps([FORMAT, *plan.decides(source)])
+        decides = json.dumps([FORMAT, ENTRIES, *plan.decides(source)])
         shard = building / hashlib.sha256(decides.encode()).hexdigest()[:32]
         tasks.append(plan.task(source, shard))
     return tasks

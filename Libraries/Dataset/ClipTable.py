@@ -5,7 +5,7 @@ the processes of a machine share one copy. NumPy's format, which holds the rest 
 by its number without decoding any other, which Parquet cannot, and asks for no further package.
 
 The price of a memory map is that a disk that fails while a table is read ends the process (SIGBUS). Rows, of
-which there are many more bytes, are not mapped (Rows.py).
+which there are many more bytes, are not mapped (RowFiles.py).
 """
 
 import functools

@@ -29,7 +29,7 @@ from Libraries.Dataset.Manifest import (
     split_pieces,
 )
 from Libraries.Dataset.Plan import Plan
-from Libraries.Dataset.Rows import ROWS
+from Libraries.Dataset.RowFiles import ROWS
 from Libraries.Dataset.Shards import ShardTask, read_entry, read_rows
 from Libraries.Disk import disk_errors, write_then_rename, write_whole
 from Libraries.Sound.Spectrogram import Gain, Spectrogram, typical_gain
@@ -178,16 +178,16 @@ def _entry(task: ShardTask) -> dict:
     return entry | {"N": len(entry.pop("clips"))}
 
 
-def _median(gains: list[list[float]]) -> list[float]:
-    gain = typical_gain(Gain(*torch.tensor(gains).T))
+def _median(gains: list | np.ndarray) -> list[float]:
+    gain = typical_gain(Gain(*torch.from_numpy(np.array(gains, np.float32)).T))
     return [gain.offset.item(), gain.scale.item()]
 
 
-def _some_gains(path: Path, count: int) -> list[list[float]]:
+def _some_gains(path: Path, count: int) -> np.ndarray:
     """Return about `TYPICAL` of the first `count` gains in a table of clips."""
     with disk_errors(path, "read"):
         records = np.load(path, mmap_mode="r", allow_pickle=False)
-        return records["gain"][:count][:: max(1, count // TYPICAL)].tolist()
+        return records["gain"][:count][:: max(1, count // TYPICAL)].copy()
 
 
 def _write_npy(

@@ -41,6 +41,7 @@ from Libraries.Utils import get_logger, printable
 
 log = get_logger("Shards")
 
+ENTRIES = 2  # raise it when an entry holds something else than before
 BATCH = 16  # clips encoded at a time: fixed, so that rows do not depend on the machine
 WORTH_A_WORKER = 1200.0  # s of music; less is encoded before another process has started (about 4 s)
 PROBE_BYTES = 65536

@@ -26,7 +26,7 @@ from Libraries.Dataset.Manifest import (
     load_manifest,
     manifest_hash,
 )
-from Libraries.Dataset.Rows import OneFile, ShardRows
+from Libraries.Dataset.RowFiles import OneFile, ShardRows
 from Libraries.Sound.Audio import AudioError, load_audio
 from Libraries.Sound.Spectrogram import Gain
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from Libraries.Dataset.Manifest import piece_of
+from Libraries.Dataset.Manifest import clips_of, piece_of
 from Libraries.Doctor.Case import CLIPS, SEARCHED, Case, Finding
 from Libraries.Measures import hear, kernel_distance, load_tagger
 from Libraries.Measures.Copies import shifted_distances
@@ -117,8 +117,7 @@ def too_few_clips(case: Case) -> Finding | None:
     Journal, 23.02.2025 to 07.03.2025: trainings on 640 and 1,280 clips; Gu et al. 2023, "On memorization in
     diffusion models": the fewer the clips, the larger the part of the samples that are copies.
     """
-    splits = [clip["split"] for clip in case.manifest["clips"]]
-    train, held_out = splits.count("train"), splits.count("validation")
+    train, held_out = (len(clips_of(case.manifest, split)) for split in ("train", "validation"))
     if train >= FEWEST_CLIPS and held_out >= FEWEST_HELD_OUT:
         return None
     config = case.train

@@ -207,8 +207,8 @@ def codec_record(run_dir: Path) -> dict[str, str]:
 
 def vae_recipe(settings: Settings) -> Recipe:
     """Return the training recipe of an autoencoder, for the present number of processes."""
-    vae = settings.vae
-    samples_per_step = vae.train.batch_size * vae.train.grad_accumulation * process_state().num_processes
+    vae, processes = settings.vae, process_state().num_processes
+    samples_per_step = vae.train.batch_size * vae.train.on(processes).grad_accumulation * processes
     latent_shape = vae.network.latent_shape(settings.spectrogram.shape)
     return Recipe(
         parent=settings.models_dir / "vae",

@@ -8,7 +8,7 @@ from Libraries.Runs.Leakage import LeakageError, require_unheard
 from Libraries.Runs.Phases import PhaseDataset, compare_inverses, inverse_by, phase_recipe, train_phase
 from Libraries.Runs.Preparation import compare_representations, ensure_dataset, find_music, load_example_clips
 from Libraries.Runs.Preparation import music_plan
-from Libraries.Runs.Recipe import Recipe, train
+from Libraries.Runs.Recipe import Recipe, resumable, train
 from Libraries.Runs.Run import Run, latest_run, load_phase, new_run_dir, open_spectrogram
 from Libraries.Runs.Settings import EvaluationConfig, PhaseSettings, Settings, UpsamplerSettings, VAESettings
 from Libraries.Runs.Settings import changed, describe

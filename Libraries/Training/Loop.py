@@ -1,10 +1,11 @@
 """One training loop for every model: mixed precision, accumulation, EMA, exact resume.
 
 A step is a pure function of the state and the step number: batches, timesteps and noise are derived from
-(seed, position in the stream of samples), dropout from (seed, micro-batch, process). So a run that is killed
-and resumed computes what an uninterrupted run computes. Split over processes, or cut into smaller
-micro-batches, it sees the same samples under the same noise, and computes the same but for two things:
-dropout draws other masks, and BatchNorm normalises by other batches.
+(seed, position in the stream of samples), dropout from (seed, micro-batch). So a run that is killed and
+resumed computes what an uninterrupted run computes. Processes share the micro-batches of a step, and compute
+what one process computes that accumulates them. Cut into smaller micro-batches, a run sees the same samples
+under the same noise, and computes the same but for two things: dropout draws other masks, and BatchNorm
+normalises by other batches.
 """
 
 import contextlib
@@ -70,7 +71,8 @@ def fit(
 ) -> nn.Module:
     """Train `model` in `run_dir`, resuming from the newest state there if there is one.
 
-    On Ctrl-C, the notebook's stop button or SIGTERM, training finishes the step, saves and stops.
+    On Ctrl-C, the notebook's stop button or SIGTERM, training finishes the step, saves and stops. With
+    `config.processes`, a run may be resumed by another number of processes: a step stays the same.
 
     Args:
         model: freshly built on the CPU, with the run's settings and seed if it is resumed.
@@ -85,10 +87,12 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is not finite, or with fp16 the gradients never are.
+        ValueError: the processes cannot share the batches of a step evenly (`TrainConfig.on`).
         FolderInUse: another process trains in `run_dir`.
         DiskError: the disk is full, forbidden, gone or broken; call again to resume.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
+    config = config.on(process_state().num_processes)
     accelerator = make_accelerator(config)
     fork_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (
@@ -165,10 +169,10 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
     grad_norm = torch.zeros(())
     for micro in range(config.grad_accumulation):
         micro_step = state.step * config.grad_accumulation + micro
-        # only dropout draws from the global generator
-        torch.manual_seed(derive_seed(config.seed, micro_step, accelerator.process_index))
+        number = micro_step * accelerator.num_processes + accelerator.process_index  # in the stream
+        torch.manual_seed(derive_seed(config.seed, number))  # only dropout draws from the global generator
         batch = tuple(part.to(accelerator.device, non_blocking=True) for part in next(batches))
-        first = (micro_step * accelerator.num_processes + accelerator.process_index) * config.batch_size
+        first = number * config.batch_size
         positions = torch.arange(first, first + config.batch_size)
         with accelerator.accumulate(state.model):
             loss = loss_fn(state.model, batch, positions).mean()

@@ -1,6 +1,6 @@
 """The settings of `Training.fit`, checked when they are made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from Libraries.Training.PostHocEMA import LONGEST
 from Libraries.Utils import require
@@ -31,6 +31,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile, on CUDA
     dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
     num_workers: int = 0  # processes that read batches
+    processes: int | None = None  # of which fewer accumulate more, so that a step stays the same; None: any
     seed: int
     log_every: int  # optimiser steps
     validate_every: int
@@ -53,3 +54,21 @@ class TrainConfig:
             raise ValueError(f"power_ema={lengths} must be different numbers above 0, at most {LONGEST:.4f}")
         require("(0, inf)", learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
         require("[0, inf)", warmup_steps=self.warmup_steps)
+        if self.processes is not None:
+            require("[1, inf)", processes=self.processes)
+
+    def on(self, processes: int) -> "TrainConfig":
+        """Return the settings for so many processes, with which a step sees as many clips as planned.
+
+        Raises:
+            ValueError: they cannot share the batches of a step evenly.
+        """
+        if self.processes is None:
+            return self
+        batches = self.grad_accumulation * self.processes
+        if batches % processes:
+            raise ValueError(
+                f"{processes} processes cannot share the {batches} batches of a step (grad_accumulation="
+                f"{self.grad_accumulation}, processes={self.processes}): start a number that divides them"
+            )
+        return replace(self, grad_accumulation=batches // processes, processes=processes)

@@ -87,12 +87,19 @@ class ShardRows:
         order = np.lexsort((records["row"], records["source"]))  # a shard is opened once, and read forwards
         for group in np.split(order, np.flatnonzero(np.diff(records["source"][order])) + 1):
             if len(group):
-                shard = self.sources[int(records["source"][group[0]])]["shard"]
-                path = self.folder / (shard + ROWS)
+                path = self._path(int(records["source"][group[0]]))
                 places = records["row"][group].astype(np.int64) * _bytes_of(self.shape)
                 with disk_errors(path, "read"), open(path, "rb", buffering=0) as file:
                     _read_into((rows[i] for i in group), file, places)
         return rows
+
+    def _path(self, source: int) -> Path:
+        try:
+            return self.folder / (self.sources[source]["shard"] + ROWS)
+        except (LookupError, TypeError, ValueError):
+            raise DatasetError(
+                f"{self.folder} is damaged, source {source} has no shard: build the dataset again"
+            ) from None
 
 
 def _bytes_of(shape: tuple[int, ...]) -> int:
