@@ -293,7 +293,7 @@ CPU = changed(
         # as good as ddpm with 250 steps on this model, and better than ddim with 50 (Results/README.md)
         "sampler": SamplerConfig("dpmpp_2m_sde", num_inference_steps=20, spacing="karras", clip_x0=1.0),
         # halves the kernel distance, for twice the time per clip (Results/README.md, 7)
-        "guidance": replace(BASE.guidance, method="autoguidance", scale=2.5, guide_at=0.1),
+        "guidance": replace(BASE.guidance, method="autoguidance", scale=2.0, guide_at=0.1),
         "evaluation.num_samples": 96, "evaluation.compared_clips": 48,
         "vae.start": "vae-cpu",  # in Models/released: trained on other music, tuned on yours; or None
         "vae.freeze_encoder": True,  # reconstructs as well; latents stay known (Results/README.md)
