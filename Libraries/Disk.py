@@ -222,8 +222,8 @@ class _Deferred:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of `write_then_rename` in a folder whose process was killed."""
-    for path in Path(folder).glob(".*.tmp*"):
+    """Delete the temporary files of `write_then_rename` below a folder whose process was killed."""
+    for path in Path(folder).rglob(".*.tmp*"):
         found = re.search(r"\.tmp(\d+)(\.|$)", path.name)
         if found and (int(found[1]) == os.getpid() or not _is_running(found[1])):
             _remove(path)

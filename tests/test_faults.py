@@ -299,10 +299,11 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_running_one_writes_is_
             f".b.tmp{other.pid}.pth",
             "c.tmp1.pth",
         )
-        for name in names:
+        (tmp_path / "audio").mkdir()
+        for name in (*names, "audio/.b.tmp4194305.wav"):
             (tmp_path / name).touch()
         remove_leftovers(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+        assert sorted(path.name for path in tmp_path.rglob("*.*")) == sorted(names[2:])
         other.kill()
     train(tmp_path, SHORT)
     assert not list(tmp_path.glob(".*.tmp*"))

@@ -165,8 +165,7 @@ def render_demo_music(folder: Path, config: DemoMusicConfig, cache_dir: Path) ->
     _record_settings(folder / MANIFEST, settings)
     if whole := _whole_pieces(folder, config.sample_rate):
         return whole
-    for name in config.ensembles:
-        remove_leftovers(folder / name)
+    remove_leftovers(folder)
     font = SoundFont(find_soundfont())
     plans = _plan(config, cache_dir)
     pieces = []

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
-from Libraries.Disk import write_whole
+from Libraries.Disk import remove_leftovers, write_whole
 from Libraries.Evaluation.Reference import (
     against_recordings,
     make_yardstick,
@@ -52,6 +52,8 @@ def evaluate(
         LeakageError: the model was trained on test pieces.
     """
     model.require_unheard(test.folder)
+    if model.run is not None:
+        remove_leftovers(model.run.results_dir)
     rate = model.spectrogram.config.sample_rate
     seeds = range(settings.evaluation.num_samples)
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Create, find and read run folders `Models/<kind>/<00007-name>/` of every kind of model."""
 
+import contextlib
 import json
 import platform
 import re
@@ -70,9 +71,9 @@ class Run:
         """All of conf.json: settings, requires, dataset, gain, classes, training_pieces, provenance."""
         path = self.folder / "conf.json"
         try:
-            if not path.is_file():
-                raise ValueError("there is no such file")
             with disk_errors(path, "read"):
+                if not path.is_file():
+                    raise ValueError("there is no such file")
                 text = path.read_text("utf-8", "surrogateescape")
             conf = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -211,7 +212,8 @@ def claim_run(parent: Path, name: str, conf: dict) -> Path:
         try:
             save_json(run_dir / "conf.json", {"format": FORMAT, "provenance": provenance(), **conf})
         except BaseException:
-            run_dir.rmdir()  # without settings it would be no run, and take a number
+            with contextlib.suppress(OSError):  # without settings it would be no run, and take a number
+                run_dir.rmdir()
             raise
         return run_dir
 
