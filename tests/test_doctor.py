@@ -419,7 +419,7 @@ class Constant(torch.nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("name", ["phase-bands", "phase-magnitude"])
+@pytest.mark.parametrize("name", ["phase-bands", "phase-magnitude", "diffusion-cpu"])
 def test_released_models_raise_no_alarm(name):
     diagnosis = doctor(RELEASED / name)
     assert not diagnosis.findings and "loss spike" in diagnosis.sound, str(diagnosis)

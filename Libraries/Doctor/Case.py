@@ -82,10 +82,14 @@ class Case:
         return self.run.settings
 
     def _kind(self) -> str:
-        """Return the kind by the folder; experiments train diffusions, and what is released is phase."""
+        """Return the kind: by the folder, or of a released model by its settings.
+
+        Experiments train diffusions.
+        """
         parent = self.run.folder.parent
         if parent == RELEASED:
-            return "phase"
+            own = {"network": "diffusion", "vae": "vae", "phase": "phase"}  # a diffusion has all of them
+            return next(kind for part, kind in own.items() if part in self.run.conf["settings"])
         return parent.name if parent.name in KINDS else "diffusion"
 
     @cached_property
