@@ -21,8 +21,8 @@ from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
 from Libraries.Runs.Autoencoding import release_vae, vae_recipe
 from Libraries.Runs.DiffusionTraining import diffusion_recipe, release_diffusion
-from Libraries.Runs.Recipe import Recipe, train
-from Libraries.Runs.Run import RELEASED, find_run
+from Libraries.Runs.Recipe import resumable, train
+from Libraries.Runs.Run import RELEASED
 from Libraries.Runs.Settings import Settings, changed
 
 NAME = "any-music"
@@ -100,18 +100,13 @@ def prepare(settings: Settings) -> None:
     build_dataset(music, settings.dataset_dir, settings.spectrogram, settings.dataset)
 
 
-def train_or_resume(recipe: Recipe) -> Path:
-    """Return the finished run of a recipe."""
-    known = find_run([recipe.parent], "conf.json", lambda run: run.name.endswith(f"-{recipe.name}"))
-    return train(recipe, known and known.folder)
-
-
 def train_autoencoder(root: Path, scale: float) -> Path:
     """Train all stages; return the run of the last."""
     run_dir = None
     for stage in STAGES:
         settings = stage_settings(stage, run_dir and run_dir.name, root, scale)
-        run_dir = train_or_resume(vae_recipe(settings))
+        recipe = vae_recipe(settings)
+        run_dir = train(recipe, resumable(recipe))
     return run_dir
 
 
@@ -132,7 +127,8 @@ def main() -> None:
         if args.release:
             release_vae(run_dir, RELEASED / VAE)
     if "diffusion" in args.only:
-        run_dir = train_or_resume(diffusion_recipe(diffusion_settings(args.root, args.scale)))
+        recipe = diffusion_recipe(diffusion_settings(args.root, args.scale))
+        run_dir = train(recipe, resumable(recipe))
         if args.release:
             release_diffusion(run_dir, RELEASED / DIFFUSION)
 
