@@ -29,6 +29,7 @@ from Libraries.Runs.DiffusionTraining import (
     save_preview,
     train_diffusion,
 )
+from Libraries.Runs.Recipe import open_run
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec
@@ -342,3 +343,14 @@ def test_a_released_run_generates_and_names_no_folder_of_this_machine(settings, 
     torch.testing.assert_close(make(released, settings), make(model, settings), atol=0.05, rtol=0)
     content = (tmp_path / "Models" / "released" / "chords" / "conf.json").read_text(encoding="utf-8")
     assert str(settings.root) not in content
+
+
+def test_a_run_older_than_a_setting_is_compared_and_not_broken(settings, run_dir, tmp_path):
+    older = tmp_path / "Models" / "diffusion" / "00000-older"
+    shutil.copytree(run_dir, older)
+    conf = json.loads((older / "conf.json").read_text(encoding="utf-8"))
+    del conf["settings"]["start"]
+    save_json(older / "conf.json", conf)
+    assert open_run(diffusion_recipe(settings), older).folder == older
+    with pytest.raises(ValueError, match=f"start is None there and {run_dir.name} here"):
+        open_run(diffusion_recipe(changed(settings, {"start": run_dir.name})), older)

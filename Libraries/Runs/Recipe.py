@@ -208,9 +208,16 @@ def begin_with(
 
 def _require_same_parts(owner: str, run: Run, values: dict, same: dict[str, tuple[str, ...]]) -> None:
     for part, ignored in same.items():
-        theirs, ours = (value_at(part, tree) for tree in (run.conf["settings"], values))
+        theirs, ours = _part_of(run, part), value_at(part, values)
         both = (theirs, ours) if isinstance(theirs, dict) else ({part: theirs}, {part: ours})
         require_same(owner, *both, ignored)
+
+
+def _part_of(run: Run, part: str) -> Any:
+    try:
+        return value_at(part, run.conf["settings"])
+    except KeyError:  # a setting that is younger than the run
+        return None
 
 
 def _named(requires: dict[str, str]) -> str:
