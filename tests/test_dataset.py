@@ -322,21 +322,29 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
+def die_at_move(patch: pytest.MonkeyPatch, moves: int, counts) -> None:
+    """Interrupt the move after `moves` of those that `counts(source, target)`."""
+    left, replace = [moves], os.replace
+
+    def replace_or_die(source, target):
+        left[0] -= counts(Path(source), Path(target))
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    patch.setattr(os, "replace", replace_or_die)
+
+
 @pytest.mark.parametrize("moves", [0, 1, 2])
 def test_a_kill_while_the_dataset_is_moved_into_place_is_mended(music, tmp_path, monkeypatch, moves):
     build_dataset(music, tmp_path / "fresh", SPECTROGRAM, config_with(overlap=0.5))
     build_dataset(music, tmp_path / "out", SPECTROGRAM, CONFIG)
-    left, replace = [moves], os.replace
 
-    def replace_or_die(source, target):
-        if Path(source).parent.name == ".building" and Path(target).parent.name == "out":
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        replace(source, target)
+    def counts(source, target):
+        return source.parent.name == ".building" and target.parent.name == "out"
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace_or_die)
+        die_at_move(patch, moves, counts)
         patch.setattr(shutil, "rmtree", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(music, tmp_path / "out", SPECTROGRAM, config_with(overlap=0.5), overwrite=True)

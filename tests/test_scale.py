@@ -21,6 +21,7 @@ from test_dataset import (
     SPECTROGRAM,
     config_with,
     contents,
+    die_at_move,
     spectrogram_with,
     start_build,
     write_music,
@@ -198,18 +199,12 @@ def test_a_finished_dataset_of_either_form_is_left_as_it_is(both, music):
 def test_a_kill_while_many_files_are_moved_is_mended(music, tmp_path, monkeypatch, moves, normalisation):
     spectrogram, out = spectrogram_with(normalisation=normalisation), tmp_path / "out"
     build_dataset(music, tmp_path / "fresh", spectrogram, IN_SHARDS)
-    left, replace = [moves], os.replace
 
-    def replace_or_die(source, target):
-        place, is_written = Path(target), ".tmp" in Path(source).name
-        if not is_written and (place.parent.name == "shards" or place.parent == out):
-            left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        replace(source, target)
+    def counts(source, target):
+        return ".tmp" not in source.name and (target.parent.name == "shards" or target.parent == out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace_or_die)
+        die_at_move(patch, moves, counts)
         with contextlib.suppress(KeyboardInterrupt):
             build_dataset(music, out, spectrogram, IN_SHARDS)
     moved = {"per_sample": 8, "dataset": 2}[normalisation]  # six shards, their folder, the manifest
