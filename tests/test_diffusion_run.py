@@ -25,6 +25,7 @@ from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import (
     diffusion_recipe,
     first_network,
+    for_classes,
     release_diffusion,
     save_preview,
     train_diffusion,
@@ -307,10 +308,24 @@ def test_training_begins_with_the_weights_of_another_run(settings, run_dir):
     start = changed(settings, {"start": run_dir.name, "network.dropout": 0.1})
     begun = diffusion_recipe(start).network().state_dict()
     assert all(torch.equal(begun[name], value) for name, value in trained.items())
-    with_classes = changed(start, {"network.num_classes": 2})  # whose embedding the run has not
-    begun = diffusion_recipe(with_classes).network().state_dict()
-    assert all(torch.equal(begun[name], value) for name, value in trained.items())
-    assert begun.keys() - trained.keys()
+
+
+def test_a_network_with_other_classes_begins_where_the_run_without_a_label_ended(settings, run_dir):
+    plain = DiffusionRun.load(run_dir, torch.device("cpu")).network
+    start = changed(settings, {"start": run_dir.name, "network.num_classes": 3})
+    labelled = diffusion_recipe(start).network().eval()
+    x, t = torch.randn(4, *settings.spectrogram.shape), torch.tensor([0, 3, 500, 999])
+    for labels in (None, torch.tensor([0, 1, 2, 3])):
+        torch.testing.assert_close(labelled(x, t, labels), plain(x, t), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        labelled.embed_class.weight.normal_()
+    weights = {name: value.clone() for name, value in labelled.state_dict().items()}
+    names = ["choir", "lute", "organ"]
+    plain.load_state_dict(for_classes(weights, plain, names, []))
+    torch.testing.assert_close(plain(x, t), labelled(x, t), atol=1e-5, rtol=1e-5)
+    rows = for_classes(weights, labelled, names, ["drums", "choir"])["embed_class.weight"]
+    choir, *_, no_label = weights["embed_class.weight"]
+    assert torch.equal(rows, torch.stack([no_label, choir, no_label, no_label]))
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from Libraries.Dataset.Manifest import INVERSE_ONLY, manifest_hash
+from Libraries.Dataset.Manifest import INVERSE_ONLY, load_manifest, manifest_hash
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
@@ -43,6 +43,7 @@ OF_TRAINING = (
     "label_dropout", "vlb_weight", "timestep_sampling", "log_normal_mean", "log_normal_std", "loss_weighting",
     "min_snr_gamma",
 )  # fmt: skip
+ROWS, BIAS = "embed_class.weight", "embed_time.mlp.2.bias"  # of labels and of time, which are added
 
 
 def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
@@ -85,13 +86,53 @@ def first_network(settings: Settings, codec: Codec) -> nn.Module:
         return network
     run = Run(named_run(settings.models_dir, "diffusion", settings.start))
     same = {"spectrogram": INVERSE_ONLY, "space": (), "network": OF_CLASSES, "diffusion": OF_TRAINING}
-    begin_with(network, run, "start", settings, same)
+    adapt = functools.partial(
+        for_classes, network=network, theirs=run.conf["classes"], ours=_classes(settings)
+    )
+    begin_with(network, run, "start", settings, same, adapt)
     if (theirs := run.conf["requires"].get("run")) not in _autoencoders(codec):
         raise ValueError(
             f"{run.name}, with which start begins, was trained in the latents of {theirs}, and this "
             "autoencoder did not begin with it: set start=None, or vae.start to that name"
         )
     return network
+
+
+def for_classes(
+    weights: dict[str, Tensor], network: nn.Module, theirs: list[str], ours: list[str]
+) -> dict[str, Tensor]:
+    """Return a run's weights for the same network with other classes.
+
+    A class of the same name keeps its row of the label embedding, and a new one begins as "no label" did. A
+    network without classes gets "no label" once and for all, in the bias of its time embedding.
+
+    Args:
+        theirs, ours: names of the classes of the run's dataset and of this one.
+
+    Raises:
+        ValueError: the run has classes and this network has not, nor a bias to take "no label".
+    """
+    weights, own = dict(weights), network.state_dict()
+    rows = weights.pop(_key(weights, ROWS), None)
+    if (name := _key(own, ROWS)) is None:
+        if rows is not None and (bias := _key(weights, BIAS)) is None:
+            raise ValueError("start has classes, without which this network cannot begin: set num_classes")
+        return weights if rows is None else weights | {bias: weights[bias] + rows[-1]}
+    known = {} if rows is None else dict(zip(theirs, rows, strict=False))
+    no_label = torch.zeros_like(own[name][-1]) if rows is None else rows[-1]
+    begun = [
+        known.get(ours[label] if label < len(ours) else None, no_label) for label in range(len(own[name]))
+    ]
+    return weights | {name: torch.stack(begun)}
+
+
+def _key(weights: dict[str, Tensor], ending: str) -> str | None:
+    """Return the name that ends so; learned loss weights put another in front of it."""
+    return next((name for name in weights if name.endswith(ending)), None)
+
+
+def _classes(settings: Settings) -> list[str]:
+    return load_manifest(settings.dataset_dir)["classes"] if settings.network.num_classes else []
 
 
 def _autoencoders(codec: Codec) -> tuple[str | None, ...]:

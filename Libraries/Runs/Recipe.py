@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash, pieces_of
@@ -183,23 +183,29 @@ def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] 
 
 
 def begin_with(
-    network: nn.Module, run: Run, setting: str, settings: Settings, same: dict[str, tuple[str, ...]]
+    network: nn.Module,
+    run: Run,
+    setting: str,
+    settings: Settings,
+    same: dict[str, tuple[str, ...]],
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> nn.Module:
     """Load the newest averaged weights of another run into a network; return it.
 
-    Weights that the run lacks or has in another shape, as those of classes, stay as they are.
+    Weights that the run lacks or has in another shape, as those of a critic, stay as they are.
 
     Args:
         setting: the path of the setting that names the run, for an error.
         same: path of each part of the settings in which the run must be the same, with the names in that
             part which may differ.
+        adapt: from the run's weights to those for this network, where the two differ on purpose.
 
     Raises:
         CheckpointError: there is no such run, or it lacks weights.
         ValueError: the run has other settings.
     """
     _require_same_parts(f"{run.name}, with which {setting} begins,", run, to_dict(settings), same)
-    there, own = run.weights(), network.state_dict()
+    there, own = adapt(run.weights()), network.state_dict()
     fitting = {name: value for name, value in there.items() if name in own and value.shape == own[name].shape}
     load_weights(network, {**own, **fitting}, run.weights_path())
     logger.log(LIGHT_DEBUG, "begun with the weights of %s", run.name)
