@@ -30,6 +30,7 @@ from Libraries.Runs.DiffusionTraining import (
     save_preview,
     train_diffusion,
 )
+from Libraries.Runs.Music import make_music
 from Libraries.Runs.Recipe import open_run
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
@@ -301,6 +302,29 @@ def test_edits_of_a_run_keep_what_is_known_and_can_be_heard(settings, model):
     assert waveform.shape[-1] == (2 * T + 2) * settings.spectrogram.hop_length and waveform.isfinite().all()
     between = model.interpolate(torch.cat([x0, -x0]), torch.tensor([0.0, 1.0]), 4, iterations=2)
     assert between.shape == (2, *settings.spectrogram.shape)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.5, 2.5])
+def test_music_is_the_seed_s_clip_continued_or_cut_to_its_length(settings, model, seconds):
+    options = {"sampler": settings.sampler, "edit": replace(settings.edit, resamplings=1)}
+    music, clip = (make_music(model, 5, length, **options) for length in (seconds, None))
+    rate, L = settings.spectrogram.sample_rate, clip.shape[-1]
+    assert clip.shape == (1, settings.spectrogram.kept_samples)
+    assert music.shape == (1, L if seconds is None else round(seconds * rate))
+    assert music.isfinite().all() and (seconds is None or music[:, -rate // 4 :].abs().max() > 0)
+    if seconds == 0.5:
+        assert torch.equal(music, clip[:, : music.shape[-1]])
+    with pytest.raises(ValueError, match=r"0\.001 s are shorter than a frame"):
+        make_music(model, 5, 0.001, **options)
+
+
+def test_a_label_is_found_by_its_name(model, conditional):
+    names = conditional.run.conf["classes"]
+    assert [conditional.label_of(name).tolist() for name in names] == [[label] for label in range(len(names))]
+    with pytest.raises(ValueError, match=f"knows no label 'lute': it knows {', '.join(names)}"):
+        conditional.label_of("lute")
+    with pytest.raises(ValueError, match="no label 'lute': it was trained without labels"):
+        model.label_of("lute")
 
 
 def test_training_begins_with_the_weights_of_another_run(settings, run_dir):

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import generate
 import pytest
+import soundfile
 
+from Conf import SMOKE
 from Libraries.Training.Checkpoint import find_checkpoints
 from Libraries.Training.RunLog import read_metrics
 
@@ -63,3 +67,32 @@ def test_training_from_a_terminal_stops_on_ctrl_c_and_goes_on(tmp_path):
         )[0]
     assert f"trained: {run}" in output, output[-3000:]
     assert find_checkpoints(run, "state")[-1][0] == 20
+
+
+@pytest.mark.slow
+def test_music_is_generated_from_a_terminal_with_the_released_model(tmp_path):
+    quick = ["--steps", "2", "--guidance", "1"]
+    output = start("generate.py", tmp_path, "-o", "two/tune.flac", "--seconds", "3", "--picture", *quick)
+    output = output.communicate(timeout=300)[0]
+    waveform, rate = soundfile.read(tmp_path / "two" / "tune.flac")
+    assert len(waveform) == 3 * rate and 0.01 < abs(waveform).max() <= 1, output[-3000:]
+    assert (tmp_path / "two" / "tune.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("-o tune.doc", "cannot write tune.doc: use the suffix"),
+        ("-o a.wav --run newest", "train a model first"),
+        ("-o a.wav --run nowhere", "name a run's own folder"),
+        ("-o a.wav --label lute", "diffusion-cpu knows no label 'lute'"),
+        ("-o a.wav --steps 0", "num_inference_steps must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_in_a_sentence(options, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("generate.conf", replace(SMOKE, root=tmp_path))
+    monkeypatch.setattr("sys.argv", ["generate.py", *options.split()])
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        generate.main()
+    assert not list(tmp_path.iterdir())

@@ -142,6 +142,14 @@ class DiffusionRun:
         num_classes = self.network.config.num_classes
         return torch.arange(count) % num_classes if num_classes else None
 
+    def label_of(self, name: str) -> Tensor:
+        """Return the label of a class by its name, int64 (1,); a ValueError names the classes there are."""
+        classes = self.run.conf["classes"] if self.network.config.num_classes else []
+        if name not in classes:
+            known = f"it knows {', '.join(classes)}" if classes else "it was trained without labels"
+            raise ValueError(f"{self.run.name} knows no label {name!r}: {known}")
+        return torch.tensor([classes.index(name)])
+
     @property
     def needs_labels(self) -> bool:
         """Whether every clip needs a label, because none was hidden in training (`label_dropout`=0)."""

@@ -146,7 +146,7 @@ def save_audio(path: Path, waveform: torch.Tensor | np.ndarray, sample_rate: int
     if peak > 1:
         log.log(LIGHT_DEBUG, "%s: peak %.2f, scaled down by %.1f dB", path, peak, 20 * math.log10(peak))
         samples = samples / peak
-    file_format, subtype = _format_for(Path(path))
+    file_format, subtype = audio_format(Path(path))
 
     def write(file: BinaryIO) -> None:
         C, L = samples.shape
@@ -212,8 +212,12 @@ def _seek_point(source_rate: int, target_rate: int, first: int) -> tuple[int, in
     return steps * source_step, first - steps * target_step
 
 
-def _format_for(path: Path) -> tuple[str, str]:
-    """Return libsndfile's container and encoding for a suffix."""
+def audio_format(path: Path) -> tuple[str, str]:
+    """Return libsndfile's container and encoding for the suffix of a file to write.
+
+    Raises:
+        ValueError: no format has this suffix.
+    """
     name = path.suffix[1:].upper()
     if name == "OPUS":
         return "OGG", "OPUS"
