@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import machine_line
-from peers import train_ours, train_ours_in_latents, with_seed
+from peers import from_scratch, train_ours, train_ours_in_latents
 from torch import Tensor
 
 os.environ.setdefault("CONF_PRESET", "CPU")
@@ -93,7 +93,7 @@ def trained_in_both_spaces(
     ways = {"spectrogram": train_ours, "latent": train_ours_in_latents}
     for seed in seeds:
         for space, way in ways.items():
-            own = in_space(with_seed(settings, seed), space)
+            own = in_space(from_scratch(settings, seed), space)
             with tempfile.TemporaryDirectory() as folder:
                 trained = way(own, minutes * 60, Path(folder), pick_device())
             size = f"{trained.parameters / 1e6:.1f} M parameters, {trained.train_seconds:.0f} s"

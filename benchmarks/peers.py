@@ -3,8 +3,9 @@
     python benchmarks/peers.py [--minutes 5] [--seeds 0 1 2] [--clips 256] [--steps 50] [--root folder]
                                [--only ours "UNetV0, 1e-3"]
 
-Systems: ours on spectrograms and ours in latents, both trained as in the CPU preset, with the training of the
-autoencoder counted in the minutes; UNetV0 of a-unet and UNet2DModel of diffusers, trained and sampled by
+Systems: ours on spectrograms and ours in latents, both trained as in the CPU preset but from random weights,
+with the training of the autoencoder counted in the minutes; ours tuned from the released weights, which have
+heard other music for hours, as the preset does (that is no equal race, but what its user gets); UNetV0 of a-unet and UNet2DModel of diffusers, trained and sampled by
 their authors' recipes (peer_systems.py), at the size of our network on spectrograms, with their authors'
 learning rate of 1e-4, which is for trainings of days, and with 1e-3. All get the same batches of the CPU
 preset's dataset, which is built first if it is missing. A timed start finds how many steps fit into the
@@ -58,10 +59,10 @@ from Libraries.Training.Timing import synchronise
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import SampleNoise, pick_device
 
-OURS, OURS_LATENT = "ours", "ours, in latents"
+OURS, OURS_LATENT, OURS_TUNED = "ours", "ours, in latents", "ours, released weights tuned"
 PEER_NAMES, LEARNING_RATES = ("UNetV0", "UNet2DModel"), ("1e-4", "1e-3")
 PEERS = {f"{name}, {rate}": (name, float(rate)) for name in PEER_NAMES for rate in LEARNING_RATES}
-SYSTEMS = (OURS, OURS_LATENT, *PEERS)
+SYSTEMS = (OURS, OURS_LATENT, OURS_TUNED, *PEERS)
 TIMED_STEPS = 16  # of the start that finds how many steps fit
 HEADER = [
     *("system", "M param.", "steps", "s/step", "trained s", "kernel distance", "of the seeds"),
@@ -144,10 +145,14 @@ def run_in_fresh_process(args: argparse.Namespace, system: str, seed: int) -> No
 def generate(settings: Settings, args: argparse.Namespace) -> None:
     """Train and sample one system; write its result file and, beside it, its clips."""
     system, seed, seconds = args.measure, args.seeds[0], args.minutes * 60
-    space = "latent" if system == OURS_LATENT else "spectrogram"
-    settings, device = in_space(with_seed(settings, seed), space), pick_device()
+    space = "latent" if system in (OURS_LATENT, OURS_TUNED) else "spectrogram"
+    settings, device = in_space(settings, space), pick_device()
+    if system == OURS_TUNED:
+        settings = changed(settings, {"train.seed": seed, "vae.run": settings.vae.start})
+    else:
+        settings = from_scratch(settings, seed)
     with tempfile.TemporaryDirectory() as folder:
-        if system == OURS:
+        if system in (OURS, OURS_TUNED):
             trained = train_ours(settings, seconds, Path(folder), device)
         elif system == OURS_LATENT:
             trained = train_ours_in_latents(settings, seconds, Path(folder), device)
@@ -168,7 +173,7 @@ def generate(settings: Settings, args: argparse.Namespace) -> None:
     save_json(path, content)
 
 
-def with_seed(settings: Settings, seed: int) -> Settings:
+def from_scratch(settings: Settings, seed: int) -> Settings:
     """Return the settings with this seed for weights, batches and noise, and without released weights."""
     return changed(settings, {"train.seed": seed, "vae.train.seed": seed, "start": None, "vae.start": None})
 
@@ -230,7 +235,7 @@ def floor_row(found: dict) -> list[str]:
 
 
 def train_ours(settings: Settings, seconds: float, folder: Path, device: torch.device) -> Trained:
-    """Train our network on spectrograms with `fit`, as the preset does."""
+    """Train our network with `fit`, as the preset does, on spectrograms or in the latents of `vae.run`."""
     codec = open_codec(settings)
     start_diffusion = functools.partial(fit_diffusion, settings, codec)
     config = with_steps(settings.train, seconds / timed_fit(start_diffusion, settings.train))
