@@ -5,11 +5,12 @@
 
 Systems: ours on spectrograms and ours in latents, both trained as in the CPU preset but from random weights,
 with the training of the autoencoder counted in the minutes; ours tuned from the released weights, which have
-heard other music for hours, as the preset does (that is no equal race, but what its user gets); UNetV0 of a-unet and UNet2DModel of diffusers, trained and sampled by
-their authors' recipes (peer_systems.py), at the size of our network on spectrograms, with their authors'
-learning rate of 1e-4, which is for trainings of days, and with 1e-3. All get the same batches of the CPU
-preset's dataset, which is built first if it is missing. A timed start finds how many steps fit into the
-minutes, so that the learning-rate schedules end with them; the table gives the actual training time.
+heard other music for hours, as the preset does (that is no equal race, but what its user gets); UNetV0 of
+a-unet and UNet2DModel of diffusers, trained and sampled by their authors' recipes (peer_systems.py), at the
+size of our network on spectrograms, with their authors' learning rate of 1e-4, which is for trainings of
+days, and with 1e-3. All get the same batches of the CPU preset's dataset, which is built first if it is
+missing. A timed start finds how many steps fit into the minutes, so that the learning-rate schedules end with
+them; the table gives the actual training time.
 
 Every system and seed runs in its own process, so that its peak memory is measured alone. Then one yardstick
 measures the clips of all against the test split. Of a peer's two learning rates the nearer one is marked,
