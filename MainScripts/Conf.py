@@ -20,6 +20,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
+if not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # in a log, every refresh of a bar is a line
+    for name in ("TQDM_MININTERVAL", "TQDM_DELAY"):
+        os.environ.setdefault(name, "10")  # s
 
 # ruff: noqa: E402
 from Libraries.Dataset import DatasetConfig

@@ -146,7 +146,7 @@ def _loop(
             if saving or snapshot or is_due(state.step, config, "log"):
                 loss = _mean_loss(state, grad_norm)  # raises before anything that is not finite is saved
                 _require_updates(state, config)
-                bar.set_postfix(loss=f"{loss:.4f}")
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 report.log(loss, float(grad_norm))
             # the state comes last, so that a run killed before it does all of this again
             if not stopping:  # who asks it to stop may not wait for its validation
