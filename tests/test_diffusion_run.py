@@ -21,7 +21,7 @@ from Libraries.Evaluation.Comparison import (
     variant_table,
 )
 from Libraries.Evaluation.Samples import bits_of_clips, record_trajectory, spread_clips, spread_labels
-from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionRun import DiffusionRun, guide_step
 from Libraries.Runs.DiffusionTraining import (
     diffusion_recipe,
     first_network,
@@ -382,6 +382,20 @@ def test_a_released_run_generates_and_names_no_folder_of_this_machine(settings, 
     torch.testing.assert_close(make(released, settings), make(model, settings), atol=0.05, rtol=0)
     content = (tmp_path / "Models" / "released" / "chords" / "conf.json").read_text(encoding="utf-8")
     assert str(settings.root) not in content
+
+
+def test_a_release_brings_the_guide_model_of_its_guidance(settings, run_dir, tmp_path):
+    guided, released = tmp_path / "Models" / "diffusion" / "00000-guided", tmp_path / "Models" / "released"
+    shutil.copytree(run_dir, guided)
+    conf = json.loads((guided / "conf.json").read_text(encoding="utf-8"))
+    conf["settings"]["guidance"] |= {"method": "autoguidance", "guide_at": 0.4}
+    save_json(guided / "conf.json", conf)
+    release_diffusion(guided, released / "chords")
+    steps = [step for step, _ in find_checkpoints(released / "chords", "ema")]
+    last = find_checkpoints(run_dir, "ema")[-1][0]
+    assert steps == [guide_step(run_dir, 0.4), last] and steps[0] < last
+    model = DiffusionRun.load(released / "chords")
+    assert model.load_guide(0.4) == steps[0]
 
 
 def test_a_run_older_than_a_setting_is_compared_and_not_broken(settings, run_dir, tmp_path):

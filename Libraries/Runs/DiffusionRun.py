@@ -100,14 +100,7 @@ class DiffusionRun:
         Raises:
             CheckpointError: the run has no weights before those of the network.
         """
-        found = [step for step, _ in find_checkpoints(self.run.folder, "ema")]
-        own = found[-1] if self.step is None else self.step
-        earlier = [step for step in found if step < own]
-        if not earlier:
-            raise CheckpointError(
-                f"{self.run.folder} has no weights before step {own}: train with a smaller save_every"
-            )
-        step = min(earlier, key=lambda step: abs(step - fraction * own))
+        step = guide_step(self.run.folder, fraction, self.step)
         self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
         return step
 
@@ -297,6 +290,20 @@ class DiffusionRun:
     def _denoiser_of(self, network: nn.Module, with_variance: bool) -> Denoiser:
         network = in_fast_precision(network, self.device, self.precision)
         return Parameterisation(self.schedule).denoiser(network, with_variance=with_variance)
+
+
+def guide_step(run_dir: Path, fraction: float, own: int | None = None) -> int:
+    """Return the step of a run's weights nearest to this fraction of those of step `own`; None: the last.
+
+    Raises:
+        CheckpointError: there are no weights before those.
+    """
+    found = [step for step, _ in find_checkpoints(run_dir, "ema")]
+    own = found[-1] if own is None else own
+    earlier = [step for step in found if step < own]
+    if not earlier:
+        raise CheckpointError(f"{run_dir} has no weights before step {own}: train with a smaller save_every")
+    return min(earlier, key=lambda step: abs(step - fraction * own))
 
 
 def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:

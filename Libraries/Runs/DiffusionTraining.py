@@ -15,7 +15,7 @@ from Libraries.Diffusion import NoiseSchedule
 from Libraries.Plots.CurvePlots import plot_metrics
 from Libraries.Plots.SpectrogramPlots import plot_tensors
 from Libraries.Runs.Codec import Codec
-from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.DiffusionRun import DiffusionRun, guide_step
 from Libraries.Runs.LatentDataset import build_latents
 from Libraries.Runs.Recipe import (
     AUGMENTATION,
@@ -157,8 +157,11 @@ def train_diffusion(settings: Settings, run_dir: Path | None = None) -> Path:
 
 
 def release_diffusion(run_dir: Path, folder: Path) -> None:
-    """Write a run's newest weights and all its settings to `folder` (`Release.release`)."""
-    release(run_dir, folder, Run(run_dir).conf["settings"], also=("requires", "gain", "classes"))
+    """Write a run's newest weights, those of its guide model and all its settings (`Release.release`)."""
+    run = Run(run_dir)
+    guidance = run.settings.guidance
+    guide = guide_step(run.folder, guidance.guide_at) if guidance.method == "autoguidance" else None
+    release(run_dir, folder, run.conf["settings"], ("requires", "gain", "classes"), guide)
 
 
 def diffusion_record(settings: Settings, codec: Codec) -> dict[str, Any]:

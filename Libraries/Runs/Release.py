@@ -12,7 +12,13 @@ from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save
 FOLDERS = {"root": ".", "music_dir": None}  # settings that name folders of one machine
 
 
-def release(run_dir: Path, folder: Path, settings: Iterable[str], also: Iterable[str] = ()) -> None:
+def release(
+    run_dir: Path,
+    folder: Path,
+    settings: Iterable[str],
+    also: Iterable[str] = (),
+    guide_step: int | None = None,
+) -> None:
     """Write a run's newest averaged weights in float16 to `folder`, with what is needed to use them.
 
     Everything else in conf.json, such as the folder of the dataset, is left out, and folders of this machine
@@ -21,15 +27,18 @@ def release(run_dir: Path, folder: Path, settings: Iterable[str], also: Iterable
     Args:
         settings: paths of the settings that are kept, such as "vae.network".
         also: keys of conf.json beside the settings that are kept, such as "gain".
+        guide_step: of earlier weights that are released too, as the guide model; None: none.
     """
-    run = Run(run_dir)
-    path, folder = run.weights_path(), Path(folder)
-    content = load_checkpoint(path)
-    content["weights"] = {name: value.half() for name, value in content["weights"].items()}
+    run, folder = Run(run_dir), Path(folder)
+    steps = [None] if guide_step is None else [guide_step, None]
+    paths = [run.weights_path(step) for step in steps]
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("ema-*.pth"):
         earlier.unlink()
-    save_checkpoint(folder / path.name, content)
+    for path in paths:
+        content = load_checkpoint(path)
+        content["weights"] = {name: value.half() for name, value in content["weights"].items()}
+        save_checkpoint(folder / path.name, content)
     kept = {name: run.conf[name] for name in ("provenance", *also)}
     save_json(folder / "conf.json", {"format": FORMAT, "settings": _kept(run, settings), **kept})
     write_whole(folder / "metrics.csv", (run.folder / "metrics.csv").read_bytes())
