@@ -1,5 +1,7 @@
 """Run everything on demo music: corpus -> dataset -> trained models -> new music, figures and pictures.
 
+Before that, so that there is something to hear at once, twelve clips of the released model.
+
     make demo            # or: python MainScripts/demo.py; CONF_PRESET chooses another preset than CPU
 
 A second call trains another run on the same dataset and autoencoder; `--resume` resumes the newest run.
@@ -8,18 +10,23 @@ A second call trains another run on the same dataset and autoencoder; `--resume`
 import argparse
 import os
 import time
+from pathlib import Path
 
 os.environ.setdefault("CONF_PRESET", "CPU")
 from Conf import conf
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.DemoMusic import render_demo_music
 from Libraries.Disk import exit_with_the_sentence
-from Libraries.Evaluation import evaluate, example_input
+from Libraries.Evaluation import evaluate, example_input, save_clips
+from Libraries.Plots import plot_waveform_spectrograms, save_figure
 from Libraries.Runs import DiffusionRun, find_diffusion, new_run_dir, prepare_space, train_diffusion
+from Libraries.Runs.Run import RELEASED
 from Libraries.Training import export_graph, save_json
 from Libraries.Utils import get_logger
 
 logger = get_logger("demo")
+RELEASED_MODEL = "diffusion-cpu"
+FIRST_CLIPS = 12
 
 
 def main() -> None:
@@ -32,15 +39,17 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
-    logger.info("1/5 rendering the demo corpus")
+    logger.info("1/6 generating with the released model")
+    print(f"{first_clips()}: {FIRST_CLIPS} clips to listen to, {time.perf_counter() - start:.0f} seconds")
+    logger.info("2/6 rendering the demo corpus")
     render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
-    logger.info("2/5 building the dataset")
+    logger.info("3/6 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
-    logger.info("3/5 training the autoencoder or upsampler, if the space needs one")
+    logger.info("4/6 training the autoencoder or upsampler, if the space needs one")
     prepare_space(conf)
-    logger.info("4/5 training the diffusion")
+    logger.info("5/6 training the diffusion")
     run_dir = train_diffusion(conf, find_diffusion(conf, "conf.json") if arguments.resume else None)
-    logger.info("5/5 sampling and measuring")
+    logger.info("6/6 sampling and measuring")
     model = DiffusionRun.load(run_dir)
     results = new_run_dir(model.run.results_dir, "eval")
     splits = {split: SpectrogramDataset(conf.dataset_dir, split) for split in ("train", "test")}
@@ -58,6 +67,21 @@ Done in {minutes:.1f} minutes.
 
 {(results / "measures.md").read_text(encoding="utf-8")}
 Seconds per clip: {metrics["seconds_per_clip"]:.2f}""")
+
+
+def first_clips() -> Path:
+    """Generate clips of every class with the released model; return the folder of sound and picture."""
+    model = DiffusionRun.load(RELEASED / RELEASED_MODEL)
+    settings, rate, seeds = model.run.settings, model.spectrogram.config.sample_rate, range(FIRST_CLIPS)
+    labels = model.labels_in_turn(FIRST_CLIPS)
+    x0 = model.generate(seeds, settings.sampler, FIRST_CLIPS, labels=labels, guidance=settings.guidance)
+    music = model.to_audio(x0)
+    names = [f"{model.run.conf['classes'][label]}, seed {seed}" for seed, label in enumerate(labels.tolist())]
+    folder = new_run_dir(conf.results_dir / "released", RELEASED_MODEL)
+    save_clips(music, [name.replace(", seed ", "-") for name in names], folder, rate)
+    figure = plot_waveform_spectrograms(list(music), names, rate, "The released model")
+    save_figure(figure, folder / "clips.png")
+    return folder
 
 
 if __name__ == "__main__":
