@@ -83,10 +83,14 @@ def main() -> None:
             mutants = list(mutants_of(source))
             chosen = random.Random(args.seed).sample(mutants, min(args.count, len(mutants)))
             limit = 3 * seconds_of(module, copy) + SLACK
-            left = [mutant for mutant in chosen if survives(mutant, module, source, copy, limit)]
-            killed, planted = killed + len(chosen) - len(left), planted + len(chosen)
-            print(f"{module}: {len(chosen) - len(left)} of {len(chosen)} killed, of {len(mutants)} possible")
-            print("".join(f"    survives: {describe(m, source)}\n" for m in sorted(left)), end="", flush=True)
+            print(f"{module}: {len(chosen)} of {len(mutants)} possible mistakes", flush=True)
+            survivors = 0
+            for mutant in chosen:
+                if survives(mutant, module, source, copy, limit):
+                    survivors += 1
+                    print(f"    survives: {describe(mutant, source)}", flush=True)
+            killed, planted = killed + len(chosen) - survivors, planted + len(chosen)
+            print(f"    {len(chosen) - survivors} of {len(chosen)} killed", flush=True)
     print(f"\n{killed} of {planted} killed, {100 * killed / planted:.0f} %")
 
 
