@@ -22,18 +22,29 @@ from Libraries.Utils import get_logger, spread_indices
 logger = get_logger("Preparation")
 
 
+def music_folder(settings: Settings) -> Path:
+    """Return the folder of the music: `music_dir`, else `Data/music` if there is one, else the demo music's.
+
+    It need not be there.
+    """
+    if settings.music_dir is not None:
+        return settings.music_dir
+    own = settings.root / "Data" / "music"
+    return own if own.is_dir() else settings.demo_music_dir
+
+
 def own_music(settings: Settings) -> Path | None:
-    """Return the folder of the user's own music: `music_dir`, else `Data/music`; None if there is neither.
+    """Return the folder of the user's own music; None: there is only the demo music.
 
     Raises:
         AudioError: `music_dir` is set but is not a folder.
     """
-    own = settings.music_dir or settings.root / "Data" / "music"
-    if own.is_dir():
-        return own
-    if settings.music_dir is not None:
-        raise AudioError(own, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
-    return None
+    folder = music_folder(settings)
+    if settings.music_dir is None and folder == settings.demo_music_dir:
+        return None
+    if not folder.is_dir():
+        raise AudioError(folder, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
+    return folder
 
 
 def find_music(settings: Settings) -> Path:
