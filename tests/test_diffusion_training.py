@@ -31,7 +31,7 @@ from Libraries.Runs.Recipe import clip_loaders, open_run, resumable
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Upsampling import upsampler_recipe
-from Libraries.Sound.Audio import AudioError
+from Libraries.Sound.Audio import AudioError, save_audio
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
 
@@ -262,6 +262,15 @@ def test_example_clips_pass_over_broken_files(settings, tmp_path):
     assert clips.shape[0] >= 3 and clips.shape[1:] == (1, settings.spectrogram.clip_samples)
     with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
         load_example_clips(settings.spectrogram, files[:1], count=1)
+
+
+def test_one_shots_are_examples_where_they_are_padded(settings, tmp_path):
+    config, rate = settings.spectrogram, settings.spectrogram.sample_rate
+    save_audio(tmp_path / "kick.wav", 0.5 * torch.ones(1, rate // 4), rate)
+    with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
+        load_example_clips(config, [tmp_path / "kick.wav"], count=1)
+    clips = load_example_clips(config, [tmp_path / "kick.wav"], count=1, pad_short=True)
+    assert clips.shape == (1, 1, config.clip_samples) and not clips[..., rate // 4 :].any()
 
 
 def test_chosen_representation_comes_first_and_is_better_than_short_windows(settings):

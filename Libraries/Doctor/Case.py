@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, manifest_hash, pads_short
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, read_clip
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
@@ -170,7 +170,8 @@ class Case:
             raise CannotLook(f"the music is not in {folder}")
         clips = clips_of(self.manifest, "train")
         chosen = [clips[i] for i in spread_indices(len(clips), RECORDINGS)]
-        return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
+        pad_short = pads_short(self.manifest)
+        return torch.stack([read_clip(clip, folder, settings.spectrogram, pad_short) for clip in chosen])
 
     @cached_property
     def codec(self) -> Codec:
