@@ -11,6 +11,7 @@ from Conf import ORIGIN, SMOKE
 from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.VAELoss import (
+    PatchCritic,
     TrainableVAE,
     VAELoss,
     reconstruction_error,
@@ -86,6 +87,10 @@ def test_noise_depends_on_the_position_alone():
     together = loss_fn()(model, BATCH, torch.arange(4))
     alone = loss_fn()(model, tuple(part[2:3] for part in BATCH), torch.tensor([2]))
     assert torch.allclose(together[2], alone[0], atol=1e-5)
+
+
+def test_every_width_of_the_critic_halves_rows_and_frames():
+    assert PatchCritic(1, (8, 16, 16))(torch.zeros(2, 1, 32, 48)).shape == (2, 1, 4, 6)
 
 
 def test_critic_and_autoencoder_learn_against_each_other_and_not_for():
