@@ -10,6 +10,7 @@ A mistake that changes nothing, such as a constant that only costs time, survive
 
 import argparse
 import ast
+import importlib
 import multiprocessing
 import os
 import random
@@ -243,18 +244,23 @@ def describe(mutant: Mutant, source: str) -> str:
     return f"{number}: {source[first:last].strip()}  ->  {' '.join(new.split())}"
 
 
+def import_what_tests_need() -> None:
+    """Import every package that the tests need, once, before the forks; our own modules each fork imports."""
+    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
+    importlib.import_module("Conf")
+    for name in ("accelerate", "pytest", "scipy.stats", "sklearn.datasets"):
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("Conf", "Libraries")]:
+        del sys.modules[name]
+    del sys.path[:2]
+
+
 if __name__ == "__main__":
-    # imported once, before the forks
-    import accelerate  # noqa: F401
-    import librosa  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.signal  # noqa: F401
-    import soundfile  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     sys.dont_write_bytecode = (
         True  # a module that changes twice within a second would be taken from the cache
     )
+    import_what_tests_need()
     main()
