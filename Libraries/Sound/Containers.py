@@ -5,6 +5,7 @@ a sentence that says what to install.
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -78,7 +79,8 @@ class ContainerStream:
         near = frame - round(PREROLL * self.samplerate)
         sought = self._exact and near > 0
         if sought:
-            self._container.seek(near + (self._track.start_time or 0), stream=self._track)
+            with self._named_errors("is damaged"):
+                self._container.seek(near + (self._track.start_time or 0), stream=self._track)
         self._blocks, self._rest = self._decoded(frame, sought), np.zeros((0, self.channels), np.float32)
 
     def read_block(self, frames: int) -> np.ndarray:
@@ -127,12 +129,12 @@ class ContainerStream:
 
     @contextlib.contextmanager
     def _named_errors(self, sentence: str) -> Iterator[None]:
-        """Turn every error of FFmpeg into a ContainerError."""
+        """Turn every error that damaged bytes lead to into a ContainerError; those of the disk pass."""
         try:
             yield
-        except (
-            self._av.error.FFmpegError,
-            ValueError,
-            OverflowError,
-        ) as error:  # such as another layout midway
+        except (self._av.error.FFmpegError, ValueError, OverflowError) as error:
+            raise ContainerError(sentence) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file's start
+                raise
             raise ContainerError(sentence) from error
