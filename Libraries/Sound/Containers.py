@@ -65,6 +65,8 @@ class ContainerStream:
             raise ContainerError("has no sound")
         self._track = tracks.audio[0]
         codec = self._track.codec_context
+        if codec is None:
+            raise ContainerError("has sound in a form that FFmpeg does not decode: convert it to wav or flac")
         self.samplerate, self.channels = codec.sample_rate, codec.layout.nb_channels
         self.format, self.subtype = self._container.format.name.split(",")[0].upper(), codec.name
         self._exact = (self._track.duration or 0) > 0 and self._track.time_base * self.samplerate == 1

@@ -108,7 +108,7 @@ def _check_header(source: "Stream | ContainerStream", path: Path, size: int) -> 
             f"claims a sample rate of {rate} Hz: its header is damaged, for rates go from {LOWEST_RATE} to "
             f"{HIGHEST_RATE} Hz",
         )
-    if channels > MOST_CHANNELS:
+    if not 1 <= channels <= MOST_CHANNELS:
         raise AudioError(
             path, f"claims {channels} channels: its header is damaged, or mix it down to {MOST_CHANNELS}"
         )
