@@ -127,6 +127,17 @@ def test_autoencoder_is_rewarded_for_what_the_critic_takes_for_real():
     assert torch.allclose(added, -CRITICAL.adversarial_weight * judged, atol=1e-5)
 
 
+def test_critic_is_trained_by_the_hinge_of_original_and_reconstruction():
+    model, positions = trainable(CRITICAL), torch.arange(4)  # step 0, when the autoencoder does not listen
+    noise = SampleNoise([derive_seed(0, position) for position in positions.tolist()])
+    result = model(BATCH[0], noise(model.vae.latent_shape))
+    with_critic = loss_fn(CRITICAL)(model, BATCH, positions)
+    model.critic = None
+    alone = loss_fn(CRITICAL)(model, BATCH, positions)
+    hinge = F.relu(1 - result.real) + F.relu(1 + result.fake)
+    assert torch.allclose(with_critic - alone, hinge.mean((1, 2, 3)), atol=1e-5)
+
+
 def test_critic_learns_to_tell_original_from_reconstruction():
     model = trainable(CRITICAL)
     optimizer = torch.optim.Adam(model.critic.parameters(), lr=3e-3)
