@@ -5,6 +5,8 @@ Tensors are (B, C, F, T): frequency rows from low to high, time to the right.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from Libraries.Utils import require
 
 ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU}
+LARGEST = 2**14  # of the numbers that a network is made of: a 3x3 convolution of this width has 9.7 GB
 
 
 class ResBlock(nn.Module):
@@ -246,6 +249,15 @@ def check_input(
         )
     if cond is not None and not num_classes:
         raise ValueError("labels were given to a network without classes; set num_classes in Conf.py")
+
+
+def require_sizes(config: Any) -> None:
+    """Raise a ValueError if a number in a network's settings, a dataclass, asks for more than any memory."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, str) and number > LARGEST:
+                raise ValueError(f"{field.name}={number!r:.80} must be at most {LARGEST}")
 
 
 def require_multiples(channels: Sequence[int], **divisors: int) -> None:

@@ -22,6 +22,7 @@ from Libraries.Layers import (
     ResBlock,
     fold,
     require_multiples,
+    require_sizes,
     unfold,
     zero_init,
 )
@@ -56,6 +57,7 @@ class PhaseConfig:
     mix: float  # fraction of training clips to which another clip is added
 
     def __post_init__(self):
+        require_sizes(self)
         require(ACTIVATIONS, activation=self.activation)
         require("[1, inf)", blocks_per_level=self.blocks_per_level, fold_bins=self.fold_bins)
         require("[0, inf)", frequency_features=self.frequency_features, weight_power=self.weight_power)

@@ -17,6 +17,7 @@ from Libraries.Layers import (
     check_input,
     fold,
     require_multiples,
+    require_sizes,
     unfold,
     zero_init,
 )
@@ -43,6 +44,7 @@ class UNetConfig:
     num_classes: int = 0  # 0: unconditional; else cond = num_classes means "no label"
 
     def __post_init__(self):
+        require_sizes(self)
         if not self.channels:
             raise ValueError("channels=() needs at least one level")
         require("[1, inf)", blocks_per_level=self.blocks_per_level)

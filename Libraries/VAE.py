@@ -19,6 +19,7 @@ from Libraries.Layers import (
     Upsample,
     fold,
     require_multiples,
+    require_sizes,
     unfold,
 )
 from Libraries.Networks.OriginVAE import ORIGIN_BUILDERS, Strides
@@ -47,6 +48,7 @@ class VAEConfig:
     activation: str  # silu | gelu; residual only
 
     def __post_init__(self):
+        require_sizes(self)
         require(KINDS, kind=self.kind)
         require(ACTIVATIONS, activation=self.activation)
         if not self.channels or not len(self.channels) == len(self.row_strides) == len(self.frame_strides):

@@ -79,6 +79,7 @@ BASE_DATASET = DatasetConfig(
     num_workers=max(1, (os.cpu_count() or 2) - 1),  # processes that build
     one_file_clips=200_000,  # more clips (37 GB of BASE's) stay in many files, with an index
     silence_db=-50.0,  # dB of full scale; a quieter clip is dropped
+    pad_short=False,  # True: one-shots shorter than a clip become clips, with silence at their end
     random_polarity=True,  # where the representation carries sign
     time_shift=True,  # where neighbouring clips allow
 )

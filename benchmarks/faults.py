@@ -7,7 +7,8 @@ Kills: a process, or one of two, is ended by `kill -9` at a random moment of its
 again, and may be killed again, until one comes to its end. Full disk: a first run counts the writes; then the
 disk refuses from one of them on, for places spread from the first to the last, and once there is room the
 same call is made again. In both, what is left must equal, bit for bit, what an undisturbed run leaves.
-Sizes are those of SMOKE. Processes are forked, so that the time goes into work and not into imports.
+Sizes are those of SMOKE. A build starts its own processes; an evaluation is always one. Processes are forked,
+so that the time goes into work and not into imports.
 """
 
 import argparse

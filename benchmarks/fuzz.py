@@ -2,15 +2,16 @@
 
     python benchmarks/fuzz.py --files 10000 --seed 1 [--keep FOLDER]
 
-Files of every format and encoding that libsndfile writes are mutated in header, body and length and spliced
-with each other (`mutated_bytes.py`); one in twenty is left whole. A process builds a dataset from a thousand
-at a time, as a user would. Printed are the files read, those skipped by reason, the peak of memory and the
-time, and whatever should not be: a reason that is only the type of an error, a process that ended, a message
-of a decoder, a whole file that was not read, a spectrogram that is not finite. The exit status is 1 if there
-is any.
+Files of every format and encoding that libsndfile writes, and containers where PyAV is installed, are mutated
+in header, body and length and spliced with each other (`mutated_bytes.py`); one in twenty is left whole. A
+process builds a dataset from a thousand at a time, as a user would. Printed are the files read, those skipped
+by reason, the peak of memory and the time, and whatever should not be: a reason that is only the type of an
+error, a process that ended, a message of a decoder, a whole file that was not read, a spectrogram that is not
+finite. The exit status is 1 if there is any.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -113,6 +114,22 @@ def whole_files() -> dict[str, bytes]:
                 path = Path(folder, f"{name}-{subtype}{suffix}")
                 if _written(path, name, subtype):
                     files[path.name] = path.read_bytes()
+    return files | container_files()
+
+
+def container_files() -> dict[str, bytes]:
+    """Return a file of every container that PyAV writes here, by name with a suffix; none without PyAV."""
+    if importlib.util.find_spec("av") is None:
+        return {}
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from test_audio import music
+    from test_containers import TRACKS, write_track
+
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, (encoder, _)) in enumerate(TRACKS.items()):
+            path = write_track(Path(folder, name), music(SECONDS, channels=2), encoder)
+            files[f"PyAV-{number}{path.suffix}"] = path.read_bytes()
     return files
 
 

@@ -174,7 +174,7 @@ BROKEN = {
     "text.wav": (b"this is no music\n" * 200, "is not audio"),
     "noise.flac": (bytes(range(256)) * 64, "is not audio"),
     "header.wav": (b"RIFF", "is not audio"),
-    "phone.m4a": (b"\0\0\0\x20ftypM4A ", "is in a format that is not decoded here: convert it"),
+    "phone.m4a": (b"\0\0\0\x20ftypM4A ", "is not audio|needs PyAV"),
 }
 
 

@@ -14,14 +14,16 @@ import torch
 from test_audio import RATE, music, write
 from test_dataset import CONFIG, REPOSITORY, SPECTROGRAM, config_with, start_build, write_music
 
+from Conf import SMOKE
 from Libraries.Dataset import Shards
 from Libraries.Dataset.Manifest import DatasetError, differences
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, build_dataset, load_manifest
 from Libraries.Measures.Tagger import load_tagger
-from Libraries.Runs.Run import Run
+from Libraries.Runs.Run import FORMAT, Run
+from Libraries.Runs.Settings import to_dict, value_at
 from Libraries.Sound import Decoding
 from Libraries.Sound.Audio import AudioError, audio_info, load_audio, read_blocks
-from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights
+from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_json
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Utils import printable
 
@@ -332,6 +334,23 @@ def test_a_damaged_conf_json_is_one_sentence(tmp_path, text):
         with pytest.raises(CheckpointError) as caught:
             part(Run(tmp_path))
         assert "\n" not in str(caught.value)
+
+
+ABSURD = {
+    "vae.network.channels": (10**9, 8), "vae.network.latent_channels": 10**9,
+    "vae.loss.critic_channels": (10**9,), "upsampler.network.blocks_per_level": 10**9,
+    "upsampler.network.num_classes": 10**9, "phase.network.channels": (10**9,),
+    "network.embedding_dim": 10**9, "network.patch_size": (10**9, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ABSURD)
+def test_networks_beyond_all_memory_are_refused_before_any_is_asked_for(tmp_path, path):
+    settings, (part, name) = to_dict(SMOKE), path.rsplit(".", 1)
+    value_at(part, settings)[name] = ABSURD[path]
+    save_json(tmp_path / "conf.json", {"format": FORMAT, "settings": settings})
+    with pytest.raises(CheckpointError, match=rf"conf\.json .*: {name}=1000000000 must be (at most|within)"):
+        Run(tmp_path).config(part)
 
 
 @pytest.mark.parametrize("row", ["x,1", "nan,2", "inf,2", "\0,\0", "3,4,5", "4," + "9" * 200_000])

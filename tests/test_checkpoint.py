@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, no code inside, and the right network."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -92,3 +93,13 @@ def test_exported_graph_computes_what_the_network_computes(tmp_path):
     export_graph(network, (x,), tmp_path / "graph.pt")
     assert network.training  # as it was before
     assert torch.allclose(torch.jit.load(tmp_path / "graph.pt")(x), network.eval()(x), atol=1e-6)
+
+
+def test_tracing_a_network_that_looks_at_its_shapes_warns_of_nothing(tmp_path):
+    class Looks(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.shape[0] * torch.ones(()) > 0 else x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        export_graph(Looks(), (torch.zeros(1, 2),), tmp_path / "graph.pt")

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -24,7 +25,8 @@ from Libraries.Dataset import Build as DatasetBuild
 from Libraries.Dataset import Join as DatasetJoin
 from Libraries.Dataset import Shards as DatasetShards
 from Libraries.Dataset.Augmentation import Augmentation, seam_frame
-from Libraries.Dataset.Manifest import split_pieces
+from Libraries.Dataset.Batches import loaders_of
+from Libraries.Dataset.Manifest import pads_short, split_pieces
 from Libraries.Dataset.SpectrogramDataset import (
     DatasetConfig,
     DatasetError,
@@ -34,6 +36,7 @@ from Libraries.Dataset.SpectrogramDataset import (
     load_manifest,
     make_loaders,
     manifest_hash,
+    read_clip,
 )
 from Libraries.Sound.Audio import AudioError, load_audio
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
@@ -175,7 +178,7 @@ def test_without_folders_there_is_one_class_and_beside_folders_a_file_has_its_ow
     assert report.classes == ("(no folder)", "deep")
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9, 0.995])
 def test_clips_lie_whole_hops_apart(tmp_path, overlap):
     write_music(tmp_path / "audio" / "a.wav", 5.0)
     config = config_with(overlap=overlap)
@@ -242,6 +245,35 @@ def test_silent_clips_are_dropped_from_a_file_that_sounds(tmp_path):
     report = build_dataset(tmp_path / "audio", tmp_path / "out", SPECTROGRAM, CONFIG)
     assert report.silent_clips == 4  # those that begin at 2.16, 2.88, 3.60 and 4.32 s
     assert np.isfinite(np.load(tmp_path / "out" / "spectrograms.npy")).all()
+
+
+def test_one_shots_become_clips_with_silence_at_their_end(tmp_path):
+    for name, seconds, level in (("kick.wav", 0.3, 0.1), ("hush.wav", 0.3, 0.0), ("long.wav", 2.5, 0.1)):
+        write_music(tmp_path / "audio" / name, seconds, level=level)
+    plain = build_dataset(tmp_path / "audio", tmp_path / "plain", SPECTROGRAM, CONFIG)
+    reasons = dict(plain.skipped)
+    assert "is shorter than one clip: 0.30 of 1 s (dataset.pad_short would pad it)" in reasons["kick.wav"]
+    padded = config_with(pad_short=True)
+    report = build_dataset(tmp_path / "audio", tmp_path / "out", SPECTROGRAM, padded)
+    assert [file for file, _ in report.skipped] == ["hush.wav"] and "is silent" in report.skipped[0][1]
+    manifest = load_manifest(tmp_path / "out")
+    (row,) = (i for i, clip in enumerate(manifest["clips"]) if clip["source"] == "kick.wav")
+    waveform = read_clip(manifest["clips"][row], tmp_path / "audio", SPECTROGRAM, pads_short(manifest))
+    assert waveform.shape == (1, 8000) and not waveform[:, 2400:].any() and waveform[:, 2399].any()
+    x0 = Spectrogram(SPECTROGRAM).encode_with_gain(waveform[None])[0]
+    rows = np.load(tmp_path / "out" / "spectrograms.npy")
+    np.testing.assert_allclose(rows[row], x0[0].numpy(), atol=2e-3)
+    others = [i for i, clip in enumerate(manifest["clips"]) if clip["source"] == "long.wav"]
+    assert np.array_equal(rows[others], np.load(tmp_path / "plain" / "spectrograms.npy"))
+
+
+def test_datasets_from_before_one_shots_could_be_padded_stay_what_they_are(built, music):
+    folder, _ = built
+    settings = load_manifest(folder)["settings"]["dataset"]
+    assert set(settings) == {"overlap", "split", "seed", "silence_db"}
+    config = spectrogram_with(normalisation=load_manifest(folder)["settings"]["spectrogram"]["normalisation"])
+    with pytest.raises(DatasetError, match=r"pad_short is None there and True here"):
+        build_dataset(music, folder, config, config_with(pad_short=True))
 
 
 def test_a_folder_of_which_nothing_can_be_used_says_so(tmp_path):
@@ -599,6 +631,29 @@ def test_the_validation_loader_is_finite_in_order_and_as_stored(built):
         torch.testing.assert_close(x0, torch.stack([x0 for x0, _ in dataset]), rtol=0, atol=0)
 
 
+class Split:
+    """A split of four clips that only says how large it is and whether it was moved."""
+
+    def __init__(self, num_bytes):
+        self.num_bytes, self.device = num_bytes, "disk"
+
+    def __len__(self):
+        return 4
+
+    def to(self, device):
+        self.device = device
+        return self
+
+
+def test_data_go_to_a_gpu_while_both_splits_take_half_of_its_free_memory_at_most(monkeypatch, logged):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    for num_bytes, device in ((25, "cuda"), (26, "disk")):
+        splits = Split(25), Split(num_bytes)
+        loaders_of(*splits, batch_size=2, seed=0, device="cuda")
+        assert [split.device for split in splits] == [device] * 2
+        assert ("are read from disk" in logged.text) == (device == "disk")
+
+
 # ---- the stream
 
 
@@ -827,6 +882,34 @@ report = build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), spectrogram, config
 peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]  # ru_maxrss inherits
 print(sum(report.clips.values()), peak)
 """
+
+
+def write_mostly_silent(path: Path, minutes: int) -> None:
+    """Write noise of 20 s at the end of a WAV file of 8 kHz that takes no more than that on disk."""
+    path.parent.mkdir(parents=True)
+    noise = np.random.default_rng(0).normal(0, 3000, 20 * 8000).astype("<i2").tobytes()
+    size = 2 * 8000 * 60 * minutes
+    with open(path, "wb") as file:
+        file.write(b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt ")
+        file.write(struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16) + b"data" + struct.pack("<I", size))
+        file.seek(44 + size - len(noise))
+        file.write(noise)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_a_file_of_ten_hours_is_read_in_flat_memory(tmp_path):
+    peaks, settings = [], json.dumps([dataclasses.asdict(SPECTROGRAM), dataclasses.asdict(CONFIG)])
+    for minutes in (2, 600):
+        write_mostly_silent(tmp_path / str(minutes) / "a.wav", minutes)
+        folders = tmp_path / str(minutes), tmp_path / f"out{minutes}"
+        command = [sys.executable, "-c", MEASURE, *folders, settings]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        clips, kib = map(int, result.stdout.split())
+        assert 20 <= clips < 30  # those of the noise
+        peaks.append(kib)
+    assert load_manifest(tmp_path / "out600")["sources"][0]["seconds"] == 36_000
+    assert peaks[1] - peaks[0] < 25 * 1024  # the file is 1.1 GB as float32
 
 
 @pytest.mark.slow

@@ -26,11 +26,12 @@ from Libraries.Runs.DiffusionTraining import (
     require_classes,
     train_diffusion,
 )
-from Libraries.Runs.Preparation import compare_representations, find_music, load_example_clips
-from Libraries.Runs.Recipe import clip_loaders, open_run
+from Libraries.Runs.Preparation import compare_representations, find_music, load_example_clips, music_folder
+from Libraries.Runs.Recipe import clip_loaders, open_run, resumable
+from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Upsampling import upsampler_recipe
-from Libraries.Sound.Audio import AudioError
+from Libraries.Sound.Audio import AudioError, save_audio
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError
 
@@ -72,6 +73,35 @@ def test_evaluation_writes_sound_and_pictures(settings, run_dir, tmp_path, few_d
 def test_resuming_with_other_settings_is_refused(settings, run_dir):
     with pytest.raises(ValueError, match=r"learning_rate is 0.001 there and 0.5 here"):
         train_diffusion(changed(settings, {"train.learning_rate": 0.5}), run_dir)
+
+
+@pytest.fixture(scope="module")
+def longer(settings):
+    """Two trainings at a constant learning rate, of which the second has twice the steps."""
+    short = changed(settings, {"train.lr_schedule": "constant"})
+    return short, changed(short, {"train.num_steps": 8})
+
+
+def test_more_steps_at_a_constant_learning_rate_are_the_same_run_continued(longer):
+    short, long = longer
+    run_dir, whole = train_diffusion(short), train_diffusion(long)
+    assert resumable(diffusion_recipe(long)) == whole  # the newer, which needs no more steps
+    assert train_diffusion(long, run_dir) == run_dir and Run(run_dir).is_finished("train")
+    weights, expected = Run(run_dir).weights(8), Run(whole).weights(8)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    conf = Run(run_dir).conf
+    assert conf["settings"]["train"]["num_steps"] == 8 and conf["earlier_num_steps"] == [4]
+
+
+def test_a_run_is_continued_neither_to_fewer_steps_nor_on_another_schedule(longer, settings, run_dir):
+    short, long = longer
+    run = open_run(diffusion_recipe(long), None)
+    with pytest.raises(ValueError, match=r"num_steps is 8 there and 4 here"):
+        open_run(diffusion_recipe(short), run.folder)
+    with pytest.raises(ValueError, match=r"num_steps is 4 there and 8 here"):
+        open_run(diffusion_recipe(changed(settings, {"train.num_steps": 8})), run_dir)
+    with pytest.raises(ValueError, match=r"lr_schedule is cosine there and constant here"):
+        open_run(diffusion_recipe(long), run_dir)
 
 
 AUGMENTATION = {"time_shift": False, "random_polarity": False, "random_gain_db": 3.0}
@@ -187,6 +217,7 @@ def test_music_that_is_not_here_any_more_is_said_in_one_sentence(settings, run_d
     test = SpectrogramDataset(settings.dataset_dir, "test")
     assert missing_music(settings, test) == ""
     moved = replace(settings, music_dir=settings.root / "moved")
+    assert music_folder(moved) == moved.music_dir  # not the demo music, which is other music
     stages = against_recordings(DiffusionRun.load(run_dir), moved, None, None, test)
     said = recordings_table(stages, moved, test)
     assert said == (
@@ -231,6 +262,15 @@ def test_example_clips_pass_over_broken_files(settings, tmp_path):
     assert clips.shape[0] >= 3 and clips.shape[1:] == (1, settings.spectrogram.clip_samples)
     with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
         load_example_clips(settings.spectrogram, files[:1], count=1)
+
+
+def test_one_shots_are_examples_where_they_are_padded(settings, tmp_path):
+    config, rate = settings.spectrogram, settings.spectrogram.sample_rate
+    save_audio(tmp_path / "kick.wav", 0.5 * torch.ones(1, rate // 4), rate)
+    with pytest.raises(AudioError, match=r"no readable file of .* among the 1"):
+        load_example_clips(config, [tmp_path / "kick.wav"], count=1)
+    clips = load_example_clips(config, [tmp_path / "kick.wav"], count=1, pad_short=True)
+    assert clips.shape == (1, 1, config.clip_samples) and not clips[..., rate // 4 :].any()
 
 
 def test_chosen_representation_comes_first_and_is_better_than_short_windows(settings):

@@ -110,6 +110,12 @@ def test_rescaling_leaves_a_constant_sample():
     assert torch.equal(rescaled(zero, torch.randn(2, *SHAPE), 0.7), zero)
 
 
+def test_one_class_can_be_guided():
+    x_t, t, _ = batch()
+    guided = classifier_free_guidance(Classes(make_schedule()), torch.tensor([0]), 1, 3.0)
+    assert guided(x_t, t).shape == x_t.shape
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

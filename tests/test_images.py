@@ -15,6 +15,7 @@ import torch
 
 from Conf import PRESETS
 from ImagesConf import BASE_IMAGES, IMAGES, SMOKE_IMAGES
+from Libraries.Dataset import CIFAR10
 from Libraries.Dataset.CIFAR10 import LabelledImages, read_cifar10, read_cifar10_batch
 from Libraries.Dataset.SpectrogramDataset import DatasetError
 from Libraries.Studies import Images
@@ -128,6 +129,15 @@ def test_an_archive_writes_nothing_wherever_its_paths_point(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert len(read_cifar10(path)["train"].labels) == 100
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_archive_that_unpacks_to_more_than_cifar10_is_refused_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "MOST_BYTES", 2**16)
+    members = {"data_batch_1.bin": bytes(2**20)}  # zeros take a thousandth of their size in the archive
+    path = write_archive(tmp_path / "a.tar.gz", members)
+    assert path.stat().st_size < 2**12
+    with pytest.raises(DatasetError, match=r"a\.tar\.gz unpacks to more than .* delete it"):
+        read_cifar10(path)
 
 
 def test_a_link_is_not_taken_for_a_batch(tmp_path):

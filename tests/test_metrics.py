@@ -1,5 +1,6 @@
 """Reconstruction metrics in closed form, the Frechet distance between known Gaussians, the round trip."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from Libraries.Sound.Metrics import (
     frechet_distance,
     log_mel_statistics,
     log_spectral_distance,
+    mean_interval,
     mel_error,
     round_trip,
     round_trip_table,
@@ -147,6 +149,13 @@ def test_wrong_shapes_are_refused_in_a_sentence():
         frechet_distance(torch.zeros(5, 2), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="at least two rows"):
         frechet_distance(torch.zeros(1, 2), torch.zeros(5, 2))
+
+
+def test_the_interval_of_a_mean_is_students_from_two_values_on():
+    assert mean_interval([5.0]) == (5.0, math.inf)
+    mean, half = mean_interval([1.0, 3.0])
+    assert mean == 2 and half == pytest.approx(12.706, abs=1e-3)  # t of one degree of freedom times 2/2
+    assert mean_interval([1.0, 2.0, 3.0], 0.9)[1] == pytest.approx(2.92 / math.sqrt(3), abs=1e-3)
 
 
 def test_round_trip_of_an_exact_representation_loses_nothing():

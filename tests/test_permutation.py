@@ -25,6 +25,12 @@ def test_a_position_does_not_depend_on_the_others_asked_for():
     assert np.array_equal(permuted(some, 1000, (3, 4)), order[some])
 
 
+def test_the_order_stays_what_it_was_so_that_runs_of_other_versions_resume():
+    assert whole(12, 0, 0).tolist() == [10, 6, 3, 7, 1, 0, 9, 4, 11, 5, 8, 2]
+    first = permuted(np.arange(6), 10**8, (7, 3))
+    assert first.tolist() == [86189814, 52408916, 68458051, 75244150, 27458966, 58545817]
+
+
 def test_every_seed_and_epoch_has_another_order():
     orders = [whole(50, seed, epoch).tobytes() for seed in range(10) for epoch in range(10)]
     assert len(set(orders)) == 100

@@ -70,6 +70,15 @@ def test_any_size_comes_back(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_every_level_has_its_own_stride(kind):
+    config = replace(small(kind), channels=(4, 8, 12), row_strides=(1, 2, 4), frame_strides=(4, 2, 1))
+    vae = VAE(config, (1, 16, 32))
+    q = vae.encode(torch.randn(1, 1, 16, 32))
+    assert kind == "linear" or q.mu.shape[2:] == (2, 4)
+    assert vae.decode(q.mu).shape == (1, 1, 16, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_gets_a_gradient(kind):
     torch.manual_seed(0)
     vae = VAE(small(kind), (1, 16, 12))

@@ -11,6 +11,7 @@ from Conf import ORIGIN, SMOKE
 from Libraries.Training.Loop import fit
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.VAELoss import (
+    PatchCritic,
     TrainableVAE,
     VAELoss,
     reconstruction_error,
@@ -88,6 +89,10 @@ def test_noise_depends_on_the_position_alone():
     assert torch.allclose(together[2], alone[0], atol=1e-5)
 
 
+def test_every_width_of_the_critic_halves_rows_and_frames():
+    assert PatchCritic(1, (8, 16, 16))(torch.zeros(2, 1, 32, 48)).shape == (2, 1, 4, 6)
+
+
 def test_critic_and_autoencoder_learn_against_each_other_and_not_for():
     model = trainable(CRITICAL)
     result = model(BATCH[0], torch.zeros(4, *model.vae.latent_shape))
@@ -120,6 +125,17 @@ def test_autoencoder_is_rewarded_for_what_the_critic_takes_for_real():
     silent = loss_fn(replace(CRITICAL, adversarial_start=10**6))
     added = loss_fn(CRITICAL)(model, BATCH, positions) - silent(model, BATCH, positions)
     assert torch.allclose(added, -CRITICAL.adversarial_weight * judged, atol=1e-5)
+
+
+def test_critic_is_trained_by_the_hinge_of_original_and_reconstruction():
+    model, positions = trainable(CRITICAL), torch.arange(4)  # step 0, when the autoencoder does not listen
+    noise = SampleNoise([derive_seed(0, position) for position in positions.tolist()])
+    result = model(BATCH[0], noise(model.vae.latent_shape))
+    with_critic = loss_fn(CRITICAL)(model, BATCH, positions)
+    model.critic = None
+    alone = loss_fn(CRITICAL)(model, BATCH, positions)
+    hinge = F.relu(1 - result.real) + F.relu(1 + result.fake)
+    assert torch.allclose(with_critic - alone, hinge.mean((1, 2, 3)), atol=1e-5)
 
 
 def test_critic_learns_to_tell_original_from_reconstruction():

@@ -1,9 +1,11 @@
 """Images and labels of CIFAR-10, read in memory from its binary version."""
 
+import gzip
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ CIFAR10_MEMBERS = {
     "test": ("test_batch.bin",),
 }
 CIFAR10_NAMES = "batches.meta.txt"  # one class per line
+MOST_BYTES = 2**28  # that the archive may unpack to; CIFAR-10 has 184 MB
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,11 @@ def read_cifar10(path: Path) -> dict[str, LabelledImages]:
     Its files are found by name anywhere in the archive and read in memory; nothing is unpacked to disk.
 
     Raises:
-        DatasetError: the archive is missing, broken, incomplete, or not CIFAR-10.
+        DatasetError: the archive is missing, broken, incomplete, not CIFAR-10, or unpacks to far more.
     """
     wanted, found = {CIFAR10_NAMES, *sum(CIFAR10_MEMBERS.values(), ())}, {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path) as file, tarfile.open(fileobj=_Bounded(file, path), mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
                 if member.isfile() and name in wanted:
@@ -85,3 +88,19 @@ def read_cifar10(path: Path) -> dict[str, LabelledImages]:
         split: LabelledImages(*map(torch.cat, zip(*batches, strict=True)), classes)
         for split, batches in splits.items()
     }
+
+
+class _Bounded:
+    """An archive as it is unpacked, which ends with an error where it grows beyond all CIFAR-10."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path, self.left = file, path, MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise DatasetError(
+                f"{self.path} unpacks to more than {MOST_BYTES >> 20} MiB: it is not CIFAR-10, delete it"
+            )
+        return content

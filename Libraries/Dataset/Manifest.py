@@ -42,6 +42,7 @@ class DatasetConfig:
     executor: str = "local"  # local | ray (the machines of a cluster, on which num_workers has no effect)
     one_file_clips: int | None = None  # more clips stay in many files, with an index; None: always one file
     silence_db: float  # dB of full scale (RMS); quieter clips are dropped
+    pad_short: bool = False  # a file shorter than a clip becomes one, with silence at its end; False: none
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
     time_shift: bool  # begin at any frame at read time, where the next clip continues this one
@@ -240,9 +241,18 @@ def manifest_bytes(manifest: dict) -> bytes:
 
 
 def content_settings(spectrogram: SpectrogramConfig, config: DatasetConfig) -> dict:
-    """Return every setting that the manifest records, as JSON gives it back (tuples become lists)."""
-    dataset = {name: getattr(config, name) for name in ("overlap", "split", "seed", "silence_db")}
+    """Return every setting that the manifest records, as JSON gives it back (tuples become lists).
+
+    `pad_short` is recorded where it is on; older datasets do not know it.
+    """
+    names = ("overlap", "split", "seed", "silence_db", *(("pad_short",) if config.pad_short else ()))
+    dataset = {name: getattr(config, name) for name in names}
     return json.loads(json.dumps({"spectrogram": asdict(spectrogram), "dataset": dataset}))
+
+
+def pads_short(manifest: dict) -> bool:
+    """Return whether files shorter than a clip were padded."""
+    return manifest["settings"]["dataset"].get("pad_short", False)
 
 
 def differences(manifest: dict, settings: dict, sources: list[dict]) -> list[str]:

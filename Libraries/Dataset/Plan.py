@@ -93,7 +93,8 @@ class MusicPlan:
         """Return all that decides the content of a source's shard, as JSON values."""
         spectrogram = self.settings["spectrogram"]
         settings = {name: value for name, value in spectrogram.items() if name not in INVERSE_ONLY}
-        return [settings, self._stride, self.config.silence_db, source]
+        padded = ["pad_short"] if self.config.pad_short else []
+        return [settings, self._stride, self.config.silence_db, source, *padded]
 
     def task(self, source: dict, shard: Path) -> AudioTask:
         """Return the task that makes a source's shard."""
@@ -107,6 +108,7 @@ class MusicPlan:
             self.spectrogram,
             self._stride,
             self.config.silence_db,
+            self.config.pad_short,
         )
         return replace(task, seconds=_seconds(task))
 

@@ -104,6 +104,7 @@ class AudioTask(ShardTask):
     spectrogram: SpectrogramConfig
     stride: int  # samples
     silence_db: float
+    pad_short: bool
 
     def write_rows(self) -> dict:
         """Encode the file clip by clip; rows are float32, not normalised, where the dataset sets the gain."""
@@ -122,7 +123,9 @@ class AudioTask(ShardTask):
             raise AudioError(self.path, f"is silent: no clip is louder than {self.silence_db:g} dB")
         if not entries:
             length = f"{seconds:.2f} of {self.spectrogram.clip_seconds:g} s"
-            raise AudioError(self.path, f"is shorter than one clip: {length}")
+            raise AudioError(
+                self.path, f"is shorter than one clip: {length} (dataset.pad_short would pad it)"
+            )
         if fingerprint(self.path) != self.fingerprint:
             raise AudioError(self.path, "has changed while it was read: build again when it is finished")
         return {"seconds": seconds, "silent_clips": clips.silent, "sha256": digest, "clips": entries}
@@ -347,6 +350,15 @@ class _Clips:
                     yield start, samples
                 start += self.task.stride
             pending = pending[len(pending) - max(0, self.samples - start) :]
+        if self.task.pad_short and 0 < self.samples < config.clip_samples:
+            yield from self._padded(pending, quiet)
+
+    def _padded(self, samples: np.ndarray, quiet: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield a whole file that is shorter than a clip, with silence at its end."""
+        if math.sqrt(np.mean(np.square(samples))) < quiet:  # of the sound itself, not of what is added
+            self.silent += 1
+        else:
+            yield 0, np.pad(samples, (0, self.task.spectrogram.clip_samples - len(samples)))
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

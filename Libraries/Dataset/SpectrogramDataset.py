@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -222,8 +223,11 @@ def make_loaders(
     return loaders_of(*splits, batch_size, seed, start_step, rank, world_size, num_workers, device)
 
 
-def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
+def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig, pad_short: bool = False) -> Tensor:
     """Return the audio of one of a manifest's `clips`, read from the music: (1, clip_samples) float32.
+
+    Args:
+        pad_short: as the dataset was built (`Manifest.pads_short`).
 
     Raises:
         DatasetError: its file can no longer be read, or has become shorter.
@@ -233,6 +237,8 @@ def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
         waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
     except AudioError as error:
         raise DatasetError(f"{error}: it was readable when the dataset was built") from None
+    if pad_short and clip["offset"] == 0:
+        waveform = F.pad(waveform, (0, config.clip_samples - waveform.shape[1]))
     if waveform.shape[1] != config.clip_samples:
         raise DatasetError(
             f"{path} is shorter than when the dataset was built: clear the dataset and build it again"

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, manifest_hash
+from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, manifest_hash, pads_short
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset, read_clip
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
+from Libraries.Runs.Preparation import music_folder
 from Libraries.Runs.Recipe import Recipe
 from Libraries.Runs.Run import RELEASED, Run
 from Libraries.Runs.Settings import Settings
@@ -164,13 +165,13 @@ class Case:
     def recordings(self) -> Tensor:
         """Recordings of clips of the training split as they are in the music: (N, 1, L)."""
         settings = self.settings
-        own = settings.music_dir or settings.root / "Data" / "music"
-        folder = own if own.is_dir() else settings.demo_music_dir
+        folder = music_folder(settings)
         if not folder.is_dir():
-            raise CannotLook(f"the music is neither in {own} nor in {folder}")
+            raise CannotLook(f"the music is not in {folder}")
         clips = clips_of(self.manifest, "train")
         chosen = [clips[i] for i in spread_indices(len(clips), RECORDINGS)]
-        return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
+        pad_short = pads_short(self.manifest)
+        return torch.stack([read_clip(clip, folder, settings.spectrogram, pad_short) for clip in chosen])
 
     @cached_property
     def codec(self) -> Codec:

@@ -12,7 +12,7 @@ from torch import Tensor
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Measures import POOL, Described, Measures, Yardstick, sets_table
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.Preparation import load_split_clips
+from Libraries.Runs.Preparation import load_split_clips, music_folder
 from Libraries.Runs.Settings import Settings
 from Libraries.Utils import spread_indices
 
@@ -107,8 +107,7 @@ def recordings_table(stages: dict[str, Measures], settings: Settings, real: Spec
 
 def missing_music(settings: Settings, real: SpectrogramDataset) -> str:
     """Return which file of a split's music is missing, and where it was looked for; "" if all are here."""
-    own = settings.root / "Data" / "music"
-    folder = settings.music_dir or (own if own.is_dir() else settings.demo_music_dir)
+    folder = music_folder(settings)
     missing = next((source for source in real.sources if not (folder / source).exists()), None)
     return "" if missing is None else f"{missing} of the dataset's music is not in {folder}"
 

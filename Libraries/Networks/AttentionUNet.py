@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import LabelEmbedding, attend, check_input, sinusoids
+from Libraries.Layers import LabelEmbedding, attend, check_input, require_sizes, sinusoids
 from Libraries.Networks.Blocks import Addition
 
 
@@ -29,6 +29,7 @@ class AttentionUNetConfig:
     num_classes: int = 0  # 0: unconditional
 
     def __post_init__(self):
+        require_sizes(self)
         if self.width % self.num_heads or self.embedding_dim % 2:
             raise ValueError(
                 f"width={self.width} must be a multiple of num_heads={self.num_heads}, embedding_dim="

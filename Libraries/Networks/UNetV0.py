@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from Libraries.Layers import LabelEmbedding, Modulation, attend, check_input, require_multiples
+from Libraries.Layers import (
+    LabelEmbedding,
+    Modulation,
+    attend,
+    check_input,
+    require_multiples,
+    require_sizes,
+)
 from Libraries.Networks.Blocks import ATTENTIONS, ModulatedSkip
 from Libraries.Utils import require
 
@@ -41,6 +48,7 @@ class UNetV0Config:
     num_classes: int = 0  # 0: unconditional
 
     def __post_init__(self):
+        require_sizes(self)
         require(CONVOLUTIONS, dim=self.dim)
         for field in fields(self):
             value = getattr(self, field.name)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from Libraries.Dataset.Batches import loaders_of
-from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest
+from Libraries.Dataset.Manifest import DatasetError, clips_of, load_manifest, pads_short
 from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.Phase import LEVEL_RANGE, LearnedPhase, PhaseLoss, PhaseNet, relative_level
 from Libraries.Plots.CurvePlots import plot_phase_metrics
@@ -56,7 +56,7 @@ class PhaseDataset(TorchDataset):
         gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
         encoding = from_dict(SpectrogramConfig, manifest["settings"]["spectrogram"])
         self.spectrogram = Spectrogram(with_inverse_of(encoding, settings.spectrogram), gain)
-        self.clips = clips_of(manifest, split)
+        self.clips, self.pad_short = clips_of(manifest, split), pads_short(manifest)
         if not self.clips:
             raise DatasetError(
                 f"{folder} has no {split} clips: give it more music, or a larger fraction in dataset.split"
@@ -85,7 +85,7 @@ class PhaseDataset(TorchDataset):
 
     def waveform(self, i: int) -> Tensor:
         """Return clip i as the dataset was built from it (`read_clip`): (1, clip_samples) float32."""
-        return read_clip(self.clips[i], self.music_dir, self.spectrogram.config)
+        return read_clip(self.clips[i], self.music_dir, self.spectrogram.config, self.pad_short)
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return a crop of clip i, shifted in time and perhaps mixed with another; a batch of one."""

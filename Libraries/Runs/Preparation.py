@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from Libraries.Dataset.Build import BuildReport, build
-from Libraries.Dataset.Manifest import MANIFEST, clips_of, load_manifest
+from Libraries.Dataset.Manifest import MANIFEST, clips_of, load_manifest, pads_short
 from Libraries.Dataset.Plan import MusicPlan
 from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.DemoMusic.Corpus import render_demo_music
@@ -22,18 +23,29 @@ from Libraries.Utils import get_logger, spread_indices
 logger = get_logger("Preparation")
 
 
+def music_folder(settings: Settings) -> Path:
+    """Return the folder of the music: `music_dir`, else `Data/music` if there is one, else the demo music's.
+
+    It need not be there.
+    """
+    if settings.music_dir is not None:
+        return settings.music_dir
+    own = settings.root / "Data" / "music"
+    return own if own.is_dir() else settings.demo_music_dir
+
+
 def own_music(settings: Settings) -> Path | None:
-    """Return the folder of the user's own music: `music_dir`, else `Data/music`; None if there is neither.
+    """Return the folder of the user's own music; None: there is only the demo music.
 
     Raises:
         AudioError: `music_dir` is set but is not a folder.
     """
-    own = settings.music_dir or settings.root / "Data" / "music"
-    if own.is_dir():
-        return own
-    if settings.music_dir is not None:
-        raise AudioError(own, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
-    return None
+    folder = music_folder(settings)
+    if settings.music_dir is None and folder == settings.demo_music_dir:
+        return None
+    if not folder.is_dir():
+        raise AudioError(folder, "is not a folder: correct CONF_MUSIC, or unset it for the demo music")
+    return folder
 
 
 def find_music(settings: Settings) -> Path:
@@ -76,8 +88,13 @@ def music_plan(settings: Settings) -> MusicPlan:
     return MusicPlan(find_music(settings), settings.dataset_dir, settings.spectrogram, settings.dataset)
 
 
-def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int) -> Tensor:
+def load_example_clips(
+    config: SpectrogramConfig, files: list[Path], count: int, pad_short: bool = False
+) -> Tensor:
     """Return up to `count` clips (B, 1, clip_samples), each from the middle of a file, spread over `files`.
+
+    Args:
+        pad_short: take files that are shorter than a clip, too, with silence at their end.
 
     Raises:
         AudioError: no file is readable and long enough.
@@ -91,6 +108,8 @@ def load_example_clips(config: SpectrogramConfig, files: list[Path], count: int)
         except AudioError as error:
             logger.info("no example from a file: %s", error)
             continue
+        if pad_short:
+            clip = F.pad(clip, (0, config.clip_samples - clip.shape[1]))
         if clip.shape[1] == config.clip_samples and clip.abs().max() > 0:
             clips.append(clip)
         if len(clips) == count:
@@ -114,7 +133,8 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
     manifest, folder = load_manifest(settings.dataset_dir), find_music(settings)
     clips = clips_of(manifest, split)
     chosen = [clips[i] for i in spread_indices(len(clips), count)]
-    return torch.stack([read_clip(clip, folder, settings.spectrogram) for clip in chosen])
+    pad_short = pads_short(manifest)
+    return torch.stack([read_clip(clip, folder, settings.spectrogram, pad_short) for clip in chosen])
 
 
 def compare_representations(spectrogram: Spectrogram, clips: Tensor) -> dict[str, RoundTrip]:

@@ -17,7 +17,7 @@ from Libraries.Disk import remove_leftovers
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Runs.Settings import Settings, to_dict, value_at
-from Libraries.Training.Checkpoint import load_weights
+from Libraries.Training.Checkpoint import load_weights, save_json
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.TrainConfig import TrainConfig
@@ -51,6 +51,11 @@ class Recipe:
     preview: Preview | None = None
     finish: Callable[[Run, nn.Module], None] | None = None  # called with the EMA model by one process
 
+    @property
+    def training(self) -> str:
+        """The part of `made_of` that is `train`, such as "vae.train"."""
+        return next(part for part in self.made_of if part.split(".")[-1] == "train")
+
     def network(self) -> nn.Module:
         """Return a freshly initialised network, with the same weights for the same training seed."""
         with torch.random.fork_rng([]):
@@ -71,6 +76,7 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
     """
     network = recipe.network()
     run = open_run(recipe, run_dir)
+    _record_steps(recipe, run)
     preview = recipe.preview and functools.partial(recipe.preview, run)
     remove_leftovers(run.results_dir)
     network = fit(network, recipe.loss, recipe.loaders, recipe.train, run.folder, preview=preview)
@@ -97,6 +103,8 @@ def resumable(recipe: Recipe) -> Path | None:
 def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
     """Return a new run with its conf.json, or the run in `run_dir` if its settings and data are the same.
 
+    More steps at a constant learning rate are the same run, continued.
+
     Raises:
         ValueError, CheckpointError: as `train`.
     """
@@ -105,7 +113,8 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
         conf = {"settings": values, "requires": recipe.requires, **record}
         return Run(claim_run(recipe.parent, recipe.name, conf), schema)
     run = Run(run_dir, schema)
-    _require_same_parts(f"the run {run.name}", run, values, dict.fromkeys(recipe.made_of, ()))
+    same = dict.fromkeys(recipe.made_of, ()) | _may_differ(recipe, run)
+    _require_same_parts(f"the run {run.name}", run, values, same)
     if run.conf["requires"] != recipe.requires:
         theirs, ours = (_named(requires) for requires in (run.conf["requires"], recipe.requires))
         raise ValueError(f"{run.name} belongs to {theirs}, not {ours}: use the autoencoder as it was")
@@ -114,6 +123,24 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
             f"{run.name} was trained on another dataset than the present {record['dataset']['folder']}"
         )
     return run
+
+
+def _may_differ(recipe: Recipe, run: Run) -> dict[str, tuple[str, ...]]:
+    """Return the number of steps, by the part it is in, if the recipe's may be larger than the run's."""
+    there = (_part_of(run, recipe.training) or {}).get("num_steps")
+    longer = isinstance(there, int) and recipe.train.num_steps > there
+    return {recipe.training: ("num_steps",)} if longer and recipe.train.lr_schedule == "constant" else {}
+
+
+def _record_steps(recipe: Recipe, run: Run) -> None:
+    """Write to conf.json that a run goes on to more steps, and to how many it was to go before."""
+    training = value_at(recipe.training, run.conf["settings"])
+    if training["num_steps"] == recipe.train.num_steps:
+        return
+    run.conf.setdefault("earlier_num_steps", []).append(training["num_steps"])
+    training["num_steps"] = recipe.train.num_steps
+    if process_state().is_main_process:
+        save_json(run.folder / "conf.json", run.conf)
 
 
 def music_record(settings: Settings) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import soxr
 import torch
 
 from Libraries.Disk import deferring, write_then_rename
+from Libraries.Sound.Containers import CONTAINER_SUFFIXES
 from Libraries.Sound.Decoding import (
     BLOCK_VALUES,
-    UNREADABLE_SUFFIXES,
     AudioError,
     AudioInfo,
     decode,
@@ -27,7 +27,8 @@ __all__ = ["AudioError", "AudioInfo"]
 
 log = get_logger("Audio")
 
-# What libsndfile decodes. Headerless formats (raw, vox) are left out: their sample rate is unknown.
+# What libsndfile decodes; Containers.py has what PyAV does. Headerless formats (raw, vox) are left out: their
+# sample rate is unknown.
 # fmt: off
 READABLE_SUFFIXES = frozenset((
     ".wav", ".wave", ".bwf", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2",
@@ -43,7 +44,8 @@ _RESAMPLER_REACH = 0.1  # s; more than soxr's filter sees on either side of a sa
 def find_audio_files(folder: Path) -> list[Path]:
     """Return the audio files below `folder`, by suffix and sorted; hidden files and folders are skipped.
 
-    Links to folders are followed, each folder once. Files that are not audio (.txt, .jpg) are not listed.
+    Links to folders are followed, each folder once. Video files are listed for their sound; files that have
+    none (.txt, .jpg) are not.
 
     Raises:
         AudioError: the folder does not exist, or holds no audio file.
@@ -51,7 +53,7 @@ def find_audio_files(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise AudioError(folder, "is not a folder: put your music there, or name the folder that holds it")
-    suffixes = READABLE_SUFFIXES | UNREADABLE_SUFFIXES
+    suffixes = READABLE_SUFFIXES | CONTAINER_SUFFIXES
     files = sorted(path for path in _walk(folder) if path.suffix.lower() in suffixes)
     if not files:
         known = ", ".join(sorted(READABLE_SUFFIXES))

@@ -14,14 +14,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from Libraries.Sound.Containers import CONTAINER_SUFFIXES, NOT_AUDIO, ContainerError, ContainerStream
 from Libraries.Utils import printable
-
-# fmt: off
-# Formats that libsndfile cannot decode: found all the same, so that they are reported, not overlooked.
-UNREADABLE_SUFFIXES = frozenset((
-    ".m4a", ".m4b", ".aac", ".wma", ".ape", ".wv", ".mpc", ".dsf", ".dff", ".ra", ".amr", ".mka", ".weba",
-))
-# fmt: on
 
 # What a file may claim; beyond this its header is damaged, or it would fill memory or disk.
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz
@@ -62,7 +56,7 @@ class AudioInfo:
         return None if self.frames is None else self.frames / self.sample_rate
 
 
-def open_audio(path: Path) -> "Stream":
+def open_audio(path: Path) -> "Stream | ContainerStream":
     """Open a file for reading.
 
     Raises:
@@ -73,20 +67,26 @@ def open_audio(path: Path) -> "Stream":
     size = _size(path)
     if size == 0:
         raise AudioError(path, "is empty: 0 bytes")
-    if path.suffix.lower() in UNREADABLE_SUFFIXES:
-        raise AudioError(path, "is in a format that is not decoded here: convert it to wav or flac")
     try:
         with _decoders_silenced():
-            # as bytes, which need not be UTF-8; Windows has its names as text
-            source = Stream(path if os.name == "nt" else os.fsencode(path))
+            source = _opened(path)
     except soundfile.LibsndfileError as error:
-        raise AudioError(path, "is not audio, or its header is damaged or cut off") from error
+        raise AudioError(path, NOT_AUDIO) from error
+    except ContainerError as error:
+        raise AudioError(path, str(error)) from error
     try:
         _check_header(source, path, size)
     except AudioError:
         source.close()
         raise
     return source
+
+
+def _opened(path: Path) -> "Stream | ContainerStream":
+    if path.suffix.lower() in CONTAINER_SUFFIXES:
+        return ContainerStream(path)
+    # as bytes, which need not be UTF-8; Windows has its names as text
+    return Stream(path if os.name == "nt" else os.fsencode(path))
 
 
 def _size(path: Path) -> int:
@@ -100,7 +100,7 @@ def _size(path: Path) -> int:
         raise AudioError(path, f"cannot be opened: {error.strerror}") from error
 
 
-def _check_header(source: "Stream", path: Path, size: int) -> None:
+def _check_header(source: "Stream | ContainerStream", path: Path, size: int) -> None:
     rate, channels = source.samplerate, source.channels
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioError(
@@ -108,7 +108,7 @@ def _check_header(source: "Stream", path: Path, size: int) -> None:
             f"claims a sample rate of {rate} Hz: its header is damaged, for rates go from {LOWEST_RATE} to "
             f"{HIGHEST_RATE} Hz",
         )
-    if channels > MOST_CHANNELS:
+    if not 1 <= channels <= MOST_CHANNELS:
         raise AudioError(
             path, f"claims {channels} channels: its header is damaged, or mix it down to {MOST_CHANNELS}"
         )
@@ -149,6 +149,14 @@ class Stream(soundfile.SoundFile):
     def seekable(self) -> bool:
         return False
 
+    def go_to(self, frame: int) -> None:
+        """Go to a frame, or to the end if there is none."""
+        self.seek(min(frame, self.frames))
+
+    def read_block(self, frames: int) -> np.ndarray:
+        """Return the next frames, float32 (n, C); fewer at the end."""
+        return self.read(frames, dtype="float32", always_2d=True)
+
 
 def _visibly_cut(decoder_log: str, file_size: int) -> bool:
     """Return whether the header claims more than the file holds; libsndfile corrects and merely logs that."""
@@ -157,13 +165,15 @@ def _visibly_cut(decoder_log: str, file_size: int) -> bool:
     return cut or bool(_LOG_SAYS_CUT.search(decoder_log))
 
 
-def info_of(source: soundfile.SoundFile) -> AudioInfo:
+def info_of(source: Stream | ContainerStream) -> AudioInfo:
     """Return what the header of an open file says."""
     frames = source.frames if source.frames < 2**62 else None  # libsndfile's "unknown" is the largest int64
     return AudioInfo(source.samplerate, source.channels, frames, f"{source.format} {source.subtype}")
 
 
-def decode(source: Stream, path: Path, block_frames: int, start: int) -> Iterator[np.ndarray]:
+def decode(
+    source: Stream | ContainerStream, path: Path, block_frames: int, start: int
+) -> Iterator[np.ndarray]:
     """Yield checked float32 blocks `(n, C)` at the file's own rate, from frame `start` on.
 
     Raises:
@@ -174,14 +184,14 @@ def decode(source: Stream, path: Path, block_frames: int, start: int) -> Iterato
     try:
         if start:
             with _decoders_silenced():
-                source.seek(min(start, source.frames))
+                source.go_to(start)
         while len(block := _read_silently(source, block_frames)):
             _check_values(block, path, position, source.samplerate)
             position += len(block)
             if position > LONGEST_SECONDS * source.samplerate:
                 raise AudioError(path, f"is longer than {LONGEST_SECONDS / 3600:g} hours: cut it into parts")
             yield block
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, ContainerError) as error:
         seconds = position / source.samplerate
         raise AudioError(path, f"is damaged or truncated: decoding fails after {seconds:.2f} s") from error
     promised, got = info_of(source).seconds, position / source.samplerate
@@ -189,9 +199,9 @@ def decode(source: Stream, path: Path, block_frames: int, start: int) -> Iterato
         raise AudioError(path, f"is truncated: {got:.2f} of {promised:.2f} s could be decoded")
 
 
-def _read_silently(source: Stream, frames: int) -> np.ndarray:
+def _read_silently(source: Stream | ContainerStream, frames: int) -> np.ndarray:
     with _decoders_silenced():
-        return source.read(frames, dtype="float32", always_2d=True)
+        return source.read_block(frames)
 
 
 def _check_values(block: np.ndarray, path: Path, position: int, sample_rate: int) -> None:
@@ -206,7 +216,7 @@ def _check_values(block: np.ndarray, path: Path, position: int, sample_rate: int
     raise AudioError(path, f"is not finite: it holds NaN or infinity at {seconds:.2f} s")
 
 
-def _length_is_known(source: Stream, path: Path) -> bool:
+def _length_is_known(source: Stream | ContainerStream, path: Path) -> bool:
     """Return whether the header gives the length; that of an MP3 without a Xing or VBRI tag is a guess."""
     if source.format != "MP3":
         return True

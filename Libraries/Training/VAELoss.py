@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from Libraries.Layers import FrequencyFeatures
+from Libraries.Layers import LARGEST, FrequencyFeatures
 from Libraries.Utils import SampleNoise, derive_seed, require
 from Libraries.VAE import VAE, Posterior
 
@@ -45,6 +45,8 @@ class VAELossConfig:
             require("[0, inf)", **{name: getattr(self, name)})
         if not self.spectral_scales or min(self.spectral_scales) < 1:
             raise ValueError(f"spectral_scales={self.spectral_scales} must be one or more numbers from 1 up")
+        for width in self.critic_channels:
+            require(f"[1, {LARGEST}]", critic_channels=width)
         if self.adversarial_weight and not self.critic_channels:
             raise ValueError("adversarial_weight needs a critic: give critic_channels at least one width")
 
