@@ -27,9 +27,10 @@ from Libraries.Dataset.Manifest import (
     manifest_hash,
 )
 from Libraries.Dataset.RowFiles import OneFile, ShardRows
-from Libraries.Sound.Audio import AudioError, load_audio
+from Libraries.Sound.Audio import AudioError
 from Libraries.Sound.Spectrogram import Gain
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import load_channels
 from Libraries.Utils import require
 
 __all__ = [
@@ -56,7 +57,7 @@ class SpectrogramDataset(TorchDataset):
     Args:
         folder: of the dataset.
         split: train | validation | test; a small dataset may have an empty one.
-        augment: the settings whose `random_gain_db`, `random_polarity` and `time_shift` apply; None: none.
+        augment: the settings that say how (`Augmentation`); None: not at all.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`.
@@ -223,14 +224,16 @@ def make_loaders(
 
 
 def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig) -> Tensor:
-    """Return the audio of one of a manifest's `clips`, read from the music: (1, clip_samples) float32.
+    """Return the audio of one of a manifest's `clips`, read from the music: (channels, clip_samples) float32.
 
     Raises:
         DatasetError: its file can no longer be read, or has become shorter.
     """
     path = Path(music_dir) / clip["source"]
     try:
-        waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+        waveform = load_channels(
+            path, config.channels, config.sample_rate, clip["offset"], config.clip_seconds
+        )
     except AudioError as error:
         raise DatasetError(f"{error}: it was readable when the dataset was built") from None
     if waveform.shape[1] != config.clip_samples:
