@@ -230,7 +230,7 @@ BASE = Settings(
 )  # fmt: skip
 
 # STEREO: BASE with two channels, at 44.1 kHz, up to 20 kHz. A pass of the network costs 17.3 GFLOP, not 17.2;
-# a clip takes twice the space and about three times as long to decode (Results/README.md, 4).
+# a clip takes twice the space, and 0.55 s to decode (Results/README.md, 4).
 STEREO = changed(
     BASE,
     {
