@@ -934,3 +934,70 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path, normalisation):
         peaks.append(kib)
     assert clips > 4000
     assert peaks[1] - peaks[0] < 25 * 1024  # the rows alone are 50 MB
+
+
+# ---- two channels
+
+
+def test_a_dataset_older_than_channels_is_the_mono_one_that_it_was(built, music, tmp_path):
+    folder = shutil.copytree(built[0], tmp_path / "older")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    config = SpectrogramConfig(**manifest["settings"]["spectrogram"])
+    del manifest["settings"]["spectrogram"]["channels"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert SpectrogramDataset(folder, "train").spectrogram_config == config
+    assert build_dataset(music, folder, config, CONFIG).already_built
+    with pytest.raises(DatasetError, match="channels is 1 there and 2 here"):
+        build_dataset(music, folder, dataclasses.replace(config, channels=2), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory):
+    """A stereo dataset of complex spectrograms of three pieces: mono, two channels alike, two unrelated."""
+    root, rng = tmp_path_factory.mktemp("stereo"), np.random.default_rng(0)
+    (root / "music").mkdir()
+    first, second = rng.uniform(-0.5, 0.5, (2, 20_000))
+    for name, samples in {"mono": first, "alike": [first, first], "wide": [first, second]}.items():
+        soundfile.write(root / "music" / f"{name}.wav", np.transpose(samples), 8000, subtype="FLOAT")
+    config = spectrogram_with(representation="complex", channels=2, phase="pghi")
+    build_dataset(root / "music", root / "data", config, config_with(split=(1.0, 0.0, 0.0)))
+    return root
+
+
+def test_rows_of_stereo_are_what_encode_makes_of_its_clips(stereo):
+    dataset = SpectrogramDataset(stereo / "data", "train")
+    spectrogram = Spectrogram(dataset.spectrogram_config)
+    assert dataset.shape[0] == 4 and len(dataset) == 9
+    for i, clip in enumerate(dataset.manifest["clips"]):
+        waveform = read_clip(clip, stereo / "music", dataset.spectrogram_config)
+        assert waveform.shape == (2, 8000)
+        np.testing.assert_allclose(dataset[i][0], spectrogram.encode(waveform[None])[0], atol=1e-3)
+
+
+def test_a_mono_file_in_a_stereo_dataset_has_a_silent_side(stereo):
+    dataset = SpectrogramDataset(stereo / "data", "train")
+    sides = {name: [] for name in ("mono.wav", "alike.wav", "wide.wav")}
+    for i, file in enumerate(dataset.sources):
+        sides[file].append(dataset[i][0][2:].abs().max().item())
+    assert max(sides["mono.wav"] + sides["alike.wav"]) == 0 and min(sides["wide.wav"]) > 0.5
+
+
+def test_swapped_sides_and_polarity_are_those_of_the_waveform(stereo):
+    config = config_with(random_swap=True, random_polarity=True, time_shift=False)
+    dataset = SpectrogramDataset(stereo / "data", "train", config)
+    spectrogram = Spectrogram(dataset.spectrogram_config)
+    waveform = read_clip(dataset.manifest["clips"][-1], stereo / "music", dataset.spectrogram_config)
+    seen = set()
+    for seed in range(20):
+        draw = dataset._augmentation.draw([seed])
+        swap, flip = bool(draw.swap), bool(draw.flip)
+        expected = (-1) ** flip * (waveform.flip(0) if swap else waveform)
+        found = dataset[len(dataset) - 1, seed][0]
+        np.testing.assert_allclose(found, spectrogram.encode(expected[None])[0], atol=1e-3)
+        seen.add((swap, flip))
+    assert len(seen) == 4
+
+
+def test_magnitudes_and_mono_have_no_sides_to_swap():
+    for changes in ({"channels": 2}, {"representation": "complex"}):
+        assert not Augmentation(config_with(random_swap=True), spectrogram_with(**changes), 90).swaps

@@ -402,8 +402,11 @@ def test_a_run_older_than_a_setting_is_compared_and_not_broken(settings, run_dir
     older = tmp_path / "Models" / "diffusion" / "00000-older"
     shutil.copytree(run_dir, older)
     conf = json.loads((older / "conf.json").read_text(encoding="utf-8"))
-    del conf["settings"]["start"]
+    del conf["settings"]["start"], conf["settings"]["spectrogram"]["channels"]
+    del conf["settings"]["dataset"]["random_swap"]
     save_json(older / "conf.json", conf)
     assert open_run(diffusion_recipe(settings), older).folder == older
+    with pytest.raises(ValueError, match="random_swap is False there and True here"):
+        open_run(diffusion_recipe(changed(settings, {"dataset.random_swap": True})), older)
     with pytest.raises(ValueError, match=f"start is None there and {run_dir.name} here"):
         open_run(diffusion_recipe(changed(settings, {"start": run_dir.name})), older)

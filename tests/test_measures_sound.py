@@ -150,3 +150,14 @@ def test_pictures_of_other_lengths_and_silence():
     assert (pictures == -1).all()
     with pytest.raises(ValueError, match="must be equal"):
         shifted_distances(pictures, pictures[:, :, :-1])
+
+
+def test_of_two_channels_the_mean_is_heard_and_their_width_is_measured():
+    left, right = noise(seed=0), noise(seed=1)
+    found = sound_measures(torch.cat([left, right], dim=1), RATE)
+    mono = sound_measures((left + right) / 2, RATE)
+    assert found.keys() - mono.keys() == {"stereo width", "channel correlation"}
+    for name, values in mono.items():
+        np.testing.assert_allclose(found[name].values, values.values)
+    assert np.abs(found["stereo width"].values).max() < 0.5
+    assert np.abs(found["channel correlation"].values).max() < 0.05

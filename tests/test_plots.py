@@ -12,6 +12,7 @@ from Libraries.Plots.CurvePlots import plot_metrics, plot_sampler_curves, plot_s
 from Libraries.Plots.SpectrogramPlots import (
     plot_comparison,
     plot_noising,
+    plot_reconstructions,
     plot_tensors,
     plot_trajectory,
     plot_waveform_spectrograms,
@@ -52,6 +53,41 @@ def test_spectrograms_have_units_and_one_colour_scale(name, tmp_path):
     assert any("dB" in axis.get_ylabel() or "value" in axis.get_ylabel() for axis in figure.axes)
     save_figure(figure, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+STEREO = replace(SMOKE.spectrogram, channels=2)
+STEREO_FIGURES = {
+    "tensors": lambda: plot_tensors(X0[:, [0, 0]], ["a", "b", "c"], STEREO, "title", columns=2),
+    "waveforms": lambda: plot_waveform_spectrograms(
+        [torch.randn(2, 8000)] * 3, ["a", "b", "c"], 16_000, "title", columns=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEREO_FIGURES)
+def test_of_stereo_every_row_of_mids_has_the_row_of_their_sides_below_it(name):
+    axes = pictures(STEREO_FIGURES[name]())
+    places = {axis.get_title(): axis.get_subplotspec().rowspan.start for axis in axes}
+    assert places == {"a, mid": 0, "b, mid": 0, "a, side": 1, "b, side": 1, "c, mid": 2, "c, side": 3}
+
+
+def test_the_side_that_is_drawn_is_that_of_the_tensor_and_of_the_waveform():
+    x0 = torch.stack([torch.zeros(SMOKE.spectrogram.shape[1:]), X0[0, 0]])[None]
+    mid, side = pictures(plot_tensors(x0, ["a"], STEREO, "title"))
+    assert (mid.images[0].get_array() == 0).all()
+    np.testing.assert_array_equal(side.images[0].get_array(), X0[0, 0].numpy())
+    mono = torch.randn(8000).expand(2, -1)
+    mid, side = pictures(plot_waveform_spectrograms([mono], ["a"], 16_000, "title"))
+    assert mid.images[0].get_array().max() == 0 and side.images[0].get_array().max() < -100
+
+
+def test_reconstructions_of_stereo_have_a_row_each_of_mids_and_of_sides():
+    x0 = X0[:, [0, 0]]
+    axes = pictures(plot_reconstructions(x0, x0 + 0.1, STEREO, "title", count=2))
+    titles = [axis.get_title() for axis in axes]
+    assert len(titles) == 12 and titles[:4] == [
+        f"original {i}{s}" for s in (", mid", ", side") for i in (0, 1)
+    ]
 
 
 def test_low_frequencies_are_at_the_bottom():

@@ -12,7 +12,7 @@ from Conf import BASE, CPU, ORIGIN, PRESETS, SMOKE, choose, in_space
 from Journal import TRIAL, choose_experiments
 from Libraries.Networks import JournalUNetConfig, as_journal, journal_network
 from Libraries.Runs.Run import provenance
-from Libraries.Runs.Settings import SPACES, Settings, changed, from_dict, part_of, to_dict
+from Libraries.Runs.Settings import SPACES, Settings, changed, from_dict, part_of, to_dict, with_defaults
 
 SCRIPTS = Path(__file__).parent.parent / "MainScripts"
 
@@ -142,6 +142,15 @@ def test_network_is_chosen_by_name_and_must_fit():
     small = replace(SMOKE.spectrogram, n_bands=80, size_multiple=16)
     with pytest.raises(ValueError, match="80x128 does not fit a network that needs multiples of 32x32"):
         replace(ON_SPECTROGRAMS, spectrogram=small, network=unet_v0)
+
+
+def test_settings_younger_than_their_values_have_their_defaults_wherever_they_are():
+    values = to_dict(SMOKE)
+    younger = {"spectrogram": "channels", "dataset": "random_swap", "vae": "run"}
+    for part, name in younger.items():
+        del values[part][name]
+    assert with_defaults(Settings, values) == to_dict(SMOKE)
+    assert with_defaults(Settings, {"spectrogram": {}})["spectrogram"] == {"channels": 1}
 
 
 def test_every_setting_is_described():

@@ -1,4 +1,4 @@
-"""What varies each time a clip is read: start, level, polarity, another clip on top; by one seed per clip."""
+"""What varies each time a clip is read: start, level, polarity, sides, another clip; by one seed per clip."""
 
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ class Draw(NamedTuple):
     mixed: np.ndarray  # whether another clip is added, bool (B,)
     partner: np.ndarray  # that clip's place in the split, a fraction of its length, float64 (B,)
     partner_level: Tensor  # dB, float32 (B,)
+    swap: Tensor  # bool (B,)
 
 
 class Augmentation:
@@ -34,6 +35,8 @@ class Augmentation:
       contain mirrored audio, so the seam needs some overlap: about 4 frames, `overlap=0.01`.
     - `random_gain_db` needs normalisation='dataset'; 'per_sample' would undo it.
     - `random_polarity` needs a representation that carries the sign (complex, mdct).
+    - `random_swap` of left and right needs that too, and two channels: it changes the sign of side. To
+      magnitudes both are the same, so there is nothing to swap.
     - `mix` needs magnitudes in dB with normalisation='per_sample', whose powers can be added.
 
     Args:
@@ -45,6 +48,7 @@ class Augmentation:
         self.seam = seam_frame(spectrogram, stride) if config.time_shift else None
         self.level_db = config.random_gain_db if spectrogram.normalisation == "dataset" else 0.0
         self.flips = config.random_polarity and spectrogram.representation in SIGNED
+        self.swaps = config.random_swap and spectrogram.representation in SIGNED and spectrogram.channels == 2
         self.mix = config.mix if adds_powers(spectrogram) else 0.0
         if config.time_shift and self.seam is None:
             log.warning(
@@ -59,13 +63,14 @@ class Augmentation:
 
     def draw(self, seeds: list[int]) -> Draw:
         """Return the random numbers of these seeds, one seed per clip."""
-        uniform = np.stack([np.random.default_rng(seed).random(6) for seed in seeds])
+        uniform = np.stack([np.random.default_rng(seed).random(7) for seed in seeds])
         level = torch.from_numpy((2 * uniform[:, 1] - 1) * self.level_db).float()
         low, high = MIX_DB
         return Draw(
             (uniform[:, 0] * self.stride).astype(np.int64), level, torch.from_numpy(uniform[:, 2] < 0.5),
             uniform[:, 3] < self.mix, uniform[:, 4],
             torch.from_numpy(low + (high - low) * uniform[:, 5]).float(),
+            torch.from_numpy(uniform[:, 6] < 0.5),
         )  # fmt: skip
 
     def join(self, first: Tensor, second: Tensor, shifts: np.ndarray) -> Tensor:
@@ -112,13 +117,17 @@ class Augmentation:
         return self._in_range(high + db * (high - low) / db_range)
 
     def vary(self, x0: Tensor, gain: Gain, draw: Draw) -> Tensor:
-        """Return `x0` (B, C, F, T) with the drawn level and polarity."""
-        if not self.flips and not self.level_db:
+        """Return `x0` (B, C, F, T) with the drawn level, polarity and sides."""
+        if not (self.flips or self.swaps or self.level_db):
             return x0
         offset, scale = map(_per_clip, gain)
         features = x0 * scale + offset
         if self.flips:
             features = torch.where(_per_clip(draw.flip.to(x0.device)), -features, features)
+        if self.swaps:
+            mid, side = features.chunk(2, dim=1)
+            swapped = torch.cat([mid, -side], dim=1)
+            features = torch.where(_per_clip(draw.swap.to(x0.device)), swapped, features)
         if self.level_db:
             top = RANGES[self.spectrogram.value_range][1] * scale + offset
             features = self._change_level(features, _per_clip(draw.level.to(x0.device)), top)

@@ -45,6 +45,7 @@ class DatasetConfig:
     pad_short: bool = False  # a file shorter than a clip becomes one, with silence at its end; False: none
     random_gain_db: float = 0.0  # dB up or down at read time; needs normalisation='dataset' to mean anything
     random_polarity: bool  # flip the sign at read time, of representations that have one
+    random_swap: bool = False  # swap left and right at read time, in stereo of representations with a sign
     time_shift: bool  # begin at any frame at read time, where the next clip continues this one
     mix: float = 0.0  # fraction of clips to which another is added at read time; for autoencoders
 
@@ -108,6 +109,8 @@ def load_manifest(folder: Path) -> dict:
         raise DatasetError(f"{path} is damaged, {wrong}: build the dataset again")
     if not in_shards:
         _require_length(folder / SPECTROGRAMS, manifest["shape"])
+    encoding = SpectrogramConfig(**manifest["settings"]["spectrogram"])
+    manifest["settings"]["spectrogram"] = asdict(encoding)  # settings younger than the dataset, too
     return manifest
 
 

@@ -37,6 +37,7 @@ from Libraries.Disk import disk_errors, write_then_rename, write_whole
 from Libraries.Sound.Audio import AudioError, read_blocks
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import to_channels
 from Libraries.Utils import get_logger, printable
 
 log = get_logger("Shards")
@@ -307,7 +308,7 @@ def _encoded(config: SpectrogramConfig, clips: "_Clips") -> Iterator[tuple[list[
     """Yield the offsets in s, the rows and the gains of a few clips at a time."""
     for batch in _batches(clips, BATCH):
         starts, samples = zip(*batch, strict=True)
-        values, gains = _encode(config, torch.from_numpy(np.stack(samples))[:, None])
+        values, gains = _encode(config, torch.from_numpy(np.stack(samples)))
         if not np.isfinite(values).all():
             raise AudioError(
                 clips.task.path, f"has no finite spectrogram after {starts[0] / config.sample_rate:.2f} s"
@@ -327,7 +328,7 @@ def _named(task: AudioTask, items: Iterable) -> Iterator:
 
 
 class _Clips:
-    """The clips of one source as `(first sample, float32 (clip_samples,))`, silent ones left out."""
+    """The clips of one source as `(first sample, float32 (channels, clip_samples))`, without silent ones."""
 
     def __init__(self, task: AudioTask):
         self.task = task
@@ -337,28 +338,30 @@ class _Clips:
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         config = self.task.spectrogram
         quiet = 10 ** (self.task.silence_db / 20)
-        pending, start = np.zeros(0, np.float32), 0  # `pending` ends at sample `self.samples`
-        for block in read_blocks(self.task.path, config.sample_rate, mono=True):
-            pending = np.concatenate([pending, block[0]])
+        pending, start = np.zeros((config.channels, 0), np.float32), 0  # ends at sample `self.samples`
+        for block in read_blocks(self.task.path, config.sample_rate, mono=config.channels == 1):
+            block = to_channels(torch.from_numpy(block), config.channels).numpy()
+            pending = np.concatenate([pending, block], axis=1)
             self.samples += block.shape[1]
             while start + config.clip_samples <= self.samples:
-                first = len(pending) - (self.samples - start)
-                samples = pending[first : first + config.clip_samples]
+                first = pending.shape[1] - (self.samples - start)
+                samples = pending[:, first : first + config.clip_samples]
                 if math.sqrt(np.mean(np.square(samples))) < quiet:
                     self.silent += 1
                 else:
                     yield start, samples
                 start += self.task.stride
-            pending = pending[len(pending) - max(0, self.samples - start) :]
+            pending = pending[:, pending.shape[1] - max(0, self.samples - start) :]
         if self.task.pad_short and 0 < self.samples < config.clip_samples:
             yield from self._padded(pending, quiet)
 
     def _padded(self, samples: np.ndarray, quiet: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield a whole file that is shorter than a clip, with silence at its end."""
+        """Yield a whole file (channels, L) that is shorter than a clip, with silence at its end."""
         if math.sqrt(np.mean(np.square(samples))) < quiet:  # of the sound itself, not of what is added
             self.silent += 1
         else:
-            yield 0, np.pad(samples, (0, self.task.spectrogram.clip_samples - len(samples)))
+            missing = self.task.spectrogram.clip_samples - samples.shape[1]
+            yield 0, np.pad(samples, ((0, 0), (0, missing)))
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -28,9 +28,10 @@ from Libraries.Dataset.Manifest import (
     manifest_hash,
 )
 from Libraries.Dataset.RowFiles import OneFile, ShardRows
-from Libraries.Sound.Audio import AudioError, load_audio
+from Libraries.Sound.Audio import AudioError
 from Libraries.Sound.Spectrogram import Gain
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import load_channels
 from Libraries.Utils import require
 
 __all__ = [
@@ -57,7 +58,7 @@ class SpectrogramDataset(TorchDataset):
     Args:
         folder: of the dataset.
         split: train | validation | test; a small dataset may have an empty one.
-        augment: the settings whose `random_gain_db`, `random_polarity` and `time_shift` apply; None: none.
+        augment: the settings that say how (`Augmentation`); None: not at all.
 
     Raises:
         DatasetError: there is no finished dataset in `folder`.
@@ -224,7 +225,7 @@ def make_loaders(
 
 
 def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig, pad_short: bool = False) -> Tensor:
-    """Return the audio of one of a manifest's `clips`, read from the music: (1, clip_samples) float32.
+    """Return the audio of one of a manifest's `clips`, read from the music: (channels, clip_samples) float32.
 
     Args:
         pad_short: as the dataset was built (`Manifest.pads_short`).
@@ -234,7 +235,9 @@ def read_clip(clip: dict, music_dir: Path, config: SpectrogramConfig, pad_short:
     """
     path = Path(music_dir) / clip["source"]
     try:
-        waveform = load_audio(path, config.sample_rate, clip["offset"], config.clip_seconds)
+        waveform = load_channels(
+            path, config.channels, config.sample_rate, clip["offset"], config.clip_seconds
+        )
     except AudioError as error:
         raise DatasetError(f"{error}: it was readable when the dataset was built") from None
     if pad_short and clip["offset"] == 0:

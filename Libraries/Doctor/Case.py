@@ -163,7 +163,7 @@ class Case:
 
     @cached_property
     def recordings(self) -> Tensor:
-        """Recordings of clips of the training split as they are in the music: (N, 1, L)."""
+        """Recordings of clips of the training split as they are in the music: (N, channels, L)."""
         settings = self.settings
         folder = music_folder(settings)
         if not folder.is_dir():
@@ -285,7 +285,7 @@ class Case:
 
     @cached_property
     def sound(self) -> dict[str, Tensor]:
-        """Waveforms (N, 1, L) by one decoder: "samples", as many "held_out" and "train" clips, "noise"."""
+        """Waveforms (N, C, L) by one decoder: "samples", as many "held_out" and "train" clips, "noise"."""
         count = len(self.samples)
         decoded_noise = self.model.decode(torch.randn(count, *self.model.shape, generator=_seeded()))
         held_out = self.held_out[spread_indices(len(self.held_out), count)]

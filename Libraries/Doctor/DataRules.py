@@ -16,6 +16,7 @@ from Libraries.Measures.Copies import shifted_distances
 from Libraries.Measures.Sound import CLIPPED
 from Libraries.Sound.Metrics import spectral_convergence
 from Libraries.Sound.SpectrogramConfig import RANGES
+from Libraries.Sound.Stereo import downmix
 
 FILLED = 0.9  # of its range that half of the clips should reach: 8 dB of 80 is a matter of taste, more is not
 QUIET_FILLED = 0.75  # that nine in ten should reach
@@ -162,7 +163,7 @@ def representation_hard_to_invert(case: Case) -> Finding | None:
     kept = recordings[..., : decoded.shape[-1]]
     wrong = spectral_convergence(kept, decoded).mean().item()
     tagger = load_tagger()
-    heard = [hear(tagger, waves, rate).embedding.numpy() for waves in (decoded, kept)]
+    heard = [hear(tagger, downmix(waves), rate).embedding.numpy() for waves in (decoded, kept)]
     distance = kernel_distance(*heard)
     if wrong <= WRONG and distance <= HEARD:
         return None

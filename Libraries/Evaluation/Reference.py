@@ -113,8 +113,8 @@ def missing_music(settings: Settings, real: SpectrogramDataset) -> str:
 
 
 def _level(waveforms: Tensor) -> Tensor:
-    """Return the root mean square of each waveform (N, 1, L): (N, 1, 1)."""
-    return waveforms.square().mean(2, keepdim=True).sqrt().clamp(min=1e-6)
+    """Return the root mean square of each waveform (N, C, L), over all channels: (N, 1, 1)."""
+    return waveforms.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def _at_level(waveforms: Tensor, level: float) -> Tensor:

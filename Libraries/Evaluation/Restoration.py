@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from Libraries.Sound.Audio import audio_info, load_audio
+from Libraries.Sound.Audio import audio_info
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import load_channels
 from Libraries.Upsampler import Upsampler
 
 PASSBAND = 0.9  # fraction of a file's band; above it, the resampling filter has begun to cut
@@ -21,7 +22,7 @@ LEAKED = 5  # bins above the highest one with sound that the window's side lobes
 
 @dataclass(frozen=True)
 class Restored:
-    """A file before and after; the waveforms are float32 (1, L) at the model's rate."""
+    """A file before and after; the waveforms are float32 (channels, L) at the model's rate."""
 
     original: Tensor
     waveform: Tensor
@@ -34,7 +35,7 @@ class Restored:
 def restore_file(
     upsampler: Upsampler, path: Path, *, cut_frequency: float | None = None, seed: int = 0
 ) -> Restored:
-    """Restore the upper band of a file of any length, rate and number of channels (mixed to mono).
+    """Restore the upper band of a file of any length, rate and number of channels (brought to the model's).
 
     Args:
         cut_frequency: Hz up to which the file is complete; None: the result of `find_cut`, but at most nine
@@ -45,7 +46,7 @@ def restore_file(
         ValueError: nothing is missing, or more than the model can restore.
     """
     config = upsampler.spectrogram.config
-    waveform = load_audio(path, config.sample_rate)
+    waveform = load_channels(path, config.channels, config.sample_rate)
     own = audio_info(path).sample_rate
     if cut_frequency is None and own < config.sample_rate:
         found = find_cut(upsampler, waveform)
@@ -62,15 +63,15 @@ def restore(
     Below the cut the result is the waveform itself, phases included; only the rest is decoded.
 
     Args:
-        waveform: float32 (1, L) at the model's rate.
+        waveform: float32 (channels, L), as many as the model has, at its rate.
         cut_frequency: Hz up to which the waveform is complete; None: the result of `find_cut`.
 
     Raises:
         ValueError: the waveform has another shape, nothing is missing, or more than the model can restore.
     """
     config = upsampler.spectrogram.config
-    if waveform.ndim != 2 or len(waveform) != 1 or not waveform.shape[1]:
-        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; expected (1, L)")
+    if waveform.ndim != 2 or len(waveform) != config.channels or not waveform.shape[1]:
+        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; expected ({config.channels}, L)")
     cut = find_cut(upsampler, waveform) if cut_frequency is None else cut_frequency
     rows = rows_below(config, cut)
     if rows >= config.n_rows:
@@ -97,7 +98,7 @@ def restore(
 
 
 def find_cut(upsampler: Upsampler, waveform: Tensor) -> float:
-    """Return the frequency in Hz above which music (1, L) at the model's rate has nothing audible.
+    """Return the frequency in Hz above which music (channels, L) at the model's rate has nothing audible.
 
     A row is lost if it rises 20 dB above the floor in less than 1 % of the frames. Music that has no highs
     looks the same as music that lost them: pass the cut if you know it.
@@ -123,12 +124,12 @@ def rows_below(config: SpectrogramConfig, cut_frequency: float) -> int:
 
 
 def low_pass(waveform: Tensor, frequency: float, sample_rate: int) -> Tensor:
-    """Return a waveform (1, L) without its band above a frequency in Hz, to try `restore` on."""
+    """Return a waveform (C, L) without its band above a frequency in Hz, to try `restore` on."""
     return cross_over(waveform, torch.zeros_like(waveform), frequency, sample_rate)
 
 
 def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) -> Tensor:
-    """Join two waveforms (1, L): `low` below a frequency in Hz, `high` above it."""
+    """Join two waveforms (C, L): `low` below a frequency in Hz, `high` above it."""
     hertz = torch.fft.rfftfreq(low.shape[-1], 1 / sample_rate, dtype=torch.float64)
     begin = frequency * (1 - CROSSOVER)
     fraction = ((hertz - begin) / (frequency - begin)).clamp(0, 1)  # of `high`
@@ -138,7 +139,7 @@ def cross_over(low: Tensor, high: Tensor, frequency: float, sample_rate: int) ->
 
 
 def _whole(spectrogram: Spectrogram, waveform: Tensor) -> tuple[Spectrogram, Tensor, Gain]:
-    """Encode a whole waveform (1, L) as one clip; return the transform, x0 and the gain.
+    """Encode a whole waveform (channels, L) as one clip; return the transform, x0 and the gain.
 
     Silence pads the waveform to at least a clip and to a multiple of `size_multiple` frames.
     """

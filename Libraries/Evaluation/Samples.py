@@ -151,7 +151,7 @@ def continue_clip(
     """Continue a clip x0 (1, C, F, T) to `edit.continue_seconds`, with seed 0.
 
     Returns:
-        The waveform (1, L), and the steps at the clip's end and at the seams between windows.
+        The waveform (channels, L), and the steps at the clip's end and at the seams between windows.
     """
     spectrogram = model.spectrogram.config
     n_frames, overlap = map(spectrogram.frames_in, (edit.continue_seconds, edit.overlap_seconds))
@@ -166,7 +166,7 @@ def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig)
     """Make a loop that begins with x0 (1, C, F, T), of `edit.loop_seconds` or one clip, with seed 0.
 
     Returns:
-        The waveform (1, L) of the loop played twice, so that its seam can be heard.
+        The waveform (channels, L) of the loop played twice, so that its seam can be heard.
     """
     spectrogram = model.spectrogram.config
     n_frames = max(spectrogram.frames_in(edit.loop_seconds), spectrogram.n_frames)
@@ -191,7 +191,7 @@ def record_trajectory(
 
 
 def save_clips(waveforms: Tensor, names: Sequence[str], folder: Path, sample_rate: int) -> list[Path]:
-    """Write waveforms (N, 1, L) as `folder/<name>.wav`; return the paths."""
+    """Write waveforms (N, channels, L) as `folder/<name>.wav`; return the paths."""
     paths = [folder / f"{name}.wav" for name in names]
     for waveform, path in zip(waveforms, paths, strict=True):
         save_audio(path, waveform, sample_rate)

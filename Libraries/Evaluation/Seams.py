@@ -37,7 +37,7 @@ def measure_seams(waveform: Tensor, seams: list[float], sample_rate: int) -> Sea
     and of 32 mel bands in dB with the level removed.
 
     Args:
-        waveform: (L,) or (1, L) float, music with seams.
+        waveform: (L,) or (C, L) float, music with seams; channels are heard as their mean.
         seams: positions in seconds where windows were joined.
         sample_rate: Hz.
 
@@ -46,7 +46,8 @@ def measure_seams(waveform: Tensor, seams: list[float], sample_rate: int) -> Sea
     """
     hop = round(0.016 * sample_rate)
     side = round(SIDE_SECONDS * sample_rate / hop)
-    bands = _bands_in_db(waveform.reshape(-1).float(), sample_rate, hop)  # (BANDS, T)
+    mono = torch.atleast_2d(waveform.float()).mean(0)
+    bands = _bands_in_db(mono, sample_rate, hop)  # (BANDS, T)
     level_steps, spectrum_steps = _steps(bands, side)
     places = torch.arange(len(level_steps)) + side
     wanted = torch.tensor(seams, dtype=torch.float64) * sample_rate / hop

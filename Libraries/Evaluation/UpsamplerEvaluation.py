@@ -113,7 +113,7 @@ def upsampled_real(codec: LowResolutionCodec, x0: Tensor) -> Tensor:
 
 
 def spectral_distance(low: LowResolution, real: Tensor, made: Tensor) -> float:
-    """Return the mean log-spectral distance in dB, above the cut, between waveforms (N, 1, L)."""
+    """Return the mean log-spectral distance in dB, above the cut, between waveforms (N, channels, L)."""
     config = low.spectrogram
     compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
     return log_spectral_distance(real, made, *compared, low.compared_from).mean().item()
@@ -153,7 +153,7 @@ def same_seeds(model: DiffusionRun, settings: Settings, seeds: Iterable[int]) ->
 def save_three_ways(
     model: DiffusionRun, settings: Settings, seeds: Iterable[int], folder: Path
 ) -> tuple[Figure, dict[str, Tensor]]:
-    """Write `folder/cascade.png` and the audio of `same_seeds`; return picture and waveforms (N, 1, L)."""
+    """Write `folder/cascade.png` and the audio of `same_seeds`; return picture and waveforms (N, C, L)."""
     seeds = list(seeds)
     versions = same_seeds(model, settings, seeds)
     titles = [f"{name}, seed {seed}" for name in versions for seed in seeds]
@@ -173,7 +173,7 @@ def save_restored(
     """Write `folder/restored.png` and the lost, restored and original audio; return picture and waveforms.
 
     Args:
-        original: float32 (1, L), the file before its upper band was lost.
+        original: float32 (channels, L), the file before its upper band was lost.
     """
     sound = {"lost": restored.original, "restored": restored.waveform, "original": original}
     save_clips(sound.values(), sound, folder / "audio", sample_rate)

@@ -70,7 +70,7 @@ def reconstruction_metrics(
     """Return what each reconstruction loses, and the compression that this buys.
 
     Args:
-        sound: waveforms (N, 1, L) named "originals" and "reconstructions".
+        sound: waveforms (N, channels, L) named "originals" and "reconstructions".
         x0, reconstruction: the same as spectrograms (N, C, F, T).
 
     Returns:

@@ -13,6 +13,7 @@ from Libraries.Measures.Rhythm import rhythm_measures
 from Libraries.Measures.Sound import sound_measures
 from Libraries.Measures.Tagger import Tagger, hear
 from Libraries.Sound.Metrics import log_mel_statistics
+from Libraries.Sound.Stereo import downmix
 
 _AT_A_TIME = 32  # clips: what is held in memory grows with it
 
@@ -31,6 +32,8 @@ UNITS = {  # of the quantities that are compared as distributions, in the order 
     "clipping": "% of samples",
     "silence": "% of frames",
     "DC": "% of full scale",
+    "stereo width": "dB",  # of two channels, as the next
+    "channel correlation": "",
 }
 
 
@@ -57,8 +60,12 @@ class Described:
 
 
 def describe(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
-    """Return the description of clips (N, 1, L) float32 in [-1, 1]; Hz."""
+    """Return the description of clips (N, C, L) float32 in [-1, 1]; Hz. Two channels are heard as their mean.
+
+    Only `sound_measures` hears them apart.
+    """
     waveforms = waveforms.detach().cpu().float()
+    sound, waveforms = sound_measures(waveforms, sample_rate), downmix(waveforms)
     posteriors = transcribe(waveforms, sample_rate)
     notes = find_notes(posteriors)
     rows = torch.cat([log_mel_statistics(batch, sample_rate) for batch in waveforms.split(_AT_A_TIME)])
@@ -66,5 +73,5 @@ def describe(waveforms: Tensor, sample_rate: int, tagger: Tagger) -> Described:
         hear(tagger, waveforms, sample_rate).embedding.double().numpy(),
         rows.unflatten(0, (len(waveforms), -1)).double().numpy(),
         level_pictures(waveforms, sample_rate),
-        note_measures(notes) | rhythm_measures(notes, posteriors) | sound_measures(waveforms, sample_rate),
+        note_measures(notes) | rhythm_measures(notes, posteriors) | sound,
     )

@@ -44,9 +44,9 @@ class Yardstick:
     All clips should have come through one decoder at one level, so that the figures judge the model.
 
     Args:
-        reference: waveforms (M, 1, L) float32 in [-1, 1], of the split to compare with, drawn by seed or
+        reference: waveforms (M, C, L) float32 in [-1, 1], of the split to compare with, drawn by seed or
             spread over it.
-        training: (K, 1, L), for the floors and to look for copies in; twice as many as a set will have.
+        training: (K, C, L), for the floors and to look for copies in; twice as many as a set will have.
         sample_rate: Hz.
         pieces: whose clip each of the reference is, any hashable, (M,).
         seed: of the bootstrap and of the random sets of the floors.
@@ -57,11 +57,11 @@ class Yardstick:
         self.reference, self.training = self.describe(reference), self.describe(training)
 
     def describe(self, waveforms: Tensor) -> Described:
-        """Return the description of clips (N, 1, L) at this sample rate."""
+        """Return the description of clips (N, C, L) at this sample rate."""
         return describe(waveforms, self.sample_rate, self.tagger)
 
     def measure(self, generated: Tensor, pieces: Sequence | None = None) -> Measures:
-        """Measure generated clips (N, 1, L); without `pieces` every clip is a piece of its own.
+        """Measure generated clips (N, C, L); without `pieces` every clip is a piece of its own.
 
         Raises:
             ValueError: a set has fewer than two clips, or pieces and clips differ in number.

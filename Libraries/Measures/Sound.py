@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from Libraries.Measures.Distances import Values, values_per_clip
+from Libraries.Sound.Stereo import channel_correlation, downmix, stereo_width
 
 N_FFT = 2048
 LOWEST_HZ, HIGHEST_HZ = 100.0, 8_000.0  # of the tilt
@@ -18,10 +19,12 @@ _AT_A_TIME = 32  # clips: what is held in memory grows with it
 
 
 def sound_measures(waveforms: Tensor, sample_rate: int) -> dict[str, Values]:
-    """Return each measure of waveforms (B, 1, L) float32 in [-1, 1] by its name, one value a clip.
+    """Return each measure of waveforms (B, C, L) float32 in [-1, 1] by its name, one value a clip.
 
-    Silent clips have neither tilt nor highs. At sample rates of 10 kHz and less there are no highs.
+    Two channels are heard as their mean, and their width and correlation are measured, too. Silent clips have
+    neither tilt nor highs. At sample rates of 10 kHz and less there are no highs.
     """
+    stereo, waveforms = stereo_measures(waveforms), downmix(waveforms)
     waves = waveforms[:, 0].detach().cpu().double()
     found = {
         "spectral tilt": spectral_tilt(waveforms, sample_rate),
@@ -33,7 +36,15 @@ def sound_measures(waveforms: Tensor, sample_rate: int) -> dict[str, Values]:
     }
     if sample_rate <= 2 * HIGHS_HZ:
         del found["level above 5 kHz"]
-    return {name: values_per_clip(values.numpy()) for name, values in found.items()}
+    return {name: values_per_clip(values.numpy()) for name, values in (found | stereo).items()}
+
+
+def stereo_measures(waveforms: Tensor) -> dict[str, Tensor]:
+    """Return width and correlation of the channels of waveforms (B, 2, L), (B,) each; of mono nothing."""
+    if waveforms.shape[1] == 1:
+        return {}
+    waves = waveforms.detach().cpu()
+    return {"stereo width": stereo_width(waves), "channel correlation": channel_correlation(waves)}
 
 
 def mean_spectrum(waveforms: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from torch import Tensor
 from Libraries.Diffusion import NoiseSchedule
 from Libraries.Disk import write_then_rename
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import mid_side
 from Libraries.Utils import spread_indices
 
 VIEW_N_FFT = 1024  # of the spectrograms of waveforms, whatever the model's own representation is
 VIEW_RANGE = 80.0  # dB shown below the loudest value of a figure
 ERROR_RANGE = 20.0  # dB; larger errors get the same colour
 CMAP = "magma"
+SIDES = (", mid", ", side")  # behind the titles of stereo
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -34,16 +36,18 @@ def plot_waveform_spectrograms(
 ) -> Figure:
     """Draw waveforms as spectrograms: kHz upwards, seconds to the right, dB below the loudest of all.
 
+    Of stereo, a row of mids has the row of their sides below it.
+
     Args:
-        waveforms: each (L,) or (1, L) in [-1, 1].
+        waveforms: each (L,), (1, L) or (2, L) in [-1, 1], of one number of channels.
         titles: one per waveform.
         sample_rate: Hz.
         width: of a picture in inches; long music needs more.
     """
-    levels = [_level_in_db(torch.as_tensor(w).reshape(-1)) for w in waveforms]
-    top = max(float(level.max()) for level in levels)
-    figure, axes = _grid(len(levels), columns, title, width)
-    for axis, level, name in zip(axes, levels, titles, strict=False):
+    levels = [[_level_in_db(channel) for channel in _channels_of(waveform)] for waveform in waveforms]
+    top = max(float(level.max()) for channels in levels for level in channels)
+    figure, axes, shown = _grid_of_channels(levels, titles, columns, title, width)
+    for axis, (level, name) in zip(axes, shown, strict=True):
         seconds = level.shape[1] * (VIEW_N_FFT // 4) / sample_rate
         image = axis.imshow(
             (level - top).numpy(), origin="lower", aspect="auto", cmap=CMAP, vmin=-VIEW_RANGE, vmax=0,
@@ -67,7 +71,7 @@ def draw_waveform(axis, waveform: Tensor, sample_rate: int):
 
 
 def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: str, count: int = 4) -> Figure:
-    """Draw `count` generated waveforms (N, 1, L) above as many real ones, on one colour scale."""
+    """Draw `count` generated waveforms (N, C, L) above as many real ones, on one colour scale."""
     count = min(count, len(generated), len(real))
     spread = spread_indices(len(real), count)
     names = [f"generated {i}" for i in range(count)] + [f"real {i}" for i in range(count)]
@@ -78,11 +82,15 @@ def plot_comparison(generated: Tensor, real: Tensor, sample_rate: int, title: st
 def plot_tensors(
     x0: Tensor, titles: Sequence[str], config: SpectrogramConfig, title: str, columns: int = 4
 ) -> Figure:
-    """Draw model tensors (N, C, F, T), first channel: rows upwards (with their Hz), seconds to the right."""
-    figure, axes = _grid(len(x0), columns, title)
+    """Draw model tensors (N, C, F, T): rows upwards (with their Hz), seconds to the right.
+
+    Drawn is the first channel; of stereo, a row of mids has the row of their sides below it.
+    """
     limits = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
-    for axis, tensor, name in zip(axes, x0, titles, strict=False):
-        image = _draw_tensor(axis, tensor, name, config, limits, CMAP)
+    pictures = [[tensor[channel] for channel in _drawn(config).values()] for tensor in x0]
+    figure, axes, shown = _grid_of_channels(pictures, titles, columns, title)
+    for axis, (picture, name) in zip(axes, shown, strict=True):
+        image = _draw_picture(axis, picture, name, config, limits, CMAP)
     figure.colorbar(image, ax=axes.tolist(), label="normalised value (x0)", shrink=0.8)
     return figure
 
@@ -92,13 +100,16 @@ def plot_reconstructions(
 ) -> Figure:
     """Draw a row each of originals, reconstructions on the same colour scale, and differences.
 
+    Of stereo, a row is of mids or of sides.
+
     Args:
-        x0, reconstruction: (N, C, F, T), of which `count` are drawn, first channel.
+        x0, reconstruction: (N, C, F, T), of which `count` are drawn.
     """
     count = min(count, len(x0))
     x0, reconstruction = x0[:count].float().cpu(), reconstruction[:count].float().cpu()
     difference = reconstruction - x0
-    figure, axes = _grid(3 * count, count, title)
+    drawn = _drawn(config)
+    figure, axes = _grid(3 * len(drawn) * count, count, title)
     value = (-1.0, 1.0) if config.value_range == "minus_one_to_one" else _limits(x0)
     error = float(_limits(difference.abs())[1])
     rows = (
@@ -106,11 +117,14 @@ def plot_reconstructions(
         ("reconstruction", reconstruction, value, CMAP),
         ("difference", difference, (-error, error), "coolwarm"),
     )
-    for row, (name, tensors, limits, cmap) in enumerate(rows):
-        for i, tensor in enumerate(tensors):
-            image = _draw_tensor(axes[row * count + i], tensor, f"{name} {i}", config, limits, cmap)
+    lines = iter(axes.reshape(-1, count))
+    for name, tensors, limits, cmap in rows:
         label = "reconstruction - original" if name == "difference" else "normalised value (x0)"
-        figure.colorbar(image, ax=axes[row * count : (row + 1) * count].tolist(), label=label, shrink=0.8)
+        for side, channel in drawn.items():
+            line = next(lines)
+            for i, (axis, tensor) in enumerate(zip(line, tensors, strict=True)):
+                image = _draw_picture(axis, tensor[channel], f"{name} {i}{side}", config, limits, cmap)
+            figure.colorbar(image, ax=line.tolist(), label=label, shrink=0.8)
     return figure
 
 
@@ -173,11 +187,43 @@ def plot_inverses(sound: dict[str, Tensor], sample_rate: int, title: str) -> Fig
     return figure
 
 
-def _draw_tensor(axis, tensor: Tensor, name: str, config: SpectrogramConfig, limits, cmap: str):
-    """Draw the first channel of a model tensor (C, F, T) with its Hz and seconds; return the image."""
+def _drawn(config: SpectrogramConfig) -> dict[str, int]:
+    """Return which channels of a model tensor are drawn, by what a title says of them: "" of mono."""
+    return {"": 0} if config.channels == 1 else {SIDES[0]: 0, SIDES[1]: config.shape[0] // 2}
+
+
+def _channels_of(waveform: Tensor) -> Tensor:
+    """Return mid and side (2, L) of a waveform (2, L), and a mono one, (L,) or (1, L), as (1, L)."""
+    return mid_side(torch.atleast_2d(torch.as_tensor(waveform)).float().cpu()[None])[0]
+
+
+def _grid_of_channels(
+    pictures: list[list[Tensor]], titles: Sequence[str], columns: int, title: str, width: float = 3.4
+) -> tuple[Figure, np.ndarray, list[tuple[Tensor, str]]]:
+    """Return a figure, its axes in order, and each axis's picture and title.
+
+    Args:
+        pictures: of every clip one, or those of mid and side, which get a row each.
+    """
+    columns, sides = min(columns, len(pictures)), SIDES if len(pictures[0]) == 2 else ("",)
+    clips, shown = list(zip(pictures, titles, strict=False)), []
+    for row in (clips[first : first + columns] for first in range(0, len(clips), columns)):
+        for channel, side in enumerate(sides):
+            shown += [(clip[channel], f"{name}{side}") for clip, name in row]
+            shown += [None] * (columns - len(row) if channel + 1 < len(sides) else 0)
+    figure, axes = _grid(len(shown), columns, title, width)
+    for axis, cell in zip(axes, shown, strict=True):
+        if cell is None:
+            axis.remove()
+    filled = [cell is not None for cell in shown]
+    return figure, axes[filled], [cell for cell in shown if cell is not None]
+
+
+def _draw_picture(axis, picture: Tensor, name: str, config: SpectrogramConfig, limits, cmap: str):
+    """Draw a channel (F, T) of a model tensor with its Hz and seconds; return the image."""
     seconds = config.n_frames * config.hop_length / config.sample_rate
     image = axis.imshow(
-        tensor[0].float().cpu().numpy(), origin="lower", aspect="auto", cmap=cmap, vmin=limits[0],
+        picture.float().cpu().numpy(), origin="lower", aspect="auto", cmap=cmap, vmin=limits[0],
         vmax=limits[1], extent=(0, seconds, 0, config.n_rows),
     )  # fmt: skip
     axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")

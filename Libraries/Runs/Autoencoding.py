@@ -189,7 +189,7 @@ class LatentCodec:
         return torch.cat(parts).to(z.device)
 
     def to_audio(self, x0: Tensor) -> Tensor:
-        """Decode x0 (N, C, F, T) at the training music's typical level; return (N, 1, L), about [-1, 1]."""
+        """Decode x0 (N, C, F, T) at the training music's level; return (N, channels, L), about [-1, 1]."""
         return self.spectrogram.decode(x0)
 
 

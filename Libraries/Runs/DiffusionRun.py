@@ -274,7 +274,7 @@ class DiffusionRun:
         )
 
     def to_audio(self, x0: Tensor, *, any_length: bool = False) -> Tensor:
-        """Decode x0 (N, C, F, T) at the training music's typical level; return (N, 1, L), about [-1, 1].
+        """Decode x0 (N, C, F, T) at the training music's level; return (N, channels, L), about [-1, 1].
 
         With `any_length`, T may differ from the model's, as after `Editor.extend`.
         """

@@ -33,7 +33,8 @@ class PhaseDataset(TorchDataset):
     """One split of a dataset as levels and true phases, from the music that the dataset was built from.
 
     The dataset on disk holds no phase, so clips are read again from their files and pass through the
-    representation: the network sees the same magnitudes as in decoding.
+    representation: the network sees the same magnitudes as in decoding. It works on one channel at a time, so
+    it learns from the mono form of stereo, and decodes mid and side alike.
 
     `dataset[i]` is the whole clip: level in dB and phase in radians, float32 (n_freqs, T) each, and which of
     the differences the heap will use, bool (n_freqs, T - 1) and (n_freqs - 1, T). An item may also be a pair
@@ -55,7 +56,8 @@ class PhaseDataset(TorchDataset):
         manifest = load_manifest(folder)
         gain = Gain(*(torch.tensor([value]) for value in manifest["gain"]))
         encoding = from_dict(SpectrogramConfig, manifest["settings"]["spectrogram"])
-        self.spectrogram = Spectrogram(with_inverse_of(encoding, settings.spectrogram), gain)
+        mono = replace(with_inverse_of(encoding, settings.spectrogram), channels=1)
+        self.spectrogram = Spectrogram(mono, gain)
         self.clips, self.pad_short = clips_of(manifest, split), pads_short(manifest)
         if not self.clips:
             raise DatasetError(
@@ -84,7 +86,7 @@ class PhaseDataset(TorchDataset):
         return _with_edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def waveform(self, i: int) -> Tensor:
-        """Return clip i as the dataset was built from it (`read_clip`): (1, clip_samples) float32."""
+        """Return clip i as the dataset was built from it (`read_clip`), in mono: (1, clip_samples)."""
         return read_clip(self.clips[i], self.music_dir, self.spectrogram.config, self.pad_short)
 
     def _varied(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -186,7 +188,8 @@ def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int,
 def compare_inverses(
     config: SpectrogramConfig, waveforms: Tensor, learned: LearnedPhase
 ) -> dict[str, Tensor]:
-    """Return waveforms (B, 1, clip_samples) cut to `kept_samples`, and decoded by PGHI and learned phase."""
+    """Return waveforms (B, C, clip_samples) cut to `kept_samples`, and decoded by PGHI and learned phase."""
+    config = replace(config, channels=waveforms.shape[1])  # a network learns from the mono form of stereo
     sound = {"original": waveforms[..., : config.kept_samples]}
     for name, phase in (("PGHI", "pghi"), ("learned", "learned")):
         spectrogram = inverse_by(config, phase, learned)

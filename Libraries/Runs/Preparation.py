@@ -14,10 +14,11 @@ from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.DemoMusic.Corpus import render_demo_music
 from Libraries.Runs.Recipe import require_dataset
 from Libraries.Runs.Settings import Settings
-from Libraries.Sound.Audio import AudioError, audio_info, load_audio
+from Libraries.Sound.Audio import AudioError, audio_info
 from Libraries.Sound.Metrics import RoundTrip, round_trip
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import load_channels
 from Libraries.Utils import get_logger, spread_indices
 
 logger = get_logger("Preparation")
@@ -91,7 +92,7 @@ def music_plan(settings: Settings) -> MusicPlan:
 def load_example_clips(
     config: SpectrogramConfig, files: list[Path], count: int, pad_short: bool = False
 ) -> Tensor:
-    """Return up to `count` clips (B, 1, clip_samples), each from the middle of a file, spread over `files`.
+    """Return up to `count` clips (B, channels, clip_samples) from the middles of files spread over `files`.
 
     Args:
         pad_short: take files that are shorter than a clip, too, with silence at their end.
@@ -104,7 +105,7 @@ def load_example_clips(
         try:
             seconds = audio_info(path).seconds or config.clip_seconds
             offset = max(0.0, (seconds - config.clip_seconds) / 2)
-            clip = load_audio(path, config.sample_rate, offset, config.clip_seconds)
+            clip = load_channels(path, config.channels, config.sample_rate, offset, config.clip_seconds)
         except AudioError as error:
             logger.info("no example from a file: %s", error)
             continue
@@ -125,7 +126,7 @@ def load_split_clips(settings: Settings, split: str, count: int) -> Tensor:
     """Return `count` recordings spread evenly over a split of the dataset (all if there are fewer).
 
     Returns:
-        (N, 1, clip_samples) float32, read again from the music that the dataset was built from.
+        (N, channels, clip_samples) float32, read again from the music that the dataset was built from.
 
     Raises:
         DatasetError: the music is missing or has changed.

@@ -16,7 +16,7 @@ from Libraries.Dataset.SpectrogramDataset import make_loaders
 from Libraries.Disk import remove_leftovers
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
-from Libraries.Runs.Settings import Settings, to_dict, value_at
+from Libraries.Runs.Settings import Settings, to_dict, value_at, with_defaults
 from Libraries.Training.Checkpoint import load_weights, save_json
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
@@ -28,6 +28,7 @@ logger = get_logger("Recipe")
 AUGMENTATION = (
     "dataset.random_gain_db",
     "dataset.random_polarity",
+    "dataset.random_swap",
     "dataset.time_shift",
     "dataset.mix",
 )  # of the clips at reading
@@ -247,9 +248,10 @@ def _require_same_parts(owner: str, run: Run, values: dict, same: dict[str, tupl
 
 
 def _part_of(run: Run, part: str) -> Any:
+    """Return a part of a run's settings; of one that is younger than the run its default, if it has one."""
     try:
-        return value_at(part, run.conf["settings"])
-    except KeyError:  # a setting that is younger than the run
+        return value_at(part, with_defaults(run.schema, run.conf["settings"]))
+    except KeyError:
         return None
 
 

@@ -240,6 +240,22 @@ def value_at(path: str, values: dict) -> Any:
     return functools.reduce(lambda part, name: part[name], path.split("."), values)
 
 
+def with_defaults(cls: type, values: dict) -> dict:
+    """Return `to_dict`'s values, of all or some settings of `cls`, with the defaults of those they lack.
+
+    A setting that is younger than the values has a default.
+    """
+    types, found = get_type_hints(cls), dict(values)
+    for field in dataclasses.fields(cls):
+        kind, value = types[field.name], values.get(field.name)
+        if isinstance(value, dict):
+            kind = _choices(kind).get(value.get("type"), kind)
+            found[field.name] = with_defaults(kind, value) if dataclasses.is_dataclass(kind) else value
+        elif field.name not in values and field.default is not dataclasses.MISSING:
+            found[field.name] = _to_plain(kind, field.default)
+    return found
+
+
 def changed(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     """Return the settings with some of them replaced, as by `{"network.norm": "batch", "space": "small"}`.
 

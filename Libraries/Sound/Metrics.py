@@ -2,7 +2,7 @@
 
 The first three metrics compare a waveform with its own reconstruction; the Frechet distance compares two
 sets, so it also judges generated clips against the test split. Waveforms are (B, 1, L) float32 in [-1, 1] on
-any device.
+any device. Of two channels their mean is heard; width and correlation (Stereo.py) judge the rest.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import Tensor
 from Libraries.Sound.FilterBanks import mel_matrix
 from Libraries.Sound.PhaseRetrieval import stft
 from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Sound.Stereo import channel_correlation, downmix, width_error
 
 WINDOWS = (512, 1024, 2048)  # samples; one window alone misses errors between its bins
 MEL_N_FFT, MEL_HOP = 2048, 512  # samples
@@ -42,7 +43,7 @@ def spectral_convergence(reference: Tensor, estimate: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not (B, 1, L).
     """
-    _check_pair(reference, estimate)
+    reference, estimate = _checked_pair(reference, estimate)
     errors = []
     for n_fft in WINDOWS:
         true, found = _magnitude(reference, n_fft, n_fft // 4), _magnitude(estimate, n_fft, n_fft // 4)
@@ -67,7 +68,7 @@ def log_spectral_distance(
     Raises:
         ValueError: the shapes differ or are not (B, 1, L).
     """
-    _check_pair(reference, estimate)
+    reference, estimate = _checked_pair(reference, estimate)
     distances = []
     for n_fft in WINDOWS:
         first = math.ceil(min_frequency * n_fft / sample_rate)
@@ -89,7 +90,7 @@ def mel_error(reference: Tensor, estimate: Tensor, sample_rate: int, max_frequen
     Raises:
         ValueError: the shapes differ or are not (B, 1, L).
     """
-    _check_pair(reference, estimate)
+    reference, estimate = _checked_pair(reference, estimate)
     true, found = _levels(
         *(_mel_power(wave, sample_rate, ERROR_MELS, max_frequency) for wave in (reference, estimate))
     )
@@ -117,7 +118,7 @@ def log_mel_statistics(waveforms: Tensor, sample_rate: int, max_frequency: float
     Raises:
         ValueError: the waveforms are not (B, 1, L).
     """
-    _check_waveform(waveforms)
+    waveforms = _checked(waveforms)
     power = _mel_power(waveforms, sample_rate, STATISTICS_MELS, min(max_frequency, sample_rate / 2))
     level = _levels(power, power)[0] / 10
     level = level - level.amax((1, 2), keepdim=True)
@@ -177,7 +178,7 @@ def power_fraction_above(waveforms: Tensor, sample_rate: int, frequency: float) 
         waveforms: (B, 1, L) float32.
         frequency: Hz.
     """
-    _check_waveform(waveforms)
+    waveforms = _checked(waveforms)
     power = torch.fft.rfft(waveforms[:, 0]).abs().square()
     above = torch.fft.rfftfreq(waveforms.shape[-1], 1 / sample_rate) > frequency
     fraction = power[:, above].sum(1) / power.sum(1).clamp(min=SMALLEST)
@@ -203,6 +204,8 @@ class RoundTrip:
     mel_error: float  # dB
     frechet_distance: float  # bel^2, on log-mel statistics
     seconds_per_clip: float  # of decoding
+    width_error: float | None = None  # dB, mean over octaves (`Stereo.width_error`); None: mono
+    correlation: tuple[float, float] | None = None  # of the channels, before and after
 
 
 def round_trip(
@@ -212,7 +215,7 @@ def round_trip(
 
     Args:
         spectrogram: on the device to run on.
-        waveforms: (B, 1, clip_samples) float32 on any device.
+        waveforms: (B, channels, clip_samples) float32 on any device.
         noise: standard deviation of a Gaussian error added to the normalised tensor, like a model's.
         seed: of that error; clip i draws from seed + i.
         batch_size: clips at a time.
@@ -224,7 +227,7 @@ def round_trip(
     compared = config.sample_rate, min(COMPARED_HZ, config.kept_frequency)
     device = spectrogram.window.device
     _decode_noisy(spectrogram, waveforms[:1].to(device), noise, [seed])  # compile before timing
-    errors, statistics, seconds = [], [], 0.0
+    errors, statistics, stereo, seconds = [], [], [], 0.0
     for first in range(0, len(waveforms), batch_size):
         batch = waveforms[first : first + batch_size]
         seeds = [seed + first + i for i in range(len(batch))]
@@ -232,7 +235,9 @@ def round_trip(
         reference = batch[..., : config.kept_samples].cpu()
         errors.append(_errors(reference, estimate, *compared))
         statistics.append([log_mel_statistics(waves, *compared) for waves in (reference, estimate)])
+        stereo += [_stereo_errors(reference, estimate, *compared)] if config.channels == 2 else []
         seconds += elapsed
+    width, *correlation = torch.cat(stereo, dim=1).mean(1).tolist() if stereo else (None,)
     convergence, distance, mel = torch.cat(errors, dim=1).mean(1).tolist()
     return RoundTrip(
         tensor=config.shape,
@@ -242,23 +247,34 @@ def round_trip(
         mel_error=mel,
         frechet_distance=frechet_distance(*(torch.cat(rows) for rows in zip(*statistics, strict=True))),
         seconds_per_clip=seconds / len(waveforms),
+        width_error=width,
+        correlation=tuple(correlation) or None,
     )
 
 
 def round_trip_table(rows: dict[str, RoundTrip]) -> str:
-    """Return named round trips as a Markdown table."""
+    """Return named round trips as a Markdown table; if there are stereo ones, with two more columns."""
+    stereo = any(row.correlation for row in rows.values())
     lines = [
-        "| representation | tensor | band kHz | SC | LSD | mel | FD | s/clip |",
-        "|---|---|---|---|---|---|---|---|",
+        "| representation | tensor | band kHz | SC | LSD | mel | FD | s/clip |"
+        + " width error dB | correlation before, after |" * stereo,
+        "|---|---|---|---|---|---|---|---|" + "---|---|" * stereo,
     ]
     for name, row in rows.items():
         shape = "x".join(map(str, row.tensor))
-        lines.append(
+        line = (
             f"| {name} | {shape} | {row.band_khz:.1f} | {row.spectral_convergence:.3f} "
             f"| {row.log_spectral_distance:.2f} | {row.mel_error:.2f} | {row.frechet_distance:.3f} "
             f"| {row.seconds_per_clip:.3f} |"
         )
+        lines.append(line + (_stereo_cells(row) if stereo else ""))
     return "\n".join(lines)
+
+
+def _stereo_cells(row: RoundTrip) -> str:
+    if row.correlation is None:
+        return " – | – |"
+    return f" {row.width_error:.2f} | {row.correlation[0]:.2f}, {row.correlation[1]:.2f} |"
 
 
 def _decode_noisy(
@@ -282,6 +298,12 @@ def _errors(reference: Tensor, estimate: Tensor, sample_rate: int, max_frequency
             mel_error(reference, estimate, sample_rate, max_frequency),
         ]
     )
+
+
+def _stereo_errors(reference: Tensor, estimate: Tensor, sample_rate: int, max_frequency: float) -> Tensor:
+    """Return the width's error and the channels' correlation before and after, of every clip: (3, B)."""
+    width = width_error(reference, estimate, sample_rate, max_frequency)
+    return torch.stack([width, channel_correlation(reference), channel_correlation(estimate)])
 
 
 def _magnitude(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
@@ -317,16 +339,19 @@ def _symmetric_root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T  # rounding makes a zero eigenvalue negative
 
 
-def _check_pair(reference: Tensor, estimate: Tensor) -> None:
-    _check_waveform(reference)
+def _checked_pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as (B, 1, L); raise a ValueError if a shape is wrong."""
     if reference.shape != estimate.shape:
         shapes = f"{tuple(reference.shape)} and {tuple(estimate.shape)}"
         raise ValueError(f"reference and estimate have shapes {shapes}; they must be equal")
+    return _checked(reference), _checked(estimate)
 
 
-def _check_waveform(waveform: Tensor) -> None:
+def _checked(waveform: Tensor) -> Tensor:
+    """Return the waveform as (B, 1, L), of two channels their mean; raise a ValueError for other shapes."""
     shortest = max(*WINDOWS, MEL_N_FFT) // 2 + 1
-    if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] < shortest:
+    if waveform.ndim != 3 or waveform.shape[1] not in (1, 2) or waveform.shape[2] < shortest:
         raise ValueError(
             f"waveform has shape {tuple(waveform.shape)}; expected (B, 1, L) with at least {shortest} samples"
         )
+    return downmix(waveform)

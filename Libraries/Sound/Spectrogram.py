@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from Libraries.Sound.FilterBanks import band_matrix, mdct_matrix, mel_matrix, nonnegative_inverse
 from Libraries.Sound.PhaseRetrieval import griffin_lim, istft, pghi, stft
 from Libraries.Sound.SpectrogramConfig import RANGES, SIGNED, SpectrogramConfig
+from Libraries.Sound.Stereo import left_right, mid_side
 
 SMALLEST = 1e-10  # of full scale (-200 dB): keeps the logarithm finite
 QUIETEST = 1e-5  # of full scale (-100 dB): a clip without a louder bin is silence and is not amplified
@@ -64,7 +65,7 @@ class Spectrogram(nn.Module):
         """Return the normalised model tensor and its gain; silence gives no NaN.
 
         Args:
-            waveform: (B, 1, clip_samples) float32 in [-1, 1].
+            waveform: (B, config.channels, clip_samples) float32 in [-1, 1].
 
         Returns:
             x0 (B, *config.shape) float32, and its gain, (B,) each.
@@ -96,7 +97,7 @@ class Spectrogram(nn.Module):
             any_length: x0 may have more or fewer frames than a clip, as after an edit.
 
         Returns:
-            (B, 1, config.kept_samples) float32; with `any_length` (T - 1)·hop_length samples.
+            (B, config.channels, config.kept_samples) float32; with `any_length` (T - 1)·hop_length samples.
 
         Raises:
             ValueError: x0 has another shape, there is no gain, or no phase model for phase='learned'.
@@ -104,13 +105,17 @@ class Spectrogram(nn.Module):
         self._check_tensor(x0, any_length)
         features, offset, scale = self._denormalised(x0, gain)
         if self.config.representation == "mdct":
-            return self._decode_mdct(features)
-        if self.config.representation == "complex":
-            return self._decode_complex(features)
-        return self._from_magnitude(self._to_magnitude(features, offset, scale))
+            decoded = self._decode_mdct(self._apart(features))
+        elif self.config.representation == "complex":
+            decoded = self._decode_complex(self._apart(features))
+        else:
+            decoded = self._from_magnitude(self._to_magnitude(features, offset, scale))
+        return left_right(decoded.unflatten(0, (-1, self.config.channels)))
 
     def magnitude(self, x0: Tensor, gain: Gain | None = None) -> Tensor:
         """Return the STFT magnitudes that `decode` finds a phase for: (B, n_freqs, T) float32.
+
+        Of stereo they are (2 B, n_freqs, T): each clip's mid, then its side.
 
         Args:
             x0, gain: as in `decode`, for magnitude, bands and mel; any number of frames.
@@ -148,7 +153,7 @@ class Spectrogram(nn.Module):
         compressed by a power.
 
         Args:
-            waveform: (B, 1, clip_samples) float32 in [-1, 1].
+            waveform: (B, config.channels, clip_samples) float32 in [-1, 1].
 
         Returns:
             (B, *config.shape) float32.
@@ -162,14 +167,22 @@ class Spectrogram(nn.Module):
             hop = self.config.hop_length
             frames = nnf.pad(waveform, (hop, hop)).unfold(-1, 2 * hop, hop)[:, :n_frames]
             coefficients = (frames @ self.mdct.T / self.full_scale).transpose(1, 2)
-            return _to_power(coefficients[:, None, :n_rows], self.config.compression)
+            return self._together(_to_power(coefficients[:, None, :n_rows], self.config.compression))
         spectrum = stft(waveform, self.window, self.config.n_fft, self.config.hop_length)[..., :n_frames]
         spectrum = spectrum / self.full_scale
         if self.config.representation == "complex":
             parts = torch.view_as_real(spectrum[:, :n_rows]).permute(0, 3, 1, 2)
-            return _to_power(parts, self.config.compression)
+            return self._together(_to_power(parts, self.config.compression))
         rows = spectrum.abs()[:, :n_rows] if self.bank is None else self.bank @ spectrum.abs()
-        return self._to_scale(rows[:, None])
+        return self._to_scale(self._together(rows[:, None]))
+
+    def _together(self, features: Tensor) -> Tensor:
+        """Return features (B·channels, c, F, T), mid and side of each clip in turn, as (B, C, F, T)."""
+        return features.unflatten(0, (-1, self.config.channels)).flatten(1, 2)
+
+    def _apart(self, features: Tensor) -> Tensor:
+        """Return features (B, C, F, T) as (B·channels, c, F, T); the inverse of `_together`."""
+        return features.unflatten(1, (self.config.channels, -1)).flatten(0, 1)
 
     def dataset_gain(self, batches: Iterable[Tensor]) -> Gain:
         """Return the gain of a whole dataset, (1,) each, from batches of its `features`, one at a time.
@@ -220,26 +233,38 @@ class Spectrogram(nn.Module):
         return torch.maximum(level, self._floor(level.amax((1, 2, 3), keepdim=True)))
 
     def _to_rows(self, features: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-        """Return linear rows (B, F, T) from features; the inverse of `_to_scale`."""
+        """Return linear rows (B, C, F, T) from features; the inverse of `_to_scale`."""
         if not self._in_db:
-            return features[:, 0].clamp(min=0)
+            return features.clamp(min=0)
         if self.config.normalisation == "dataset" or self.config.value_range == "unit_variance":
             floor = self._floor(features.amax((1, 2, 3), keepdim=True))
         else:  # a generated tensor may not reach its range's top, so the range sets the floor
             floor = offset - scale if self.config.value_range == "minus_one_to_one" else offset
         rows = 10 ** (features / 20)
-        return torch.where(features <= floor + FLOOR_TOLERANCE, 0.0, rows)[:, 0]
+        return torch.where(features <= floor + FLOOR_TOLERANCE, 0.0, rows)
 
     def _to_magnitude(self, features: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-        """Return all magnitudes (B, n_freqs, T) of features (B, 1, F, T), in the unit of `stft`."""
-        return self._to_bins(self._to_rows(features, offset, scale)) * self.full_scale
+        """Return all magnitudes (B·channels, n_freqs, T) of features (B, C, F, T), in the unit of `stft`."""
+        rows = self._to_rows(features, offset, scale)
+        return self._to_bins(rows.flatten(0, 1)) * self.full_scale
 
     def _from_magnitude(self, magnitude: Tensor) -> Tensor:
-        """Return the waveform (B, 1, L) of magnitudes (B, n_freqs, T): find the phase, invert."""
-        phase = self._find_phase(magnitude)
-        iterations = self.config.griffin_lim_iterations
-        waveform = griffin_lim(magnitude, self.window, self.config.hop_length, iterations, init_phase=phase)
-        return waveform[:, None]
+        """Return the waveforms (B·channels, L) of magnitudes (B·channels, n_freqs, T), with a phase found.
+
+        Each channel gets a phase of its own, but side is turned by 90 degrees against mid: if both are one
+        sound, their phases come out equal, and all that was to the right would be heard on the left.
+        """
+        phase, config, decoded = self._find_phase(magnitude), self.config, []
+        for channel in range(config.channels):
+            own = slice(channel, None, config.channels)
+            start = None if phase is None else phase[own] + channel * math.pi / 2
+            draw = torch.Generator().manual_seed(channel)
+            decoded.append(
+                griffin_lim(
+                    magnitude[own], self.window, config.hop_length, config.griffin_lim_iterations, start, draw
+                )
+            )
+        return torch.stack(decoded, dim=1).flatten(0, 1)
 
     def _find_phase(self, magnitude: Tensor) -> Tensor | None:
         """Return the phase to invert with, (B, n_freqs, T) in radians; None leaves it to Griffin-Lim."""
@@ -267,14 +292,14 @@ class Spectrogram(nn.Module):
         parts = _to_power(features, 1 / self.config.compression) * self.full_scale
         parts = nnf.pad(parts, (0, 0, 0, self.config.n_freqs - parts.shape[2]))
         spectrum = torch.complex(parts[:, 0], parts[:, 1])
-        return istft(spectrum, self.window, self.config.hop_length)[:, None]
+        return istft(spectrum, self.window, self.config.hop_length)
 
     def _decode_mdct(self, features: Tensor) -> Tensor:
         coefficients = _to_power(features[:, 0:1], 1 / self.config.compression)[:, 0] * self.full_scale
         n_rows, hop = coefficients.shape[1], self.config.hop_length
         frames = coefficients.transpose(1, 2) @ self.mdct[:n_rows]  # (B, T, 2 hop)
         blocks = frames[:, :-1, hop:] + frames[:, 1:, :hop]
-        return blocks.flatten(1)[:, None]
+        return blocks.flatten(1)
 
     @property
     def _in_db(self) -> bool:
@@ -289,14 +314,19 @@ class Spectrogram(nn.Module):
         return Gain(self.gain_offset, self.gain_scale)
 
     def _checked(self, waveform: Tensor) -> Tensor:
-        """Return the waveform as float32 (B, L); raise a ValueError if it has another shape."""
-        expected = self.config.clip_samples
-        if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] != expected:
+        """Return mid and side of each clip in turn, float32 (B·channels, L); of mono the waveform itself.
+
+        Raises:
+            ValueError: the waveform has another shape.
+        """
+        channels, expected = self.config.channels, self.config.clip_samples
+        if waveform.ndim != 3 or waveform.shape[1:] != (channels, expected):
             raise ValueError(
-                f"waveform has shape {tuple(waveform.shape)}; expected (B, 1, {expected}): one channel of "
-                f"{self.config.clip_seconds:g} s at {self.config.sample_rate} Hz"
+                f"waveform has shape {tuple(waveform.shape)}; expected (B, {channels}, {expected}): "
+                f"{('one channel', 'left and right')[channels - 1]} of {self.config.clip_seconds:g} s at "
+                f"{self.config.sample_rate} Hz"
             )
-        return waveform[:, 0].float()
+        return mid_side(waveform.float()).flatten(0, 1)
 
 
 def typical_gain(gain: Gain) -> Gain:

@@ -18,6 +18,7 @@ CHOICES = {
     "value_range": tuple(RANGES),
     "phase": ("pghi", "griffin_lim", "learned"),
     "band_inverse": ("pinv", "nnls"),
+    "channels": (1, 2),
 }
 POSITIVE = (
     *("sample_rate", "clip_seconds", "n_fft", "win_length", "hop_length", "n_bands", "narrow_frequency"),
@@ -51,6 +52,7 @@ class SpectrogramConfig:
     phase: str  # pghi | griffin_lim (from a random start) | learned, of magnitude, bands and mel
     band_inverse: str  # pinv | nnls (non-negative, closer), of bands and mel
     griffin_lim_iterations: int  # about 10 after pghi or learned, about 60 from a random start
+    channels: int = 1  # of the audio; 2 are coded as mid and side (Stereo.py), with one gain
 
     def __post_init__(self):
         _check_settings(self)
@@ -126,8 +128,9 @@ class SpectrogramConfig:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, F, T) of one clip's model tensor."""
-        return (2 if self.representation == "complex" else 1, self.n_rows, self.n_frames)
+        """(C, F, T) of one clip's model tensor; of stereo, mid is the first half of C and side the second."""
+        parts = 2 if self.representation == "complex" else 1
+        return (self.channels * parts, self.n_rows, self.n_frames)
 
 
 def _check_settings(config: SpectrogramConfig) -> None:

@@ -5,3 +5,4 @@ from Libraries.Sound.LowResolution import LowResolution, ConditioningConfig, Low
 from Libraries.Sound.Metrics import frechet_distance, log_mel_statistics, round_trip, round_trip_table
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Sound.Stereo import channel_correlation, downmix, load_channels, stereo_width

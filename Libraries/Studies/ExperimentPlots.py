@@ -9,6 +9,7 @@ from torch import Tensor
 
 from Libraries.Plots.SpectrogramPlots import draw_waveform
 from Libraries.Sound.Metrics import mean_interval
+from Libraries.Sound.Stereo import downmix
 from Libraries.Studies.Experiments import Experiment, Outcome, by_variant, load_sound
 from Libraries.Utils import spread_indices
 
@@ -21,7 +22,7 @@ def plot_experiment(
     """Draw distances with 95 % intervals, losses by range of t and over time, and clips of the same seeds.
 
     Args:
-        recordings: waveforms (N, 1, L), of which some are drawn below.
+        recordings: waveforms (N, C, L), of which some are drawn below.
     """
     groups, height = by_variant(outcomes), 1.7
     figure = Figure(figsize=(11, 3.8 + height * (len(groups) + 1)), layout="constrained")
@@ -34,7 +35,7 @@ def plot_experiment(
     for axis in (distances, ranges, curves):
         axis.grid(alpha=0.3)
     rows = {f"{name}\ntraining {own[0].seed}": load_sound(own[0]) for name, own in groups.items()}
-    rows["recordings"] = recordings[spread_indices(len(recordings), CLIPS), 0]
+    rows["recordings"] = downmix(recordings[spread_indices(len(recordings), CLIPS)])[:, 0]
     _draw_clips(below, rows, sample_rate)
     return figure
 

@@ -29,6 +29,7 @@ from Libraries.Runs.Preparation import ensure_dataset, load_split_clips, own_mus
 from Libraries.Runs.Recipe import open_run, train
 from Libraries.Runs.Settings import Settings, changed, to_dict
 from Libraries.Sound.Metrics import power_fraction_above
+from Libraries.Sound.Stereo import downmix
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import TrainingDiverged
 from Libraries.Training.RunLog import read_metrics
@@ -220,7 +221,7 @@ def load_reference(settings: Settings, clips: int) -> Reference:
 
 
 def load_recordings(settings: Settings, split: str, clips: int) -> Tensor:
-    """Return recordings (N, 1, L) spread over a split, as long as generated clips are."""
+    """Return recordings (N, channels, L) spread over a split, as long as generated clips are."""
     return load_split_clips(settings, split, clips)[..., : settings.spectrogram.kept_samples]
 
 
@@ -279,7 +280,8 @@ def _measure(settings: Settings, reference: Reference, count: int, run_dir: Path
     )  # fmt: skip
     sound = model.to_audio(x0)
     clips = run_dir / "clips.npy"
-    kept = sound[:KEPT_CLIPS, 0] / sound[:KEPT_CLIPS, 0].abs().amax(1, keepdim=True).clamp(min=1e-9)
+    mono = downmix(sound[:KEPT_CLIPS])[:, 0]
+    kept = mono / mono.abs().amax(1, keepdim=True).clamp(min=1e-9)
     write_array(clips, kept.numpy().astype(np.float16))
     return {
         "measures": reference.yardstick.measure(sound).summary(),
