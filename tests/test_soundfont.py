@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from Libraries.DemoMusic.Corpus import find_soundfont
+from Libraries.DemoMusic.Fonts import BUILT_IN, open_soundfont
 from Libraries.DemoMusic.SoundFont import Note, SoundFont, SoundFontError
 
 RATE = 32_000
@@ -13,7 +13,7 @@ RATE = 32_000
 
 @pytest.fixture(scope="module")
 def font():
-    return SoundFont(find_soundfont())
+    return open_soundfont(BUILT_IN)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
