@@ -9,7 +9,7 @@ for a second each. FluidSynth (Debian's package fluidsynth) plays without reverb
 medians of the notes: the level against FluidSynth's, after the difference of all instruments together; the
 spectral distance, which is the mean difference of 64 mel bands up to 14 kHz in dB where either is within
 60 dB of the note's loudest, with levels made equal; how much longer a note is heard, until it is 40 dB below
-its loudest. "Plain" is this player without modulators, LFOs and pitch envelope, as the built-in font is played.
+its loudest. "Plain" is this player without modulators, LFOs and pitch envelope: as for the built-in font.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def print_comparison(path: Path) -> None:
     theirs = {name: by_fluidsynth(test_notes(name), path) for name in INSTRUMENTS}
     full, plain = (compare(SoundFont(path, modulated=modulated), theirs) for modulated in (True, False))
     print(
-        f"\n{path.name}\n\n| instrument | level, dB | spectrum, dB | plain, dB | length, s |\n|---|---|---|---|---|"
+        f"\n{path.name}\n\n| instrument | level, dB | spectrum, dB | plain, dB | length, s |"
+        "\n|---|---|---|---|---|"
     )
     for name, found in full.items():
         cells = (
