@@ -5,7 +5,7 @@
     python benchmarks/soundfonts.py --gallery           # Results/gallery/orchestra.html
 
 For every instrument of the ensembles both play the same six notes: three keys of its range, loud and soft,
-for a second each. FluidSynth (Debian's package fluidsynth) plays without reverb and chorus. Printed are, as
+for 0.8 s each. FluidSynth (Debian's package fluidsynth) plays without reverb and chorus. Printed are, as
 medians of the notes: the level against FluidSynth's, after the difference of all instruments together; the
 spectral distance, which is the mean difference of 64 mel bands up to 14 kHz in dB where either is within
 60 dB of the note's loudest, with levels made equal; how much longer a note is heard, until it is 40 dB below
@@ -43,7 +43,7 @@ from Libraries.Plots.SpectrogramPlots import plot_waveform_spectrograms, save_fi
 from Libraries.Sound.FilterBanks import mel_matrix  # noqa: E402
 
 RATE = 32_000
-HELD, APART = 1.0, 2.5  # s
+HELD, APART = 0.8, 2.0  # s
 VELOCITIES = (50, 100)
 SMALLEST = 1e-9
 WINDOW, HOP = 2048, 320  # samples
@@ -80,7 +80,7 @@ def main() -> None:
 
 def print_comparison(path: Path) -> None:
     """Print the table of a font."""
-    theirs = {name: by_fluidsynth(test_notes(name), path) for name in INSTRUMENTS}
+    theirs = played_by_fluidsynth(list(INSTRUMENTS), path)
     full, plain = (compare(SoundFont(path, modulated=modulated), theirs) for modulated in (True, False))
     print(
         f"\n{path.name}\n\n| instrument | level, dB | spectrum, dB | plain, dB | length, s |"
@@ -96,17 +96,17 @@ def print_comparison(path: Path) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def test_notes(instrument: str) -> list[Note]:
+def notes_of(instrument: str) -> list[Note]:
     """Return six notes: three keys of the instrument's range, soft and loud."""
     program, low, high = INSTRUMENTS[instrument]
     keys = [round(low + part * (high - low)) for part in (0.2, 0.5, 0.8)]
     pairs = [(key, velocity) for key in keys for velocity in VELOCITIES]
-    return [Note(0.1 + i * APART, HELD, program, *pair) for i, pair in enumerate(pairs)]
+    return [Note(i * APART, HELD, program, *pair) for i, pair in enumerate(pairs)]
 
 
 def compare(font: SoundFont, theirs: dict[str, np.ndarray]) -> dict[str, Difference]:
     """Return how a font sounds here against FluidSynth's waves by instrument."""
-    rows = {name: differences(by_us(test_notes(name), font), wave) for name, wave in theirs.items()}
+    rows = {name: differences(by_us(notes_of(name), font), wave) for name, wave in theirs.items()}
     common = np.median([row[:, 0] for row in rows.values()])  # FluidSynth's gain is its own
     return {name: Difference(*(np.median(row, axis=0) - [common, 0, 0])) for name, row in rows.items()}
 
@@ -114,6 +114,15 @@ def compare(font: SoundFont, theirs: dict[str, np.ndarray]) -> dict[str, Differe
 def by_us(notes: list[Note], font: SoundFont) -> np.ndarray:
     """Return notes as played here, (L,)."""
     return font.play(notes, round((notes[-1].start + APART) * RATE), RATE)
+
+
+def played_by_fluidsynth(names: list[str], font: Path) -> dict[str, np.ndarray]:
+    """Return the test notes of instruments as FluidSynth plays them, one after another: (L,) each."""
+    played = [notes_of(name) for name in names]
+    seconds = played[0][-1].start + APART
+    notes = [n._replace(start=n.start + i * seconds) for i, own in enumerate(played) for n in own]
+    parts = by_fluidsynth(notes, font).reshape(len(names), -1)
+    return dict(zip(names, parts, strict=True))
 
 
 def by_fluidsynth(notes: list[Note], font: Path) -> np.ndarray:
@@ -130,19 +139,19 @@ def by_fluidsynth(notes: list[Note], font: Path) -> np.ndarray:
 
 
 def write_midi(notes: list[Note], path: Path) -> None:
-    """Write notes of one program as a MIDI file, with the channel's volume at its highest."""
+    """Write notes that do not overlap as a MIDI file, with the channel's volume at its highest."""
     import mido  # of pretty_midi's requirements
 
     ticks, events = 1000, []  # a millisecond each, at 60 quarter notes a minute
     for note in notes:
         ends = note.start + note.seconds
+        events.append((note.start, mido.Message("program_change", program=note.program)))
         events.append((note.start, mido.Message("note_on", note=note.key, velocity=note.velocity)))
         events.append((ends, mido.Message("note_off", note=note.key)))
     track = mido.MidiTrack(
         [
             mido.MetaMessage("set_tempo", tempo=1_000_000),
             mido.Message("control_change", control=7, value=127),
-            mido.Message("program_change", program=notes[0].program),
         ]
     )
     now = 0
@@ -196,9 +205,6 @@ def aligned(wave: np.ndarray, reference: np.ndarray) -> np.ndarray:
     middle = len(wave) - 1
     shift = int(np.argmax(np.abs(likeness[middle - most : middle + most + 1]))) - most
     return np.roll(wave, shift)
-
-
-PIECE, BARS_SECONDS = ("quartets", "string_quartet"), 9.0
 
 
 def write_gallery(folder: Path) -> None:

@@ -339,7 +339,6 @@ def test_notes_sound_as_by_fluidsynth(path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     import soundfonts as benchmark
 
-    names = ("piano", "violin", "trumpet", "flute")
-    theirs = {name: benchmark.by_fluidsynth(benchmark.test_notes(name), path) for name in names}
+    theirs = benchmark.played_by_fluidsynth(["piano", "violin", "trumpet", "flute"], path)
     for name, found in benchmark.compare(SoundFont(path), theirs).items():
         assert abs(found.level) < 1.5 and found.spectrum < 3 and abs(found.length) < 0.1, (name, found)
