@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -233,8 +233,6 @@ def write_gallery(folder: Path) -> None:
 
 def first_bars(score: Score, bars: int) -> Score:
     """Return the beginning of a score in four quarter notes a bar."""
-    from dataclasses import replace
-
     return replace(score, notes=score.notes[score.notes[:, 0] < 4 * bars])
 
 

@@ -273,12 +273,14 @@ def test_a_strict_player_is_a_metronome():
 def test_any_key_keeps_every_voice_in_range_without_moving_notes_by_octaves():
     notes = [(i, 1, key, voice) for i in range(8) for voice, key in enumerate((72, 64, 60, 45 + i))]
     instruments, shifts = ENSEMBLES["string_quartet"].instruments, set()
-    for seed in range(60):
+    for seed in range(300):
         played = perform(make_score(notes), instruments, np.random.default_rng(seed), PLAYING)
         moved = {note.key - key for note, (_, _, key, _) in zip(played, notes, strict=True)}
         assert len(moved) == 1
         shifts |= moved
-    assert min(shifts) == -9 and max(shifts) == 20  # the cello's lowest and the viola's or violin's highest
+    assert (
+        min(shifts) == -9 and max(shifts) == 24
+    )  # the cello's lowest note, and the violin's and the cello's highest
 
 
 @pytest.mark.parametrize(
