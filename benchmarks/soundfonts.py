@@ -208,11 +208,13 @@ def aligned(wave: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def write_gallery(folder: Path) -> None:
-    """Write players and spectrograms of the same eight bars with each font, dry and in a room."""
+    """Write players and spectrograms of the same eight bars (2/4) with each font, dry and in a room."""
     best = find_soundfont(None)
     with tempfile.TemporaryDirectory() as cache:
-        score = load_score("mozart-k155-movement1", "quartets", Path(cache))
-    notes = perform(first_bars(score, 8), ENSEMBLES["string_quartet"].instruments, np.random.default_rng(3))
+        score = load_score("mozart-k155-movement3", "quartets", Path(cache))
+    notes = perform(
+        first_quarters(score, 16), ENSEMBLES["string_quartet"].instruments, np.random.default_rng(3)
+    )
     takes = {
         "orchestra-built-in": ("the built-in font", BUILT_IN, "dry"),
         "orchestra-dry": (f"{best.stem}, dry", None, "dry"),
@@ -223,7 +225,7 @@ def write_gallery(folder: Path) -> None:
         wave = take(notes, open_soundfont(setting), room)
         soundfile.write(folder / f"{name}.ogg", wave.T, RATE, format="OGG", subtype="VORBIS")
         mono = torch.from_numpy(wave.mean(0))
-        save_figure(plot_waveform_spectrograms([mono], [title], RATE, "", 1, 7.0), folder / f"{name}.png")
+        save_figure(plot_waveform_spectrograms([mono], [title], RATE, "", 1, 4.5), folder / f"{name}.png")
         rows.append(
             f'<h2>{title}</h2>\n<audio controls src="{name}.ogg"></audio><br>\n<img src="{name}.png">'
         )
@@ -231,9 +233,9 @@ def write_gallery(folder: Path) -> None:
     (folder / "orchestra.html").write_text(text + "\n".join(rows) + "\n", encoding="utf-8")
 
 
-def first_bars(score: Score, bars: int) -> Score:
-    """Return the beginning of a score in four quarter notes a bar."""
-    return replace(score, notes=score.notes[score.notes[:, 0] < 4 * bars])
+def first_quarters(score: Score, count: int) -> Score:
+    """Return the beginning of a score: so many quarter notes."""
+    return replace(score, notes=score.notes[score.notes[:, 0] < count])
 
 
 def take(notes: list[Note], font: SoundFont, room: str) -> np.ndarray:

@@ -289,6 +289,32 @@ def test_a_modulator_moves_the_pitch_by_its_source(tmp_path, source, velocity, c
     assert abs(1200 * np.log2(pitch(font.note(0, 69, velocity, 1.0, RATE)[:RATE], expected) / expected)) < 0.5
 
 
+def test_resonance_lowers_what_passes_by_half_of_it(tmp_path):
+    for cutoff in (13_500, 11_000):  # open, and 4.7 kHz
+        levels = [
+            decibel(
+                make_font(
+                    tmp_path / "a.sf2", sine(441, 44_100), loop=(0, 44_100), generators=[(8, cutoff), (9, q)]
+                ).note(0, 69, 127, 0.5, RATE)[3200:16_000]
+            )
+            for q in (0, 60)
+        ]
+        assert abs(levels[0] - levels[1] - 3) < 0.15
+
+
+def test_tremolo_is_louder_while_its_oscillator_is_up(tmp_path):
+    slow = round(1200 * np.log2(1 / 8.176))  # once a second
+    font = make_font(
+        tmp_path / "a.sf2",
+        sine(4410, 44_100),
+        loop=(0, 44_100),
+        generators=[(13, 60), (21, -12_000), (22, slow)],
+    )
+    wave = font.note(0, 69, 127, 1.0, RATE)
+    up, down = (decibel(wave[int(at * RATE) - 200 : int(at * RATE) + 200]) for at in (0.25, 0.75))
+    assert abs(up - down - 12) < 0.3
+
+
 def test_vibrato_moves_the_pitch_by_its_depth_and_after_its_delay(tmp_path):
     cents, hertz = 60, 5.0
     generators = [(6, cents), (23, 0), (24, round(1200 * np.log2(hertz / 8.176)))]  # after a second

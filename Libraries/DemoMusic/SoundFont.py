@@ -254,13 +254,16 @@ def _render(voice: _Voice, n_samples: int, sample_rate: int, modulated: bool) ->
     if modulated and (depth := voice.value(_MOD_LFO_TO_CUTOFF)):
         cents = cents + depth * voice.oscillate(_MOD_LFO, ahead)
     cutoff = 8.176 * 2 ** (cents / 1200)  # Hz, from cents above 8.176 Hz
+    q = 10 ** ((voice.value(_FILTER_Q) / 10 - 3.01) / 20)
+    loss = 10 ** (voice.value(_FILTER_Q) / 400) if modulated else max(1.0, np.sqrt(q))  # half of Q, in dB
     if cutoff.min() < 0.45 * sample_rate:
-        cutoff = np.clip(cutoff / sample_rate, 1e-3, 0.45)
-        wave = _low_pass(wave, cutoff, 10 ** ((voice.value(_FILTER_Q) / 10 - 3.01) / 20))
+        wave = _low_pass(wave, np.clip(cutoff / sample_rate, 1e-3, 0.45), q, loss)
+    elif modulated:
+        wave = wave / loss
     rise, fall = voice.stages(_VOLUME_ENV, seconds)
     wave = wave * rise * 10 ** (-5 * fall) * voice.gain  # a fall of 1 is 100 dB
     if modulated and (depth := voice.value(_MOD_LFO_TO_VOLUME)):
-        wave = wave * 10 ** (-depth / 200 * voice.oscillate(_MOD_LFO, seconds))  # centibels
+        wave = wave * 10 ** (depth / 200 * voice.oscillate(_MOD_LFO, seconds))  # centibels
     return wave.astype(np.float32)
 
 
@@ -309,10 +312,10 @@ def _release(n_samples: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _low_pass(wave, cutoff, q):
+def _low_pass(wave, cutoff, q, loss):
     """Apply a two-pole filter whose cutoff (a fraction of the sample rate) moves once per `_FILTER_BLOCK`.
 
-    The bilinear biquad of R. Bristow-Johnson's cookbook, divided by sqrt(q) as section 8.1.3 requires for
+    The bilinear biquad of R. Bristow-Johnson's cookbook, divided by `loss` as section 8.1.3 requires for
     resonance, in transposed direct form II, which stays quiet while its coefficients move.
     """
     out = np.empty_like(wave)
@@ -321,7 +324,7 @@ def _low_pass(wave, cutoff, q):
         w = 2 * np.pi * cutoff[block]
         alpha = np.sin(w) / (2 * q)
         a1, a2 = -2 * np.cos(w) / (1 + alpha), (1 - alpha) / (1 + alpha)
-        b1 = (1 - np.cos(w)) / (1 + alpha) / max(1.0, np.sqrt(q))
+        b1 = (1 - np.cos(w)) / (1 + alpha) / loss
         for i in range(block * _FILTER_BLOCK, min(len(wave), (block + 1) * _FILTER_BLOCK)):
             x = wave[i]
             y = b1 / 2 * x + s1
