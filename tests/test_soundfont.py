@@ -367,4 +367,4 @@ def test_notes_sound_as_by_fluidsynth(path, monkeypatch):
 
     theirs = benchmark.played_by_fluidsynth(["piano", "violin", "trumpet", "flute"], path)
     for name, found in benchmark.compare(SoundFont(path), theirs).items():
-        assert abs(found.level) < 1.5 and found.spectrum < 3 and abs(found.length) < 0.1, (name, found)
+        assert abs(found.level) < 0.5 and found.spectrum < 1 and abs(found.length) < 0.05, (name, found)
