@@ -46,6 +46,7 @@ _FILTER_BLOCK = 32  # samples per setting of the filter: 1 ms at 32 kHz
 _FILTER_AHEAD = 0.002  # s; twice the shortest stage of an envelope
 _BODIES_KEPT = 600  # rendered notes in memory, about 100 MB
 _FURTHEST_BEND = 2400  # cents, by LFOs and envelope
+_DEEPEST_TREMOLO = 960  # centibels (section 8.1.3)
 _BEND_POINTS = 32  # of the windowed sinc that reads between samples
 
 
@@ -263,6 +264,7 @@ def _render(voice: _Voice, n_samples: int, sample_rate: int, modulated: bool) ->
     rise, fall = voice.stages(_VOLUME_ENV, seconds)
     wave = wave * rise * 10 ** (-5 * fall) * voice.gain  # a fall of 1 is 100 dB
     if modulated and (depth := voice.value(_MOD_LFO_TO_VOLUME)):
+        depth = np.clip(depth, -_DEEPEST_TREMOLO, _DEEPEST_TREMOLO)
         wave = wave * 10 ** (depth / 200 * voice.oscillate(_MOD_LFO, seconds))  # centibels
     return wave.astype(np.float32)
 
