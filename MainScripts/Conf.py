@@ -3,8 +3,9 @@
     from Conf import conf          # puts the repository on the path; everything else follows
 
 The environment chooses: CONF_PRESET a preset (ORIGIN, BASE, STEREO, CPU, SMOKE; without it BASE where there
-is a CUDA device and CPU where there is none), CONF_MUSIC the folder of your music, CONF_ROOT where Data,
-Models and Results lie. Change a setting here, or in one visible cell of a notebook:
+is a CUDA device and CPU where there is none), CONF_MUSIC the folder of your music, CONF_SOUNDFONT the
+SoundFont that plays the demo music, CONF_ROOT where Data, Models and Results lie. Change a setting here, or
+in one visible cell of a notebook:
 
     conf = replace(conf, train=replace(conf.train, batch_size=8))
     conf = in_space(conf, "latent")
@@ -26,7 +27,7 @@ if not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # in a log, ever
 
 # ruff: noqa: E402
 from Libraries.Dataset import DatasetConfig
-from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, PlayingConfig
 from Libraries.Diffusion import DiffusionConfig
 from Libraries.Networks import as_journal
 from Libraries.Phase import PhaseConfig
@@ -142,6 +143,16 @@ BASE = Settings(
         ensembles=tuple(ENSEMBLES),
         sample_rate=32_000,  # Hz
         seed=0,
+        soundfont=os.environ.get("CONF_SOUNDFONT"),  # a path; None: the best of this machine | built-in
+        room="chamber",  # dry | chamber | hall | church
+        playing=PlayingConfig(
+            timing=0.012,  # s, standard deviation of an onset
+            dynamics=18.0,  # velocity steps that a phrase rises from its ends to its middle
+            rubato=0.12,  # fraction by which a phrase is slower at its ends than in its middle
+            tempo_spread=0.2,  # fraction by which a piece may be faster or slower than its score
+            phrase=(6.0, 14.0),  # quarter notes
+            any_key=True,  # as far as the instruments' ranges allow; False: up to a tritone
+        ),
     ),
     spectrogram=BASE_SPECTROGRAM,
     dataset=BASE_DATASET,
@@ -297,8 +308,13 @@ CPU = changed(
     {
         "preset": "CPU",
         "demo_music": replace(
-            BASE.demo_music, clips=2_600, clip_seconds=2.0, ensembles=("acoustic_guitar",), sample_rate=16_000
-        ),  # s, Hz
+            BASE.demo_music, clips=2_600,
+            clip_seconds=2.0,  # s
+            ensembles=("acoustic_guitar",),
+            sample_rate=16_000,  # Hz
+            # as the figures in Results/README.md and the released weights were made
+            soundfont=os.environ.get("CONF_SOUNDFONT", "built-in"), room="dry", playing=None,
+        ),
         "spectrogram": replace(
             BASE_SPECTROGRAM, sample_rate=16_000,
             representation="mel",  # at this scale it loses less than bands (Results/README.md)
@@ -365,7 +381,8 @@ FEW_STEPS = {
 SMOKE = changed(
     CPU,
     {
-        "preset": "SMOKE", "demo_music.clips": 60, "dataset.name": "smoke", "dataset.num_workers": 1,
+        "preset": "SMOKE", "demo_music.clips": 60, "demo_music.soundfont": "built-in",
+        "dataset.name": "smoke", "dataset.num_workers": 1,
         # as BASE, and small
         "spectrogram.representation": "bands", "spectrogram.max_frequency": 6_000.0,  # Hz
         "spectrogram.n_bands": 96,

@@ -24,9 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
 from Conf import CPU  # noqa: E402
-from Libraries.DemoMusic.Corpus import ENSEMBLES, find_soundfont, perform  # noqa: E402
+from Libraries.DemoMusic.Ensembles import ENSEMBLES  # noqa: E402
+from Libraries.DemoMusic.Fonts import BUILT_IN, open_soundfont  # noqa: E402
+from Libraries.DemoMusic.Playing import perform  # noqa: E402
 from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score  # noqa: E402
-from Libraries.DemoMusic.SoundFont import Note, SoundFont  # noqa: E402
+from Libraries.DemoMusic.SoundFont import Note  # noqa: E402
 from Libraries.Measures import Measures, Yardstick  # noqa: E402
 from Libraries.Sound.Spectrogram import Spectrogram  # noqa: E402
 
@@ -98,7 +100,7 @@ def _seconds(piece: Piece) -> float:
 
 def render(pieces: Sequence[Piece], held: float = 1.0) -> Clips:
     """Render four clips of each piece; `held` is the fraction of its length that a note sounds."""
-    font, waves = SoundFont(find_soundfont()), []
+    font, waves = open_soundfont(BUILT_IN), []
     start = round(SKIPPED_SECONDS * RATE)
     for piece in pieces:
         notes = [note._replace(seconds=held * note.seconds) for note in piece.notes]

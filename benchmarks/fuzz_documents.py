@@ -103,7 +103,9 @@ def fuzz(files: int, seed: int, folder: Path, keep: Path | None = None) -> tuple
 def mutated(name: str, contents: dict[str, bytes], rng: np.random.Generator) -> bytes:
     """Return one broken file of a kind; one checkpoint in four was made to run code before it broke."""
     others = [
-        content for other, content in contents.items() if other not in ("hostile", "sf2", "safetensors")
+        content
+        for other, content in contents.items()
+        if other not in ("hostile", "sf2", "sf3", "safetensors")
     ]
     content = contents["hostile"] if name == "pth" and rng.random() < 0.25 else contents[name]
     return (mutate_text if name in ("manifest", "conf", "metrics") else mutate)(content, others, rng)
@@ -129,9 +131,10 @@ def verdict_of(kind: Kind, content: bytes, whole: bytes) -> tuple[str, str]:
 def make_kinds(folder: Path) -> dict[str, Kind]:
     """Make one whole file of each kind, with what reads it."""
     dataset, run = make_dataset(folder), make_run(folder)
-    tagger, font = folder / "tagger.safetensors", folder / "font.sf2"
+    tagger, font, compressed = folder / "tagger.safetensors", folder / "font.sf2", folder / "font.sf3"
     tagger.write_bytes(WEIGHTS.read_bytes())
     font.write_bytes(small_font())
+    compressed.write_bytes(small_font(compressed=True))
 
     def read_dataset() -> None:
         split = SpectrogramDataset(dataset, "train", DATASET)
@@ -152,6 +155,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "pth": (run / "ema-00000001.pth", read_weights, CheckpointError),
         "safetensors": (tagger, lambda: load_tagger(tagger), ValueError),
         "sf2": (font, lambda: SoundFont(font).note(0, 69, 100, 0.2, 8000), SoundFontError),
+        "sf3": (compressed, lambda: SoundFont(compressed).note(0, 69, 100, 0.2, 8000), SoundFontError),
     }
 
 
@@ -186,14 +190,15 @@ def hostile(folder: Path, ran: Path) -> bytes:
     return path.read_bytes()
 
 
-def small_font() -> bytes:
-    """Return a SoundFont of one preset, one instrument and one sample."""
+def small_font(compressed: bool = False) -> bytes:
+    """Return a SoundFont of one preset, one instrument, one sample and one modulator; compressed, an SF3."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from test_soundfont import make_font, sine
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.sf2")
-        make_font(path, sine(441, 4000), loop=(0, 4000), generators=[(36, 0), (38, -3986)])
+        options = {"generators": [(36, 0), (38, -3986)], "modulators": [(0x0502, 48, 900, 0, 0)]}
+        make_font(path, sine(441, 4000), loop=(0, 4000), compressed=compressed, **options)
         return path.read_bytes()
 
 

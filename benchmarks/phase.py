@@ -19,7 +19,7 @@ from common import machine_line
 
 from Conf import BASE, CPU, ORIGIN
 from Libraries.Dataset.SpectrogramDataset import build_dataset
-from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
 from Libraries.Runs.Phases import PhaseDataset, release_phase, train_phase
 from Libraries.Runs.Preparation import load_example_clips
 from Libraries.Runs.Run import RELEASED, load_phase

@@ -18,7 +18,7 @@ from common import REPOSITORY  # noqa: F401 - puts the repository on the path
 
 from Conf import CPU
 from Libraries.Dataset.SpectrogramDataset import build_dataset
-from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
 from Libraries.Runs.Autoencoding import release_vae, vae_recipe
 from Libraries.Runs.DiffusionTraining import diffusion_recipe, release_diffusion
 from Libraries.Runs.Recipe import resumable, train

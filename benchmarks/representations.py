@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
 from Conf import BASE, STEREO  # noqa: E402
-from Libraries.DemoMusic.Corpus import ENSEMBLES, DemoMusicConfig, render_demo_music  # noqa: E402
+from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music  # noqa: E402
 from Libraries.Runs.Preparation import load_example_clips  # noqa: E402
 from Libraries.Sound.Audio import find_audio_files  # noqa: E402
 from Libraries.Sound.Metrics import round_trip, round_trip_table  # noqa: E402

@@ -8,13 +8,14 @@ import pytest
 import soundfile
 
 from Libraries.DemoMusic.Corpus import (
-    ENSEMBLES,
-    INSTRUMENTS,
     DemoMusicConfig,
-    perform,
+    corpus_soundfont,
     render_demo_music,
     write_example,
 )
+from Libraries.DemoMusic.Ensembles import ENSEMBLES, INSTRUMENTS
+from Libraries.DemoMusic.Fonts import BUILT_IN, find_soundfont, installed_soundfonts
+from Libraries.DemoMusic.Playing import PlayingConfig, perform
 from Libraries.DemoMusic.Scores import Score, list_scores
 
 CONFIG = DemoMusicConfig(
@@ -36,6 +37,16 @@ def cache(tmp_path_factory):
 def corpus(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("corpus")
     return folder, render_demo_music(folder, CONFIG, cache)
+
+
+PLAYING = PlayingConfig(
+    timing=0.012,  # s
+    dynamics=18.0,  # velocity steps
+    rubato=0.12,
+    tempo_spread=0.2,
+    phrase=(6.0, 14.0),  # quarter notes
+    any_key=True,
+)
 
 
 def make_score(notes, bpm=120.0) -> Score:
@@ -143,6 +154,7 @@ def test_scores_are_shared_out_again_only_when_they_run_out(cache, tmp_path, mon
         ({"ensembles": ("kazoo",)}, "must be some of solo_piano, harpsichord"),
         ({"ensembles": ("fiddle", "fiddle")}, "each once"),
         ({"ensembles": ()}, "each once"),
+        ({"room": "cellar"}, "dry, chamber, hall, church"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):
@@ -180,3 +192,101 @@ def test_example_is_nine_seconds_of_music(tmp_path):
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (32_000, 1, 288_000, "PCM_16")
     wave, _ = soundfile.read(path)
     assert path.stat().st_size < 700_000 and -21 < 10 * np.log10(np.mean(wave**2)) < -13
+
+
+def test_the_manifest_names_the_font_and_a_corpus_is_not_mixed_from_two(cache, tmp_path, monkeypatch):
+    config = replace(CONFIG, clips=2, ensembles=("fiddle",), clip_seconds=1.0)
+    pieces = render_demo_music(tmp_path / "corpus", config, cache)
+    assert corpus_soundfont(tmp_path / "corpus")["name"] == "TimGM6mb.sf2"
+    other = tmp_path / "Other.sf2"
+    other.write_bytes(find_soundfont(BUILT_IN).read_bytes() + b"\0")
+    sentence = "was played with the SoundFont TimGM6mb.sf2, and now Other.sf2 would play: set soundfont"
+    with pytest.raises(ValueError, match=sentence):  # whole
+        render_demo_music(tmp_path / "corpus", replace(config, soundfont=str(other)), cache)
+    monkeypatch.setattr("Libraries.DemoMusic.Fonts.installed_soundfonts", lambda: [other])
+    best = replace(config, soundfont=None)
+    assert render_demo_music(tmp_path / "corpus", best, cache) == pieces  # whole, so nothing is mixed
+    pieces[0].path.unlink()
+    with pytest.raises(ValueError, match=sentence):
+        render_demo_music(tmp_path / "corpus", best, cache)
+
+
+def test_a_corpus_of_before_these_settings_is_taken_as_it_is(cache, tmp_path):
+    config = replace(CONFIG, clips=1, ensembles=("fiddle",), clip_seconds=1.0)
+    pieces = render_demo_music(tmp_path, config, cache)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["soundfont"]
+    for name in ("soundfont", "room", "playing", "channels"):
+        del manifest["settings"][name]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert render_demo_music(tmp_path, config, cache) == pieces
+    with pytest.raises(ValueError, match=r"was made with \{'room': 'dry'\}"):
+        render_demo_music(tmp_path, replace(config, room="hall"), cache)
+
+
+def test_a_font_that_is_not_there_is_named(cache, tmp_path):
+    config = replace(CONFIG, soundfont=str(tmp_path / "none.sf2"))
+    with pytest.raises(FileNotFoundError, match=r"there is no SoundFont .*none.sf2: correct soundfont"):
+        render_demo_music(tmp_path / "corpus", config, cache)
+
+
+def test_the_best_font_of_the_usual_folders_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("Libraries.DemoMusic.Fonts.FOLDERS", (str(tmp_path / "a"), str(tmp_path / "b")))
+    assert installed_soundfonts() == [] and find_soundfont(None) == find_soundfont(BUILT_IN)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/Unknown.sf2", "a/MuseScore_General.sf3", "b/FluidR3_GM.sf2"):
+        (tmp_path / name).touch()
+    assert [path.name for path in installed_soundfonts()] == ["FluidR3_GM.sf2", "MuseScore_General.sf3"]
+    assert find_soundfont(None).name == "FluidR3_GM.sf2"
+
+
+def test_two_channels_in_a_room_are_as_loud_as_one_dry(cache, tmp_path):
+    config = replace(CONFIG, clips=1, ensembles=("woodwind_quartet",), clip_seconds=2.0)
+    (dry,) = render_demo_music(tmp_path / "dry", config, cache)
+    (roomy,) = render_demo_music(tmp_path / "hall", replace(config, room="hall"), cache, channels=2)
+    one, two = (soundfile.read(piece.path)[0] for piece in (dry, roomy))
+    assert two.shape == (len(one), 2)
+    assert abs(10 * np.log10(np.mean(two**2) / np.mean(one**2))) < 0.1
+    assert np.corrcoef(two.T)[0, 1] < 0.95
+
+
+def test_free_playing_keeps_the_notes_and_their_order_in_a_voice():
+    notes = [(i / 2, 0.5, 60 + i % 12, 0) for i in range(120)]
+    played = perform(make_score(notes), ("guitar",), np.random.default_rng(0), PLAYING)
+    assert [note.key - played[0].key for note in played] == [key - 60 for _, _, key, _ in notes]
+    starts = np.array([note.start for note in played])
+    assert (np.diff(starts) > 0.05).all()
+    level = np.convolve([note.velocity for note in played], np.ones(5) / 5, "valid")
+    assert np.ptp(level) > 10 and np.std(np.diff(starts)) / np.mean(np.diff(starts)) > 0.05
+
+
+def test_a_strict_player_is_a_metronome():
+    strict = replace(PLAYING, timing=0.0, dynamics=0.0, rubato=0.0, tempo_spread=0.0)
+    played = perform(
+        make_score([(i, 1, 60, 0) for i in range(40)]), ("guitar",), np.random.default_rng(0), strict
+    )
+    np.testing.assert_allclose(np.diff([note.start for note in played]), 0.5, atol=1e-6)  # 120 a minute
+    assert len({note.velocity for note in played}) == 1
+
+
+def test_any_key_keeps_every_voice_in_range_without_moving_notes_by_octaves():
+    notes = [(i, 1, key, voice) for i in range(8) for voice, key in enumerate((72, 64, 60, 45 + i))]
+    instruments, shifts = ENSEMBLES["string_quartet"].instruments, set()
+    for seed in range(300):
+        played = perform(make_score(notes), instruments, np.random.default_rng(seed), PLAYING)
+        moved = {note.key - key for note, (_, _, key, _) in zip(played, notes, strict=True)}
+        assert len(moved) == 1
+        shifts |= moved
+    assert (
+        min(shifts) == -9 and max(shifts) == 24
+    )  # the cello's lowest note, and the violin's and the cello's highest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"timing": -1}, "timing=-1 must be from 0"), ({"phrase": (9.0, 3.0)}, "phrase=")],
+)
+def test_impossible_playing_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAYING, **change)

@@ -9,8 +9,8 @@ import torch
 from safetensors.numpy import load_file
 
 from benchmarks.convert_tagger import read_checkpoint
-from Libraries.DemoMusic.Corpus import find_soundfont
-from Libraries.DemoMusic.SoundFont import Note, SoundFont
+from Libraries.DemoMusic.Fonts import BUILT_IN, open_soundfont
+from Libraries.DemoMusic.SoundFont import Note
 from Libraries.Measures.Tagger import TAGS, WEIGHTS, hear, load_tagger, log_mel, patches
 
 RATE = 16_000
@@ -31,7 +31,7 @@ def play(program, bass=(60, 64, 65, 60)):
     keys = (72, 76, 79, 77, 76, 74, 71, 72)
     notes = [Note(0.37 * i, 0.36, program, key, 90) for i, key in enumerate(keys)]
     notes += [Note(0.74 * i, 0.7, program, key, 70) for i, key in enumerate(bass)]
-    wave = SoundFont(find_soundfont()).play(notes, 3 * RATE, RATE)
+    wave = open_soundfont(BUILT_IN).play(notes, 3 * RATE, RATE)
     return torch.from_numpy(0.5 * wave / abs(wave).max())[None, None]
 
 

@@ -9,6 +9,7 @@ from Libraries.Dataset.Manifest import DatasetError
 from Libraries.Runs.Preparation import ensure_dataset
 from Libraries.Runs.Recipe import music_record
 from Libraries.Runs.Settings import changed
+from Libraries.Training.Checkpoint import save_json
 
 OTHER = {"overlap": 0.5, "split": (0.6, 0.2, 0.2), "seed": 1, "silence_db": -20.0}
 
@@ -38,3 +39,14 @@ def test_a_dataset_without_its_music_is_compared_by_its_settings(chords, tmp_pat
     assert ensure_dataset(alone) is None and not alone.demo_music_dir.exists()
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
         ensure_dataset(changed(alone, {"dataset.seed": 1}))
+
+
+def test_a_run_on_demo_music_records_which_soundfont_played_it(chords, tmp_path):
+    shutil.copytree(chords.dataset_dir, tmp_path / "Data" / chords.dataset.name)
+    demo = replace(chords, root=tmp_path, music_dir=None)
+    assert "soundfont" not in music_record(chords) and "soundfont" not in music_record(demo)
+    demo.demo_music_dir.mkdir()
+    played = {"name": "Some.sf2", "sha256": "0"}
+    save_json(demo.demo_music_dir / "manifest.json", {"settings": {}, "soundfont": played, "pieces": []})
+    assert music_record(demo)["soundfont"] == played
+    assert "soundfont" not in music_record(replace(demo, music_dir=chords.music_dir))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score, rights_statement
+from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score, read_score, rights_statement
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,10 @@ from Libraries.DemoMusic.Scores import SOURCES, list_scores, load_score, rights_
     [
         "<rights>Copyright 2004 Somebody</rights>",
         "<rights>Somebody</rights>",
-        "<credit-words>PDF &#169; 2004 Somebody</credit-words>",
+        "<credit-words>&#169; 2004 Somebody</credit-words>",
+        "<credit-words>PDF and music &#169; 2004 Some Body</credit-words>",
+        "<credit-words>PDF &#169; 2004 Some Body, all rights reserved</credit-words>",
+        "<credit-words>PDF &#169; 2004 Some Body</credit-words><rights>Copyright 2004 Some Body</rights>",
         "X:1\nZ:Somebody (c) 1999\nK:G\n",
         "!!!YEM: Rights to all derivative electronic formats reserved.",
         "<rights>CC BY-NC 4.0</rights>",
@@ -30,6 +33,8 @@ def test_kept_rights_are_found(text):
         "<rights></rights>",
         "<credit-words>© 2014, Creative Commons License (CC-BY)</credit-words>",
         "<rights>CC0</rights>",
+        "<credit-words>PDF &#169; 2004 Some Body</credit-words>",
+        "<credit-words>PDF ©2004 Some Body - used by permission\nwww.example.org</credit-words>",
         "X:1\nT:The Rights of Man\nK:G\n(a=g)(ed (c)A)(B^G)|\n",
     ],
 )
@@ -49,6 +54,11 @@ def test_score_with_kept_rights_is_not_loaded(tmp_path, monkeypatch):
     score = load_score("tune", "airs", tmp_path)
     assert (score.title, score.bpm) == ("Air", 90.0)
     np.testing.assert_array_equal(score.notes[:, 2], [60, 62, 64, 65, 67, 69, 71, 72])
+
+
+def test_nearly_all_chorales_are_free():
+    texts = (read_score(path, tune) for path, tune, _ in list(list_scores("chorales").values())[::20])
+    assert not [statement for statement in map(rights_statement, texts) if statement]
 
 
 def test_every_source_has_scores_with_unique_names():

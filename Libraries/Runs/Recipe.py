@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from Libraries.Dataset.Manifest import INVERSE_ONLY, content_settings, load_manifest, manifest_hash, pieces_of
 from Libraries.Dataset.SpectrogramDataset import make_loaders
+from Libraries.DemoMusic.Corpus import corpus_soundfont
 from Libraries.Disk import remove_leftovers
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
@@ -147,6 +148,8 @@ def _record_steps(recipe: Recipe, run: Run) -> None:
 def music_record(settings: Settings) -> dict[str, Any]:
     """Return what a run records about its dataset: folder, hash, typical gain, classes, training pieces.
 
+    Of demo music also the SoundFont that played it.
+
     Raises:
         ValueError: as `require_dataset`.
     """
@@ -156,7 +159,14 @@ def music_record(settings: Settings) -> dict[str, Any]:
         "gain": manifest["gain"],
         "classes": manifest["classes"],
         "training_pieces": sorted(pieces_of(manifest, "train")),
+        **_soundfont(settings),
     }
+
+
+def _soundfont(settings: Settings) -> dict[str, Any]:
+    own = settings.music_dir or settings.root / "Data" / "music"
+    played = None if own.is_dir() else corpus_soundfont(settings.demo_music_dir)
+    return {"soundfont": played} if played else {}
 
 
 def require_dataset(settings: Settings) -> dict[str, Any]:

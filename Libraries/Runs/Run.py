@@ -68,7 +68,7 @@ class Run:
 
     @cached_property
     def conf(self) -> dict:
-        """All of conf.json: settings, requires, dataset, gain, classes, training_pieces, provenance."""
+        """All of conf.json: settings, requires, provenance, and what `music_record` says of the data."""
         path = self.folder / "conf.json"
         try:
             with disk_errors(path, "read"):
