@@ -32,9 +32,8 @@ UNITS = {  # of the quantities that are compared as distributions, in the order 
     "clipping": "% of samples",
     "silence": "% of frames",
     "DC": "% of full scale",
-    "stereo width": "dB",  # of two channels, as the next
-    "channel correlation": "",
 }
+STEREO_UNITS = {"stereo width": "dB", "channel correlation": ""}  # of what two channels have beside these
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from Libraries.Measures.Copies import (
     shifted_distances,
     smallest,
 )
-from Libraries.Measures.Description import UNITS, Described, describe
+from Libraries.Measures.Description import STEREO_UNITS, UNITS, Described, describe
 from Libraries.Measures.Distances import (
     NEIGHBOURS,
     Statistic,
@@ -174,14 +174,14 @@ class _Comparison:
 
     def distributions(self) -> list[Row]:
         """Return a row for each quantity: the Wasserstein distance, with both medians."""
-        return [self.distribution(name) for name in UNITS if name in self.generated.values]
+        return [self.distribution(name) for name in (*UNITS, *STEREO_UNITS) if name in self.generated.values]
 
     def distribution(self, name: str) -> Row:
         ours, theirs = self.generated.values[name], self.reference.values[name]
         medians = {"generated": ours.median(), "reference": theirs.median()}
         return self.row(
             name,
-            UNITS[name],
+            (UNITS | STEREO_UNITS)[name],
             lambda own: wasserstein_statistic(own.values[name], theirs),
             (0, math.inf),
             **medians,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from Libraries.Measures.Description import UNITS
+from Libraries.Measures.Description import STEREO_UNITS, UNITS
 from Libraries.Measures.Outcome import Measures, Row
 
 DRAWN = (
@@ -30,7 +30,7 @@ def plot_measures(measures: Measures, title: str) -> Figure:
     for name, axis in zip(names, axes, strict=False):
         sets = measures.generated[name].values, measures.reference[name].values
         _draw_histograms(axis, *sets)
-        axis.set(title=name, xlabel=UNITS[name])
+        axis.set(title=name, xlabel=(UNITS | STEREO_UNITS)[name])
     for (name, sets), axis in zip(measures.nearest.items(), axes[len(names) :], strict=False):
         _draw_histograms(axis, *sets)
         axis.set(title="nearest training clip", xlabel=f"distance in the {name}")
