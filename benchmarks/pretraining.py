@@ -37,7 +37,8 @@ MUSIC = DemoMusicConfig(
     seed=1,
 )
 DATASET = replace(CPU.dataset, name=NAME, split=(0.94, 0.03, 0.03))
-DIFFUSION_STEPS = 6_000  # of the optimiser, 16 clips each
+DIFFUSION_STEPS = 16_000  # of the optimiser, 16 clips each
+HIDDEN_LABELS = 0.3  # fraction; music that is tuned on may have none
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,10 @@ def diffusion_settings(root: Path, scale: float) -> Settings:
         warmup_steps=100, ema_decay=0.999, log_every=50, validate_every=500, num_validation_clips=64,
         save_every=500, snapshot_every=500, preview_every=2_000, power_ema=(),
     )  # fmt: skip
-    changes = {"dataset": DATASET, "vae.run": VAE, "train": train, "start": None}
+    changes = {
+        "dataset": DATASET, "vae.run": VAE, "train": train, "start": None,
+        "network.num_classes": len(MUSIC.ensembles), "diffusion.label_dropout": HIDDEN_LABELS,
+    }  # fmt: skip
     return changed(replace(CPU, preset=f"{NAME}-diffusion", root=root), changes)
 
 
