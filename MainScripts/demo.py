@@ -15,11 +15,11 @@ from pathlib import Path
 os.environ.setdefault("CONF_PRESET", "CPU")
 from Conf import conf
 from Libraries.Dataset import SpectrogramDataset, build_dataset
-from Libraries.DemoMusic import render_demo_music
 from Libraries.Disk import exit_with_the_sentence
 from Libraries.Evaluation import evaluate, example_input, save_clips
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
 from Libraries.Runs import DiffusionRun, find_diffusion, new_run_dir, prepare_space, train_diffusion
+from Libraries.Runs.Preparation import render_demo
 from Libraries.Runs.Run import RELEASED
 from Libraries.Training import export_graph, save_json
 from Libraries.Utils import get_logger
@@ -42,7 +42,7 @@ def main() -> None:
     logger.info("1/6 generating with the released model")
     print(f"{first_clips()}: {FIRST_CLIPS} clips to listen to, {time.perf_counter() - start:.0f} seconds")
     logger.info("2/6 rendering the demo corpus")
-    render_demo_music(conf.demo_music_dir, conf.demo_music, conf.score_cache_dir)
+    render_demo(conf)
     logger.info("3/6 building the dataset")
     print(build_dataset(conf.demo_music_dir, conf.dataset_dir, conf.spectrogram, conf.dataset))
     logger.info("4/6 training the autoencoder or upsampler, if the space needs one")

@@ -22,8 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
-from Libraries.DemoMusic.Corpus import render_demo_music  # noqa: E402
 from Libraries.Networks.Catalogue import count_flops, count_parameters  # noqa: E402
+from Libraries.Runs.Preparation import render_demo  # noqa: E402
 from Libraries.Runs.Recipe import Recipe, train  # noqa: E402
 from Libraries.Runs.Run import find_run  # noqa: E402
 from Libraries.Runs.Settings import Settings, changed  # noqa: E402
@@ -68,7 +68,7 @@ def make_dataset(settings: Settings) -> None:
     """Render the demo corpus of a preset and build its dataset if that is missing."""
     if (settings.dataset_dir / "manifest.json").exists():
         return
-    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    render_demo(settings)
     print(
         build_dataset(settings.demo_music_dir, settings.dataset_dir, settings.spectrogram, settings.dataset)
     )

@@ -61,8 +61,14 @@ def find_music(settings: Settings) -> Path:
         logger.info("music: your own, in %s", own)
         return own
     logger.info("music: the demo corpus, since there is no folder %s", settings.root / "Data" / "music")
-    render_demo_music(settings.demo_music_dir, settings.demo_music, settings.score_cache_dir)
+    render_demo(settings)
     return settings.demo_music_dir
+
+
+def render_demo(settings: Settings) -> None:
+    """Render the demo corpus of these settings, with the channels of the spectrogram, if it is missing."""
+    folder, channels = settings.demo_music_dir, settings.spectrogram.channels
+    render_demo_music(folder, settings.demo_music, settings.score_cache_dir, channels)
 
 
 def ensure_dataset(settings: Settings) -> BuildReport | None:
