@@ -156,7 +156,7 @@ def test_level_goes_with_the_square_of_velocity(font):
 
 
 def test_note_does_not_depend_on_what_was_played_before(font):
-    fresh = SoundFont(font.path).note(40, 60, 90, 0.7, RATE)
+    fresh = open_soundfont(BUILT_IN).note(40, 60, 90, 0.7, RATE)
     font.note(40, 60, 90, 5.0, RATE)
     np.testing.assert_array_equal(font.note(40, 60, 90, 0.7, RATE), fresh)
 
@@ -174,11 +174,13 @@ def test_missing_program_names_those_there_are(tmp_path):
         font.note(7, 60, 100, 1.0, RATE)
 
 
-def test_key_outside_all_zones_is_an_error(tmp_path):
-    font = make_font(tmp_path / "a.sf2", sine(441, 1000), generators=[(43, 60 | 70 << 8)])
-    assert font.note(0, 65, 100, 0.1, RATE).any()
-    with pytest.raises(SoundFontError, match="no sound at key 71"):
-        font.note(0, 71, 100, 1.0, RATE)
+def test_a_gap_between_zones_is_played_by_the_nearest_and_a_key_far_outside_is_an_error(tmp_path):
+    zone = [(43, 60 | 70 << 8), (44, 20 | 127 << 8)]  # keys 60 to 70, velocities 20 to 127
+    font = make_font(tmp_path / "a.sf2", sine(441, 1000), generators=zone)
+    for key, velocity in ((65, 100), (72, 100), (58, 100), (65, 1)):
+        assert font.note(0, key, velocity, 0.1, RATE).any()
+    with pytest.raises(SoundFontError, match="no sound at key 73"):
+        font.note(0, 73, 100, 0.1, RATE)
 
 
 def test_broken_files_say_what_is_wrong(tmp_path):

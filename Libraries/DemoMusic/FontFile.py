@@ -65,9 +65,13 @@ class Zone:
     keys: tuple[int, int]
     velocities: tuple[int, int]
 
-    def plays(self, key: int, velocity: int) -> bool:
-        """Return whether a note is in this zone."""
-        return self.keys[0] <= key <= self.keys[1] and self.velocities[0] <= velocity <= self.velocities[1]
+    def distance(self, key: int, velocity: int) -> tuple[int, int]:
+        """Return by how many keys and how much velocity a note lies outside this zone; (0, 0): it is inside."""
+        keys, velocities = (
+            max(low - value, value - high, 0)
+            for value, (low, high) in ((key, self.keys), (velocity, self.velocities))
+        )
+        return keys, velocities
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,7 @@ _DEFAULTS = (
 
 _SHORTEST_RELEASE = 0.01  # s; the specification's 1 ms clicks
 _LONGEST_RELEASE = 8000  # timecents, 100 s (section 8.1.3)
+_GAP = 2  # keys outside all zones that the nearest still plays
 _FASTEST = 384_000 * 8  # source samples per second: a high rate, three octaves up
 _ATTENUATION_SCALE = 0.4  # that of the EMU hardware, for which SoundFonts are voiced
 _FILTER_BLOCK = 32  # samples per setting of the filter: 1 ms at 32 kHz
@@ -176,8 +177,9 @@ class SoundFont:
 
         Args:
             program: General MIDI program from 0, in bank 0.
-            key, velocity: MIDI numbers; the level follows the square of the velocity (section 8.4.1), unless
-                the font says otherwise.
+            key, velocity: MIDI numbers; a note in a gap between zones or just beyond them is played by the
+                nearest. The level follows the square of the velocity (section 8.4.1), unless the font says
+                otherwise.
             seconds: from key down to key up.
             sample_rate: of the output, in Hz.
             channels: 1, or 2 for the font's own left and right.
@@ -186,13 +188,15 @@ class SoundFont:
             float32 (L,), or (2, L), as long as the note and its release; full scale is 1 and may be exceeded.
 
         Raises:
-            SoundFontError: there is no such program, or it has no sound at this key and velocity.
+            SoundFontError: there is no such program, or it has no sound near this key.
         """
         if program not in self._zones:
             self._zones[program] = self._file.zones(program)
-        zones = [zone for zone in self._zones[program] if zone.plays(key, velocity)]
-        if not zones:
+        distances = [zone.distance(key, velocity) for zone in self._zones[program]]
+        nearest = min(distances, default=(_GAP + 1, 0))
+        if nearest[0] > _GAP:
             raise SoundFontError(f"program {program} has no sound at key {key}, velocity {velocity}")
+        zones = [zone for zone, own in zip(self._zones[program], distances, strict=True) if own == nearest]
         voices = [self._voice(zone, key, velocity) for zone in zones]
         held = max(1, round(seconds * sample_rate))
         tails = [ceil(voice.release * sample_rate) for voice in voices]
