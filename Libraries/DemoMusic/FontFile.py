@@ -66,7 +66,7 @@ class Zone:
     velocities: tuple[int, int]
 
     def distance(self, key: int, velocity: int) -> tuple[int, int]:
-        """Return by how many keys and how much velocity a note lies outside this zone; (0, 0): it is inside."""
+        """Return by how many keys and how much velocity a note is outside this zone; (0, 0) in it."""
         keys, velocities = (
             max(low - value, value - high, 0)
             for value, (low, high) in ((key, self.keys), (velocity, self.velocities))
