@@ -337,7 +337,6 @@ class _Clips:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         config = self.task.spectrogram
-        quiet = 10 ** (self.task.silence_db / 20)
         pending, start = np.zeros((config.channels, 0), np.float32), 0  # ends at sample `self.samples`
         for block in read_blocks(self.task.path, config.sample_rate, mono=config.channels == 1):
             block = to_channels(torch.from_numpy(block), config.channels).numpy()
@@ -346,22 +345,18 @@ class _Clips:
             while start + config.clip_samples <= self.samples:
                 first = pending.shape[1] - (self.samples - start)
                 samples = pending[:, first : first + config.clip_samples]
-                if math.sqrt(np.mean(np.square(samples))) < quiet:
-                    self.silent += 1
-                else:
+                if self._is_heard(samples):
                     yield start, samples
                 start += self.task.stride
             pending = pending[:, pending.shape[1] - max(0, self.samples - start) :]
-        if self.task.pad_short and 0 < self.samples < config.clip_samples:
-            yield from self._padded(pending, quiet)
+        if self.task.pad_short and 0 < self.samples < config.clip_samples and self._is_heard(pending):
+            yield 0, np.pad(pending, ((0, 0), (0, config.clip_samples - self.samples)))
 
-    def _padded(self, samples: np.ndarray, quiet: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield a whole file (channels, L) that is shorter than a clip, with silence at its end."""
-        if math.sqrt(np.mean(np.square(samples))) < quiet:  # of the sound itself, not of what is added
-            self.silent += 1
-        else:
-            missing = self.task.spectrogram.clip_samples - samples.shape[1]
-            yield 0, np.pad(samples, ((0, 0), (0, missing)))
+    def _is_heard(self, samples: np.ndarray) -> bool:
+        """Return whether samples (channels, L) are loud enough for a clip; count them if they are not."""
+        quiet = math.sqrt(np.mean(np.square(samples))) < 10 ** (self.task.silence_db / 20)
+        self.silent += quiet
+        return not quiet
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
