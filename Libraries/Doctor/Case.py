@@ -15,10 +15,9 @@ from Libraries.Runs.Autoencoding import LatentCodec, vae_recipe
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
-from Libraries.Runs.Preparation import music_folder
 from Libraries.Runs.Recipe import Recipe
 from Libraries.Runs.Run import RELEASED, Run
-from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Settings import Settings, music_folder
 from Libraries.Runs.Spaces import open_codec
 from Libraries.Runs.Upsampling import upsampler_recipe
 from Libraries.Sampling.Loop import SamplerConfig

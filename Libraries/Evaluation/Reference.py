@@ -12,8 +12,8 @@ from torch import Tensor
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Measures import POOL, Described, Measures, Yardstick, sets_table
 from Libraries.Runs.DiffusionRun import DiffusionRun
-from Libraries.Runs.Preparation import load_split_clips, music_folder
-from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Preparation import load_split_clips
+from Libraries.Runs.Settings import Settings, music_folder
 from Libraries.Utils import spread_indices
 
 SHOWN = ("kernel distance", "note length", "note steadiness", "distance to the grid")

@@ -13,7 +13,7 @@ from Libraries.Dataset.Plan import MusicPlan
 from Libraries.Dataset.SpectrogramDataset import read_clip
 from Libraries.DemoMusic.Corpus import render_demo_music
 from Libraries.Runs.Recipe import require_dataset
-from Libraries.Runs.Settings import Settings
+from Libraries.Runs.Settings import Settings, music_folder
 from Libraries.Sound.Audio import AudioError, audio_info
 from Libraries.Sound.Metrics import RoundTrip, round_trip
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -22,17 +22,6 @@ from Libraries.Sound.Stereo import load_channels
 from Libraries.Utils import get_logger, spread_indices
 
 logger = get_logger("Preparation")
-
-
-def music_folder(settings: Settings) -> Path:
-    """Return the folder of the music: `music_dir`, else `Data/music` if there is one, else the demo music's.
-
-    It need not be there.
-    """
-    if settings.music_dir is not None:
-        return settings.music_dir
-    own = settings.root / "Data" / "music"
-    return own if own.is_dir() else settings.demo_music_dir
 
 
 def own_music(settings: Settings) -> Path | None:

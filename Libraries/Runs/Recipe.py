@@ -17,7 +17,7 @@ from Libraries.DemoMusic.Corpus import corpus_soundfont
 from Libraries.Disk import remove_leftovers
 from Libraries.Plots.SpectrogramPlots import save_figure
 from Libraries.Runs.Run import Run, claim_run, find_run
-from Libraries.Runs.Settings import Settings, to_dict, value_at, with_defaults
+from Libraries.Runs.Settings import Settings, music_folder, to_dict, value_at, with_defaults
 from Libraries.Training.Checkpoint import load_weights, save_json
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
@@ -164,8 +164,8 @@ def music_record(settings: Settings) -> dict[str, Any]:
 
 
 def _soundfont(settings: Settings) -> dict[str, Any]:
-    own = settings.music_dir or settings.root / "Data" / "music"
-    played = None if own.is_dir() else corpus_soundfont(settings.demo_music_dir)
+    folder = music_folder(settings)
+    played = corpus_soundfont(folder) if folder == settings.demo_music_dir else None
     return {"soundfont": played} if played else {}
 
 

@@ -240,6 +240,17 @@ def value_at(path: str, values: dict) -> Any:
     return functools.reduce(lambda part, name: part[name], path.split("."), values)
 
 
+def music_folder(settings: Settings) -> Path:
+    """Return the folder of the music: `music_dir`, else `Data/music` if there is one, else the demo music's.
+
+    It need not be there.
+    """
+    if settings.music_dir is not None:
+        return settings.music_dir
+    own = settings.root / "Data" / "music"
+    return own if own.is_dir() else settings.demo_music_dir
+
+
 def with_defaults(cls: type, values: dict) -> dict:
     """Return `to_dict`'s values, of all or some settings of `cls`, with the defaults of those they lack.
 
