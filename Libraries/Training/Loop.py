@@ -8,6 +8,7 @@ under the same noise, and computes the same but for two things: dropout draws ot
 normalises by other batches.
 """
 
+import atexit
 import contextlib
 import math
 from collections.abc import Callable
@@ -192,7 +193,16 @@ def optimizer_step(state: TrainState, loss_fn: Loss, batches, config: TrainConfi
 
 def process_state() -> PartialState:
     """Return this process's rank among all processes; without a GPU they communicate over gloo."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=MAIN_WORKS_ALONE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=MAIN_WORKS_ALONE)
+    if state.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
+    return state
+
+
+def _leave_group() -> None:
+    """End the threads that communicate; one that outlives the interpreter aborts a process that is done."""
+    PartialState().destroy_process_group()
 
 
 def decided_once(decide: Callable[[], Any]) -> Any:
