@@ -23,11 +23,11 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "MainScripts")]
 
 from Libraries.Dataset.SpectrogramDataset import build_dataset  # noqa: E402
 from Libraries.Networks.Catalogue import count_flops, count_parameters  # noqa: E402
+from Libraries.Runs.Budget import seconds_per_step  # noqa: E402
 from Libraries.Runs.Preparation import render_demo  # noqa: E402
 from Libraries.Runs.Recipe import Recipe, train  # noqa: E402
 from Libraries.Runs.Run import find_run  # noqa: E402
 from Libraries.Runs.Settings import Settings, changed  # noqa: E402
-from Libraries.Training.Timing import median_in_turns, training_step  # noqa: E402
 from Libraries.Utils import (  # noqa: E402
     autocast,
     pick_device,
@@ -36,7 +36,6 @@ from Libraries.Utils import (  # noqa: E402
 
 SHAPE = (1, 224, 416)  # channels, rows, frames of every input: what BASE, ORIGIN and the peer all take
 PEER = "UNet2DModel"
-TIMED_STEPS = 5  # after one to warm up, to find how many steps of a training fit into its minutes
 PRECISION_NAMES = {"no": "fp32"}  # Accelerate's name -> the name in tables
 
 
@@ -90,13 +89,10 @@ def train_or_find(
     )
     if known:  # its number of steps was set when it began; a finished run trains no more
         return train(make_recipe(changed(settings, {part: known.config(part)})), known.folder)
-    config, (loader, _) = recipe.train, recipe.loaders(batch_size=1, seed=0)
-    step = training_step(recipe.network(), recipe.loss, config, next(iter(loader))[0].shape[1:])
-    seconds = median_in_turns({"step": step}, TIMED_STEPS, pick_device())["step"]
-    steps = max(10, int(minutes * 60 / seconds))
+    steps = max(10, int(minutes * 60 / seconds_per_step(recipe)))
     tenth = max(1, steps // 10)
     often = {"validate_every": tenth, "save_every": tenth, "snapshot_every": tenth, "preview_every": steps}
-    config = replace(config, num_steps=steps, **often)
+    config = replace(recipe.train, num_steps=steps, **often)
     return train(make_recipe(changed(settings, {part: config})))
 
 

@@ -45,6 +45,7 @@ from Libraries.Measures import COMPARED, Row, cell, floor_cell, number
 from Libraries.Measures.Table import FLOOR, HOW_TO_READ, not_seen
 from Libraries.Networks.Catalogue import count_parameters
 from Libraries.Runs.Autoencoding import LatentCodec, measure_latents, vae_recipe
+from Libraries.Runs.Budget import seconds_per_step
 from Libraries.Runs.Codec import Codec
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
@@ -55,7 +56,6 @@ from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import save_json
 from Libraries.Training.Loop import fit
-from Libraries.Training.RunLog import read_metrics
 from Libraries.Training.Timing import synchronise
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import SampleNoise, pick_device
@@ -64,7 +64,7 @@ OURS, OURS_LATENT, OURS_TUNED = "ours", "ours, in latents", "ours, released weig
 PEER_NAMES, LEARNING_RATES = ("UNetV0", "UNet2DModel"), ("1e-4", "1e-3")
 PEERS = {f"{name}, {rate}": (name, float(rate)) for name in PEER_NAMES for rate in LEARNING_RATES}
 SYSTEMS = (OURS, OURS_LATENT, OURS_TUNED, *PEERS)
-TIMED_STEPS = 16  # of the start that finds how many steps fit
+TIMED_STEPS = 16  # of a peer, of the start that finds how many steps fit
 HEADER = [
     *("system", "M param.", "steps", "s/step", "trained s", "kernel distance", "of the seeds"),
     *("precision", "recall", "note length, s", "steadiness, cents", "log-mel", "s/clip", "peak GB"),
@@ -238,10 +238,9 @@ def floor_row(found: dict) -> list[str]:
 def train_ours(settings: Settings, seconds: float, folder: Path, device: torch.device) -> Trained:
     """Train our network with `fit`, as the preset does, on spectrograms or in the latents of `vae.run`."""
     codec = open_codec(settings)
-    start_diffusion = functools.partial(fit_diffusion, settings, codec)
-    config = with_steps(settings.train, seconds / timed_fit(start_diffusion, settings.train))
+    config = with_steps(settings.train, seconds / seconds_per_step(diffusion_recipe(settings, codec)))
     start = time.perf_counter()
-    network = start_diffusion(config, folder / "diffusion")
+    network = fit_diffusion(settings, codec, config, folder / "diffusion")
     elapsed = time.perf_counter() - start
     model = make_model(settings, network, device, codec)
     return Trained(
@@ -252,16 +251,14 @@ def train_ours(settings: Settings, seconds: float, folder: Path, device: torch.d
 
 def train_ours_in_latents(settings: Settings, seconds: float, folder: Path, device: torch.device) -> Trained:
     """Train an autoencoder and then a diffusion in its latents, with the preset's ratio of their steps."""
-    start_vae = functools.partial(fit_vae, settings)
     untrained = make_codec(settings, vae_recipe(settings).network(), device)
-    vae_step = timed_fit(start_vae, settings.vae.train)
-    step = timed_fit(functools.partial(fit_diffusion, settings, untrained), settings.train)
+    vae_step = seconds_per_step(vae_recipe(settings))
+    step = seconds_per_step(diffusion_recipe(settings, untrained))
     steps = settings.vae.train.num_steps, settings.train.num_steps
     factor = seconds / (steps[0] * vae_step + steps[1] * step)
     start = time.perf_counter()
-    codec = make_codec(
-        settings, start_vae(with_steps(settings.vae.train, factor * steps[0]), folder / "vae"), device
-    )
+    vae_config = with_steps(settings.vae.train, factor * steps[0])
+    codec = make_codec(settings, fit_vae(settings, vae_config, folder / "vae"), device)
     config, middle = with_steps(settings.train, factor * steps[1]), time.perf_counter()
     network = fit_diffusion(settings, codec, config, folder / "diffusion")
     end = time.perf_counter()
@@ -293,16 +290,6 @@ def with_steps(config: TrainConfig, steps: float) -> TrainConfig:
     """Return the training with another number of steps, saved and validated only at its end."""
     steps = max(10, round(steps))
     return replace(config, num_steps=steps, validate_every=steps, save_every=steps)
-
-
-def timed_fit(train: Callable[[TrainConfig, Path], object], config: TrainConfig) -> float:
-    """Return the median seconds per step of `fit`, from the first steps of a training that is discarded."""
-    timed = replace(with_steps(config, TIMED_STEPS + 4), log_every=2, warmup_steps=TIMED_STEPS)
-    with tempfile.TemporaryDirectory() as folder:
-        train(timed, Path(folder))
-        rows = read_metrics(Path(folder) / "metrics.csv")
-    speeds = [row["samples_per_second"] for row in rows if "loss" in row][2:]  # the first are slow
-    return config.batch_size * config.grad_accumulation / statistics.median(speeds)
 
 
 def make_codec(settings: Settings, network, device: torch.device) -> LatentCodec:

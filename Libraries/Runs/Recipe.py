@@ -92,14 +92,17 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
 def resumable(recipe: Recipe) -> Path | None:
     """Return the newest run that this recipe can resume, in all processes the same; None: there is none."""
 
-    def fits(run: Run) -> bool:
-        try:
-            return bool(open_run(recipe, run.folder))
-        except ValueError:
-            return False
-
+    fits = functools.partial(can_resume, recipe)
     run = decided_once(lambda: find_run([recipe.parent], "conf.json", fits))
     return run and run.folder
+
+
+def can_resume(recipe: Recipe, run: Run) -> bool:
+    """Return whether a run has the settings and data of a recipe."""
+    try:
+        return bool(open_run(recipe, run.folder))
+    except ValueError:
+        return False
 
 
 def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
