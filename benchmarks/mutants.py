@@ -32,7 +32,7 @@ MODULES = {  # the core, and the tests that are there for it
     "Libraries/Dataset/Build.py": ("dataset", "scale", "bad_input"),
     "Libraries/Dataset/ClipTable.py": ("dataset", "scale"),
     "Libraries/Dataset/Join.py": ("dataset", "scale"),
-    "Libraries/Dataset/Manifest.py": ("dataset", "bad_input"),
+    "Libraries/Dataset/Manifest.py": ("dataset", "scale", "bad_input"),
     "Libraries/Dataset/Permutation.py": ("permutation",),
     "Libraries/Dataset/RowFiles.py": ("dataset", "scale"),
     "Libraries/Dataset/Shards.py": ("dataset", "bad_input"),

@@ -530,6 +530,11 @@ def test_no_split_is_empty_from_three_pieces_on(pieces):
     assert counts["test"] >= (pieces >= 3)
 
 
+def test_splits_have_their_fractions_of_the_pieces():
+    assigned = list(split_pieces(map(str, range(50)), (0.7, 0.1, 0.2), seed=0).values())
+    assert [assigned.count(split) for split in ("train", "validation", "test")] == [35, 5, 10]
+
+
 def test_a_split_with_fraction_zero_stays_empty():
     assert set(split_pieces(map(str, range(50)), (0.9, 0.1, 0.0), seed=0).values()) == {"train", "validation"}
 

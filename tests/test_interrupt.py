@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from Libraries.Dataset import Batches
 from Libraries.Training import Interrupt
 from Libraries.Training.Checkpoint import find_checkpoints
 
@@ -94,6 +95,17 @@ def test_a_second_signal_ends_a_training_whose_workers_are_stuck(tmp_path, numbe
     process.communicate(timeout=60)
     with pytest.raises(ProcessLookupError):  # nothing of the group is left
         os.killpg(process.pid, 0)
+
+
+def test_a_worker_lets_ctrl_c_pass_where_nobody_tells_who_sent_it(monkeypatch):
+    monkeypatch.delattr(signal, "sigwaitinfo")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        Batches._heed_the_parent_alone(0)
+        os.kill(os.getpid(), signal.SIGINT)  # raises KeyboardInterrupt unless it is ignored
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_that_a_launcher_repeats_is_one_request(monkeypatch):
