@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from Libraries.Disk import write_whole
 from Libraries.Plots.SpectrogramPlots import draw_waveform, plot_tensors
@@ -51,7 +52,7 @@ def save_film(states: Sequence[tuple[int, Tensor, Tensor]], config: SpectrogramC
         states: (t, x_t, x0) at every step; the tensors are (1, C, F, T).
     """
     frames = []
-    for number, (t, x_t, x0) in enumerate(states, start=1):
+    for number, (t, x_t, x0) in enumerate(tqdm(states, desc="film", unit="frame", leave=False), start=1):
         pair, names = torch.cat([x_t, x0]).clamp(-1, 1), ["x_t", "x0 predicted from it"]
         title = f"step {number} of {len(states)}, t = {t}"
         file = io.BytesIO()

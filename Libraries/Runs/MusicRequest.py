@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from Libraries.Runs.DiffusionRun import DiffusionRun
+from Libraries.Runs.FileEditing import FileEditor
 from Libraries.Runs.Music import make_music
 from Libraries.Runs.Run import RELEASED
 from Libraries.Runs.Settings import Settings
@@ -50,9 +51,21 @@ class MusicRequest:
         settings = model.run.settings
         return make_music(
             model, self.seed, self.seconds, self.sampler_of(settings), settings.edit,
-            label=None if self.label is None else model.label_of(self.label),
-            guidance=self.guidance_of(settings), callback=callback,
+            label=self.label_of(model), guidance=self.guidance_of(settings), callback=callback,
         )  # fmt: skip
+
+    def editor(self, model: DiffusionRun, callback: Callback | None = None) -> FileEditor:
+        """Return an editor of files that samples in the same way; arguments and errors as of `make`."""
+        settings = model.run.settings
+        editor = model.editor(
+            self.sampler_of(settings), settings.edit.resamplings,
+            labels=self.label_of(model), guidance=self.guidance_of(settings), callback=callback,
+        )  # fmt: skip
+        return FileEditor(model, editor)
+
+    def label_of(self, model: DiffusionRun) -> Tensor | None:
+        """Return the label, int64 (1,), or None for no label; a ValueError names the labels there are."""
+        return None if self.label is None else model.label_of(self.label)
 
     def sampler_of(self, settings: Settings) -> SamplerConfig:
         """Return the run's sampler with what was asked for; another method comes as it is at its best."""
