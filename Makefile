@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab setup lint clean-venv
+.PHONY: demo test lab app setup lint clean-venv
 
 demo: setup
 	$(BIN)/python MainScripts/demo.py
@@ -15,6 +15,11 @@ test: setup $(VENV)/.test-ready
 
 lab: setup
 	cd MainScripts && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# without the pins: Gradio asks for an older Pillow than they name
+app: setup
+	$(BIN)/python -c "import gradio" 2>/dev/null || $(BIN)/python -m pip install --quiet "gradio>=6"
+	$(BIN)/python MainScripts/app.py --browser
 
 setup: $(VENV)/.ready
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from Libraries.Diffusion import Denoiser, DiffusionConfig, NoiseSchedule, Parameterisation, edited
 from Libraries.Sampling.Editing import Editor
-from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sampling.Loop import Callback, SamplerConfig
 from Libraries.Sampling.Windows import over_windows
 from Libraries.Sound.LowResolution import ConditioningConfig, LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
@@ -117,6 +117,7 @@ class Upsampler:
         seeds: Iterable[int],
         *,
         overlap: int | None = None,
+        callback: Callback | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Inpaint all above the lowest `rows` rows of spectrograms; these come back unchanged.
@@ -124,6 +125,7 @@ class Upsampler:
         Args:
             x0: (N, C, F, T'), T' of a clip or more; its values above have no effect.
             rows: at least `low.fewest_rows`; fewer were not trained.
+            callback: sees every step.
 
         Returns:
             x0 (N, C, F, T') float32 on its device.
@@ -148,7 +150,7 @@ class Upsampler:
         mask = (torch.arange(x0.shape[2], device=self.device) < rows)[:, None]
         denoiser = self.denoiser(conditioning, overlap=overlap)
         return self._sample(
-            denoiser, conditioning, self.low.limit, (clips, mask), seeds, progress
+            denoiser, conditioning, self.low.limit, (clips, mask), seeds, progress, callback
         ).to(x0.device)  # fmt: skip
 
     def denoiser(
@@ -178,6 +180,7 @@ class Upsampler:
         kept: tuple[Tensor, Tensor] | None,
         seeds: list[int],
         progress: bool,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Return x0 of a batch: its residual sampled, x0 constrained at every step, around what is kept."""
         estimate, error = self.low.estimate(conditioning)
@@ -186,7 +189,7 @@ class Upsampler:
         denoiser = edited(denoiser, lambda r: (constrain(estimate + error * r) - estimate) / error)
         # the settings' clamp is that of spectrograms; residuals have no bounds
         sampler = replace(self.sampler, clip_x0=None, dynamic_threshold=None)
-        editor = Editor(denoiser, self.schedule, sampler, progress=progress)
+        editor = Editor(denoiser, self.schedule, sampler, callback=callback, progress=progress)
         # not the seeds as they are: the first model has drawn from those
         own = [derive_seed(seed, SAMPLE_STREAM) for seed in seeds]
         result = estimate + error * editor.inpaint((x0 - estimate) / error, mask, own)

@@ -10,14 +10,14 @@ guidance are those of the run's own settings. The same options give the same mus
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from Conf import conf
 from Libraries.Disk import exit_with_the_sentence
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
-from Libraries.Runs import DiffusionRun, find_diffusion, make_music
+from Libraries.Runs import DiffusionRun, MusicRequest, find_diffusion
 from Libraries.Runs.Run import RELEASED
+from Libraries.Sampling import SAMPLERS
 from Libraries.Sound.Audio import audio_format, save_audio
 from Libraries.Training import CheckpointError
 
@@ -38,16 +38,10 @@ def generate(options: argparse.Namespace) -> None:
     """Generate the music and write the file."""
     audio_format(options.output)  # refused now, and not after a minute of music
     model = DiffusionRun.load(folder_of(options.run))
-    settings, rate = model.run.settings, model.spectrogram.config.sample_rate
-    sampler, guidance = settings.sampler, settings.guidance
-    if options.steps is not None:
-        sampler = replace(sampler, num_inference_steps=options.steps)
-    if options.guidance is not None:
-        guidance = replace(guidance, scale=options.guidance)
-    label = None if options.label is None else model.label_of(options.label)
-    music = make_music(
-        model, options.seed, options.seconds, sampler, settings.edit, label=label, guidance=guidance
-    )
+    rate = model.spectrogram.config.sample_rate
+    asked = ("seed", "seconds", "label", "sampler", "steps", "guidance")
+    request = MusicRequest(model.run.folder, **{name: getattr(options, name) for name in asked})
+    music = request.make(model)
     save_audio(options.output, music, rate)
     print(f"{options.output}: {music.shape[-1] / rate:.1f} s, by {model.run.folder}")
     if options.picture:
@@ -70,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--label", help="one of the run's classes (default: no label)")
     parser.add_argument("--seconds", type=float, help="length (default: one clip)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="another method than the run's")
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--guidance", type=float, help="scale; 1: none")
     parser.add_argument("--picture", action="store_true", help="also write the spectrogram, as png")

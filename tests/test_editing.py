@@ -88,6 +88,14 @@ def test_variation_goes_from_the_clip_to_a_free_sample(name):
     assert torch.allclose(editor.vary(x0, 1.0, [1, 2, 3]), free, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_variation_keeps_what_the_mask_keeps(name):
+    x0, mask, editor = clips(), mask_outside(SHAPE, frames=(2, 5)), make_editor(name)
+    made = editor.vary(x0, 0.6, [1, 2, 3], mask)
+    assert torch.equal(made[:, mask], x0[:, mask]) and (made[:, ~mask] != x0[:, ~mask]).any()
+    assert torch.equal(editor.vary(x0, 1.0, [1, 2, 3], mask), editor.inpaint(x0, mask, [1, 2, 3]))
+
+
 @pytest.mark.parametrize("name", ODES)
 def test_variation_of_gaussian_data_is_the_closed_form(name):
     """An ODE keeps (x_t - a·mean)/sqrt(a²std² + s²); x_t of a clip is a·clip + s·noise."""

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from Conf import CPU, SMOKE
 from Libraries.Diffusion import NoiseSchedule
+from Libraries.Plots.Choosing import chosen_stretch, plot_to_choose, save_film
 from Libraries.Plots.CurvePlots import plot_metrics, plot_sampler_curves, plot_schedules, plot_values
 from Libraries.Plots.SpectrogramPlots import (
     plot_comparison,
@@ -134,3 +136,28 @@ def test_sampler_curves_show_intervals_and_the_floor_as_a_band():
         (band,) = axis.patches
         assert (band.get_y(), band.get_y() + band.get_height()) == (4, 8)
     assert "kernel distance" in left.get_ylabel()
+
+
+def test_a_box_on_the_picture_is_the_stretch_that_it_covers():
+    rate, seconds = 16_000, 4.0
+    figure = plot_to_choose(torch.randn(1, int(rate * seconds)), rate)
+    figure.canvas.draw()
+    axis, (width, height) = figure.axes[0], figure.get_size_inches() * figure.dpi
+    corners = axis.transData.transform([(1.0, 2.0), (3.0, 6.0)])  # s, kHz
+    box = [value for x, y in corners for value in (x / width, 1 - y / height)]
+    assert chosen_stretch(box, seconds, rate) == pytest.approx((1.0, 3.0, 2_000, 6_000), abs=20)
+    backwards = [*box[2:], *box[:2]]
+    assert chosen_stretch(backwards, seconds, rate) == chosen_stretch(box, seconds, rate)
+    assert chosen_stretch((-1, -1, 2, 2), seconds, rate) == (0.0, seconds, 0.0, 8_000.0)
+
+
+def test_a_film_has_a_frame_for_every_step_and_stays_on_its_last(tmp_path):
+    config = SMOKE.spectrogram
+    states = [(t, torch.randn(1, *config.shape), torch.zeros(1, *config.shape)) for t in (900, 500, 100)]
+    save_film(states, config, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        durations = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            durations.append(film.info["duration"])
+    assert durations == [400, 400, 2_000]

@@ -13,6 +13,7 @@ from Conf import SMOKE
 from Libraries.Evaluation.Restoration import cross_over, find_cut, restore, restore_file, rows_below
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Upsampling import load_upsampler, train_upsampler
+from Libraries.Sampling.Stopping import Stopped, Stops
 from Libraries.Sound.Audio import AudioError
 
 RATE = SMOKE.spectrogram.sample_rate
@@ -69,6 +70,13 @@ def test_a_seed_makes_the_same_band_again(upsampler, music):
     lost = low_passed(music, 3_000)
     first, again, other = (restore(upsampler, lost, seed=seed).waveform for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_restoration_can_be_stopped(upsampler, music):
+    stops = Stops()
+    with stops.stoppable("me") as callback, pytest.raises(Stopped):
+        stops.stop("me")
+        restore(upsampler, low_passed(music, 3_000), callback=callback)
 
 
 @pytest.mark.parametrize("hertz", [1_000, 3_000, 4_000])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from Libraries.Sampling.Loop import Callback
 from Libraries.Sound.Audio import audio_info
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
@@ -33,13 +34,19 @@ class Restored:
 
 
 def restore_file(
-    upsampler: Upsampler, path: Path, *, cut_frequency: float | None = None, seed: int = 0
+    upsampler: Upsampler,
+    path: Path,
+    *,
+    cut_frequency: float | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
 ) -> Restored:
     """Restore the upper band of a file of any length, rate and number of channels (brought to the model's).
 
     Args:
         cut_frequency: Hz up to which the file is complete; None: the result of `find_cut`, but at most nine
             tenths of the band of a file with a lower rate.
+        callback: sees every step.
 
     Raises:
         AudioError: the file cannot be read.
@@ -51,11 +58,16 @@ def restore_file(
     if cut_frequency is None and own < config.sample_rate:
         found = find_cut(upsampler, waveform)
         cut_frequency = min(PASSBAND * own / 2, found)
-    return restore(upsampler, waveform, cut_frequency=cut_frequency, seed=seed)
+    return restore(upsampler, waveform, cut_frequency=cut_frequency, seed=seed, callback=callback)
 
 
 def restore(
-    upsampler: Upsampler, waveform: Tensor, *, cut_frequency: float | None = None, seed: int = 0
+    upsampler: Upsampler,
+    waveform: Tensor,
+    *,
+    cut_frequency: float | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
 ) -> Restored:
     """Generate the band above `cut_frequency` of music of any length.
 
@@ -65,6 +77,7 @@ def restore(
     Args:
         waveform: float32 (channels, L), as many as the model has, at its rate.
         cut_frequency: Hz up to which the waveform is complete; None: the result of `find_cut`.
+        callback: sees every step.
 
     Raises:
         ValueError: the waveform has another shape, nothing is missing, or more than the model can restore.
@@ -83,7 +96,7 @@ def restore(
     if rows < upsampler.low.fewest_rows:
         raise ValueError(f"too much is missing: the music ends at {cut:.0f} Hz, below {lowest:.0f} Hz")
     spectrogram, x0, gain = _whole(upsampler.spectrogram, waveform)
-    inpainted = upsampler.complete(x0, rows, [seed])
+    inpainted = upsampler.complete(x0, rows, [seed], callback=callback, progress=True)
     full = spectrogram.decode(inpainted, gain)[0, :, : waveform.shape[1]]
     lost = torch.where(torch.arange(config.n_rows)[:, None] < rows, x0, upsampler.low.floor)
     kept_to = float(config.row_frequencies[rows - 1])

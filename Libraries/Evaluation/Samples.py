@@ -22,8 +22,9 @@ from Libraries.Plots.SpectrogramPlots import plot_comparison, plot_trajectory, s
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.Settings import Settings
 from Libraries.Sampling.Editing import EditConfig, Editor, seams
+from Libraries.Sampling.Guidance import GuidanceConfig
 from Libraries.Sampling.Likelihood import bits_per_dimension
-from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sampling.Loop import Callback, SamplerConfig
 from Libraries.Sound.Audio import save_audio
 from Libraries.Utils import spread_indices
 
@@ -176,17 +177,29 @@ def loop_clip(model: DiffusionRun, editor: Editor, x0: Tensor, edit: EditConfig)
 
 
 def record_trajectory(
-    model: DiffusionRun, config: SamplerConfig, seed: int, count: int = 6
+    model: DiffusionRun,
+    config: SamplerConfig,
+    seed: int,
+    count: int = 6,
+    *,
+    labels: Tensor | None = None,
+    guidance: GuidanceConfig | None = None,
+    callback: Callback | None = None,
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """Sample one seed; return (t, x_t, predicted x0) at `count` evenly spread steps, latents decoded."""
+    """Sample one seed; return (t, x_t, predicted x0) at `count` evenly spread steps, latents decoded.
+
+    `labels` is int64 (1,); it, `guidance` and `callback` are as in `DiffusionRun.generate`.
+    """
     kept = set(spread_indices(config.num_inference_steps, count))
     states = []
 
     def keep(step: int, t: int, x_t: Tensor, x0: Tensor) -> None:
+        if callback is not None:
+            callback(step, t, x_t, x0)
         if step in kept:
             states.append((t, model.decode(x_t), model.decode(x0)))
 
-    model.generate([seed], config, 1, callback=keep, progress=False)
+    model.generate([seed], config, 1, labels=labels, guidance=guidance, callback=keep)
     return states
 
 

@@ -2,6 +2,7 @@
 
 from Libraries.Evaluation.Comparison import compare_ema_lengths, compare_guidance, compare_samplers
 from Libraries.Evaluation.Comparison import sampler_curves, validation_yardstick, variant_table
+from Libraries.Evaluation.OneClip import describe_music, describe_real, music_table, nearest_clip
 from Libraries.Evaluation.Reference import against_recordings, make_yardstick, recordings_table, spread_clips
 from Libraries.Evaluation.Restoration import low_pass, restore, restore_file
 from Libraries.Evaluation.Samples import bits_of_clips, continue_clip, copying, evaluate

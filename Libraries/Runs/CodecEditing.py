@@ -34,10 +34,18 @@ class LatentEditor:
         z = self.editor.inpaint(self.codec.encode(x0), self._latent_mask(mask), seeds)
         return self._full(z, seeds, x0, mask)
 
-    def vary(self, x0: Tensor, strength: float, seeds: Iterable[int]) -> Tensor:
-        """Return variations, as `Editor.vary`; at strength 0 they are the clips' reconstructions."""
-        z = self.editor.vary(self.codec.encode(x0), strength, seeds)
-        return self._full(z, seeds, x0, torch.zeros_like(x0, dtype=torch.bool))
+    def vary(self, x0: Tensor, strength: float, seeds: Iterable[int], mask: Tensor | None = None) -> Tensor:
+        """Return variations, as `Editor.vary`; at strength 0 they are the clips' reconstructions.
+
+        Raises:
+            ValueError: as `Editor.vary`, or with a mask as `inpaint`.
+        """
+        if mask is None:
+            z = self.editor.vary(self.codec.encode(x0), strength, seeds)
+            return self._full(z, seeds, x0, torch.zeros_like(x0, dtype=torch.bool))
+        mask = mask.to(x0.device).expand(x0.shape)
+        z = self.editor.vary(self.codec.encode(x0), strength, seeds, self._latent_mask(mask))
+        return self._full(z, seeds, x0, mask)
 
     def extend(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:
         """Continue clips to any length, as `Editor.extend`; frames are the spectrogram's."""

@@ -238,14 +238,17 @@ class DiffusionRun:
         *,
         labels: Tensor | None = None,
         guidance: GuidanceConfig | None = None,
+        callback: Callback | None = None,
     ) -> Editor:
         """Return an `Editor` of spectrograms with this network, or the codec's editor around one.
 
-        The clips to edit have to be on `device`.
+        The clips to edit have to be on `device`. The callback sees every step of every sampling.
         """
         config = self._unbounded(config)
         denoiser = self.denoiser(labels, guidance, with_variance=config.variance == "learned")
-        return self.codec.editor(Editor(denoiser, self.schedule, config, resamplings, progress=True))
+        return self.codec.editor(
+            Editor(denoiser, self.schedule, config, resamplings, callback=callback, progress=True)
+        )
 
     def interpolate(
         self,

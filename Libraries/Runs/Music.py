@@ -5,7 +5,7 @@ from torch import Tensor
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Sampling.Editing import EditConfig
 from Libraries.Sampling.Guidance import GuidanceConfig
-from Libraries.Sampling.Loop import SamplerConfig
+from Libraries.Sampling.Loop import Callback, SamplerConfig
 
 
 def make_music(
@@ -17,6 +17,7 @@ def make_music(
     *,
     label: Tensor | None = None,
     guidance: GuidanceConfig | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Return a waveform (channels, L): the clip of a seed, continued to its length or cut to it.
 
@@ -24,6 +25,7 @@ def make_music(
         seconds: length in s, at least one hop; None: that of a clip.
         edit: gives `resamplings` and `overlap_seconds` of the continuation.
         label: int64 (1,), as in `DiffusionRun.denoiser`.
+        callback: sees every step of every sampling.
 
     Raises:
         ValueError: `seconds` is too short, or as `DiffusionRun.denoiser`.
@@ -34,10 +36,11 @@ def make_music(
     L = spectrogram.kept_samples if seconds is None else round(seconds * rate)
     if hop > L:
         raise ValueError(f"{seconds} s are shorter than a frame: ask for {hop / rate:.3f} s or more")
-    x0 = model.generate([seed], sampler, 1, labels=label, guidance=guidance)
+    options = {"labels": label, "guidance": guidance, "callback": callback}
+    x0 = model.generate([seed], sampler, 1, **options)
     n_frames = -(-L // hop) + 1  # from the centre of the first frame to that of the last
     if n_frames > spectrogram.n_frames:
-        editor = model.editor(sampler, edit.resamplings, labels=label, guidance=guidance)
+        editor = model.editor(sampler, edit.resamplings, **options)
         overlap = spectrogram.frames_in(edit.overlap_seconds)
         x0 = editor.extend(x0.to(model.device), n_frames, overlap, [seed])
     return model.to_audio(x0, any_length=True)[0, :, :L]

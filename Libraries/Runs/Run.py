@@ -166,6 +166,13 @@ def find_run(
     return None
 
 
+def runs_of(models_dir: Path, kind: str) -> dict[str, Path]:
+    """Return all runs of a kind that have weights, by name: released ones, then your own, newest first."""
+    own = sorted((models_dir / kind).glob("*/"), key=_by_number, reverse=True)
+    folders = [*sorted(RELEASED.glob(f"{kind}-*/")), *own]
+    return {folder.name: folder for folder in folders if any(folder.glob("ema-*.pth"))}
+
+
 def named_run(models_dir: Path, kind: str, name: str) -> Path:
     """Return the folder of a run in `Models/<kind>`, else of that in Models/released if there is one."""
     own = models_dir / kind / name

@@ -5,7 +5,9 @@ from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion, has_cascad
 from Libraries.Runs.DiffusionTraining import diffusion_recipe, overfit_one_batch, train_diffusion
 from Libraries.Runs.LatentDataset import build_latents, latent_plan
 from Libraries.Runs.Leakage import LeakageError, require_unheard
+from Libraries.Runs.FileEditing import FileEditor, Stretch, load_short
 from Libraries.Runs.Music import make_music
+from Libraries.Runs.MusicRequest import MusicRequest
 from Libraries.Runs.Phases import PhaseDataset, compare_inverses, inverse_by, phase_recipe, train_phase
 from Libraries.Runs.Preparation import compare_representations, ensure_dataset, find_music, load_example_clips
 from Libraries.Runs.Preparation import music_plan

@@ -153,7 +153,7 @@ class Editor:
             x0 = self._inpainted(x0, mask, noise, strength=1 - number / (self.resamplings + 1))
         return x0
 
-    def vary(self, x0: Tensor, strength: float, seeds: Iterable[int]) -> Tensor:
+    def vary(self, x0: Tensor, strength: float, seeds: Iterable[int], mask: Tensor | None = None) -> Tensor:
         """Return variations of clips: noised up to a timestep and denoised (SDEdit, Meng et al. 2022).
 
         Args:
@@ -161,12 +161,13 @@ class Editor:
             strength: sampling starts at its highest timestep below strength·num_train_timesteps. 0, or less
                 than the lowest, gives the clip back; 1 a free sample, that of the seed in `sample`.
             seeds: one per clip.
+            mask: as in `inpaint`, to vary only where it is False; None: all of the clip.
 
         Returns:
             x0 (B, C, F, T).
         """
         require("[0, 1]", strength=strength)
-        mask = _checked(x0, torch.zeros(1, dtype=torch.bool))
+        mask = _checked(x0, torch.zeros(1, dtype=torch.bool) if mask is None else mask)
         return self._inpainted(x0, mask, _noise(x0, seeds), strength)
 
     def extend(self, x0: Tensor, n_frames: int, overlap: int, seeds: Iterable[int]) -> Tensor:

@@ -5,4 +5,5 @@ from Libraries.Sampling.Guidance import GuidanceConfig, autoguidance, classifier
 from Libraries.Sampling.Likelihood import bits_per_dimension
 from Libraries.Sampling.Loop import SamplerConfig, inference_timesteps, run_sampler, sample, switch_sampler
 from Libraries.Sampling.Steps import SAMPLERS
+from Libraries.Sampling.Stopping import Stopped, Stops
 from Libraries.Sampling.Windows import over_windows
