@@ -16,7 +16,7 @@ from pathlib import Path
 from Conf import conf
 from Libraries.Disk import exit_with_the_sentence
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
-from Libraries.Runs import DiffusionRun, find_diffusion, make_music
+from Libraries.Runs import RUNTIMES, find_diffusion, make_music
 from Libraries.Runs.Run import RELEASED
 from Libraries.Sound.Audio import audio_format, save_audio
 from Libraries.Training import CheckpointError
@@ -37,7 +37,7 @@ def main() -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate the music and write the file."""
     audio_format(options.output)  # refused now, and not after a minute of music
-    model = DiffusionRun.load(folder_of(options.run))
+    model = RUNTIMES[options.runtime].load(folder_of(options.run))
     settings, rate = model.run.settings, model.spectrogram.config.sample_rate
     sampler, guidance = settings.sampler, settings.guidance
     if options.steps is not None:
@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--guidance", type=float, help="scale; 1: none")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="of the networks")
     parser.add_argument("--picture", action="store_true", help="also write the spectrogram, as png")
     return parser.parse_args()
 
