@@ -26,8 +26,24 @@ logger = get_logger("OnnxRun")
 WARNINGS_OFF = 3  # of onnxruntime's severities: errors and worse
 
 
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open an `.onnx` file with as many threads as torch has.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), WARNINGS_OFF
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its types have no common ancestor
+        raise CheckpointError(f"{path} cannot be read as ONNX ({error!s:.100}): delete it") from None
+
+
 class OnnxRun(DiffusionRun):
     """A `DiffusionRun` that samples and decodes with onnxruntime; learned phase stays with torch."""
+
+    open_session = staticmethod(open_session)  # another runtime opens the same files by its own
 
     @classmethod
     def load(
@@ -48,7 +64,7 @@ class OnnxRun(DiffusionRun):
         device = device or torch.device("cpu")
         require(("cpu",), device=device.type)
         model = super().load(run_dir, device, step=step, ema_length=ema_length, inverse=inverse)
-        sessions = {name: open_session(path) for name, path in export_run(model).items()}
+        sessions = {name: cls.open_session(path) for name, path in export_run(model).items()}
         model.network = OnnxNetwork(sessions["network"], model.network.config)
         if isinstance(model.codec, LatentCodec):
             model.codec = OnnxCodec(model.codec, sessions["encoder"], sessions["decoder"])
@@ -94,20 +110,6 @@ def _parts(model: DiffusionRun) -> dict[str, tuple[nn.Module, Example]]:
 def _example(network: nn.Module, shape: tuple[int, int, int]) -> Example:
     t = torch.zeros(1, dtype=torch.int64)
     return (torch.zeros(1, *shape), t, t) if network.config.num_classes else (torch.zeros(1, *shape), t)
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Open an `.onnx` file with as many threads as torch has.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), WARNINGS_OFF
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its types have no common ancestor
-        raise CheckpointError(f"{path} cannot be read as ONNX ({error!s:.100}): delete it") from None
 
 
 def weights_of(path: Path) -> str | None:
