@@ -21,7 +21,7 @@ from Libraries.Plots import plot_waveform_spectrograms, save_figure
 from Libraries.Runs import DiffusionRun, find_diffusion, new_run_dir, prepare_space, train_diffusion
 from Libraries.Runs.Preparation import render_demo
 from Libraries.Runs.Run import RELEASED
-from Libraries.Training import export_graph, save_json
+from Libraries.Training import export_graphs, save_json
 from Libraries.Utils import get_logger
 
 logger = get_logger("demo")
@@ -56,7 +56,7 @@ def main() -> None:
     splits = {split: SpectrogramDataset(conf.dataset_dir, split) for split in ("train", "test")}
     metrics = evaluate(model, splits["train"], splits["test"], conf, results)
     save_json(results / "metrics.json", {"run": run_dir.name, **metrics})
-    export_graph(model.network.cpu(), example_input(model), run_dir / "graph.pt")
+    export_graphs(model.network.cpu(), example_input(model), run_dir)
     minutes = (time.perf_counter() - start) / 60
     print(f"""
 Done in {minutes:.1f} minutes.

@@ -15,7 +15,7 @@ from pathlib import Path
 from Conf import conf
 from Libraries.Disk import exit_with_the_sentence
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
-from Libraries.Runs import DiffusionRun, MusicRequest, find_diffusion
+from Libraries.Runs import RUNTIMES, MusicRequest, find_diffusion
 from Libraries.Runs.Run import RELEASED
 from Libraries.Sampling import SAMPLERS
 from Libraries.Sound.Audio import audio_format, save_audio
@@ -37,7 +37,7 @@ def main() -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate the music and write the file."""
     audio_format(options.output)  # refused now, and not after a minute of music
-    model = DiffusionRun.load(folder_of(options.run))
+    model = RUNTIMES[options.runtime].load(folder_of(options.run))
     rate = model.spectrogram.config.sample_rate
     asked = ("seed", "seconds", "label", "sampler", "steps", "guidance")
     request = MusicRequest(model.run.folder, **{name: getattr(options, name) for name in asked})
@@ -67,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sampler", choices=SAMPLERS, help="another method than the run's")
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--guidance", type=float, help="scale; 1: none")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="of the networks")
     parser.add_argument("--picture", action="store_true", help="also write the spectrogram, as png")
     return parser.parse_args()
 

@@ -32,7 +32,7 @@ from Libraries.Runs import train as train_by
 from Libraries.Runs.Recipe import Recipe, resumable
 from Libraries.Runs.Settings import Settings, changed
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Training import export_graph, read_metrics, save_json
+from Libraries.Training import export_graphs, read_metrics, save_json
 from Libraries.Training.Checkpoint import load_checkpoint
 
 SAVING = {
@@ -42,7 +42,13 @@ SAVING = {
 ALWAYS = {**SAVING, "save_every": 1, "snapshot_every": 1}
 RATE = 16_000  # Hz
 SECONDS = 5  # of a piece
-LEFT_OUT = {".lock", "log.txt", "conf.json", "graph.pt"}  # with times, paths or names of the machine
+LEFT_OUT = {
+    ".lock",
+    "log.txt",
+    "conf.json",
+    "graph.pt",
+    "graph.pt2",
+}  # with times, paths or names of the machine
 MEASURED = {"samples_per_second", "seconds_per_clip"}
 
 
@@ -78,7 +84,7 @@ def evaluation(settings: Settings) -> None:
     results = new_run_dir(model.run.results_dir, "eval")
     splits = (SpectrogramDataset(settings.dataset_dir, split) for split in ("train", "test"))
     save_json(results / "metrics.json", evaluate(model, *splits, settings, results))
-    export_graph(model.network.cpu(), example_input(model), model.run.folder / "graph.pt")
+    export_graphs(model.network.cpu(), example_input(model), model.run.folder)
 
 
 TASKS = {

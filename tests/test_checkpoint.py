@@ -1,7 +1,6 @@
 """Checkpoints: whole or absent, no code inside, and the right network."""
 
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch import nn
 
 from Libraries.Training.Checkpoint import (
     CheckpointError,
-    export_graph,
     find_checkpoints,
     latest_checkpoint,
     load_checkpoint,
@@ -85,21 +83,3 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
         load_weights(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), tmp_path / "ema.pth")
     with pytest.raises(CheckpointError, match="absent"):
         load_weights(nn.Linear(3, 2), nn.Linear(3, 2, bias=False).state_dict(), tmp_path / "ema.pth")
-
-
-def test_exported_graph_computes_what_the_network_computes(tmp_path):
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.SiLU())
-    x = torch.randn(1, 1, 8, 8)
-    export_graph(network, (x,), tmp_path / "graph.pt")
-    assert network.training  # as it was before
-    assert torch.allclose(torch.jit.load(tmp_path / "graph.pt")(x), network.eval()(x), atol=1e-6)
-
-
-def test_tracing_a_network_that_looks_at_its_shapes_warns_of_nothing(tmp_path):
-    class Looks(nn.Module):
-        def forward(self, x):
-            return x * 2 if x.shape[0] * torch.ones(()) > 0 else x
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        export_graph(Looks(), (torch.zeros(1, 2),), tmp_path / "graph.pt")

@@ -31,12 +31,12 @@ from Libraries.Runs.Run import Run, claim_run, find_run
 from Libraries.Sound.Audio import save_audio
 from Libraries.Training import DiskSpace
 from Libraries.Training.Checkpoint import (
-    export_graph,
     find_checkpoints,
     load_checkpoint,
     save_checkpoint,
     save_json,
 )
+from Libraries.Training.Graphs import export_graph
 from Libraries.Training.RunLog import MetricsFile, read_metrics
 
 SHORT = replace(CONFIG, num_steps=4, save_every=2, snapshot_every=2, log_every=2, validate_every=2)
@@ -114,6 +114,7 @@ WRITERS = {
     "a.json": lambda path: save_json(path, {"a": list(range(3000))}),
     "a.npy": lambda path: write_array(path, WAVE),
     "a.pt": lambda path: export_graph(torch.nn.Linear(50, 50), (torch.zeros(1, 50),), path),
+    "a.pt2": lambda path: export_graph(torch.nn.Linear(50, 50), (torch.zeros(1, 50),), path),
     "a.png": lambda path: save_figure(Figure(figsize=(2, 2)), path),
     **{
         f"a.{suffix}": lambda path: save_audio(path, WAVE, 16_000) for suffix in ("wav", "flac", "ogg", "mp3")

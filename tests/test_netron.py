@@ -1,4 +1,4 @@
-"""The exported graph opens in the real Netron, in a real browser."""
+"""The exported graphs open in the real Netron, in a real browser."""
 
 import shutil
 import socket
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from Conf import SMOKE, in_space
-from Libraries.Training.Checkpoint import export_graph
+from Libraries.Training.Graphs import export_graphs
 from Libraries.U_Net import UNet
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -34,17 +34,17 @@ def browser(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver is installed")
-def test_netron_shows_the_convolutions(tmp_path, browser):
+@pytest.mark.parametrize("name", ["graph.pt", "graph.pt2"])
+def test_netron_shows_the_convolutions(name, tmp_path, browser):
     import netron
     from selenium.webdriver.support.ui import WebDriverWait
 
-    graph = tmp_path / "graph.pt"
     network = UNet(in_space(SMOKE, "spectrogram").network, 1)
-    export_graph(network, (torch.zeros(1, *SMOKE.spectrogram.shape), torch.tensor([0])), graph)
+    export_graphs(network, (torch.zeros(1, *SMOKE.spectrogram.shape), torch.tensor([0])), tmp_path)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = free.getsockname()
-    netron.start(str(graph), address=address, browse=False)
+    netron.start(str(tmp_path / name), address=address, browse=False)
     try:
         browser.get(f"http://{address[0]}:{address[1]}")
         wait = WebDriverWait(browser, 60)

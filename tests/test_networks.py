@@ -20,8 +20,9 @@ from Libraries.Networks.Catalogue import (
 )
 from Libraries.Networks.JournalUNet import JournalUNetConfig, as_journal
 from Libraries.Runs.DiffusionTraining import diffusion_recipe
-from Libraries.Training.Checkpoint import export_graph, load_checkpoint, load_weights, save_checkpoint
+from Libraries.Training.Checkpoint import load_checkpoint, load_weights, save_checkpoint
 from Libraries.Training.DiffusionNetwork import make_diffusion_network
+from Libraries.Training.Graphs import export_graph
 
 SMOKE_UNET = NETWORKS["SMOKE"]["spectrogram"]
 CPU_UNET = NETWORKS["CPU"]["spectrogram"]

@@ -31,6 +31,7 @@ from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from Libraries.Training.Loop import decided_once, process_state
+from Libraries.Training.Tracker import Shown
 from Libraries.Training.VAELoss import TrainableVAE, VAELoss
 from Libraries.Utils import autocast, get_logger, pick_device, resolve_precision, spread_indices
 from Libraries.VAE import VAE, Posterior, require_shape
@@ -276,7 +277,7 @@ def save_latent_statistics(settings: Settings, run: Run, network: TrainableVAE) 
     save_checkpoint(_statistics_path(run), {"mean": mean, "std": std, "clips": len(dataset)})
 
 
-def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> None:
+def save_vae_preview(settings: Settings, run: Run, step: int, network: TrainableVAE) -> Shown:
     """Write reconstructions of the same validation clips and the loss curves to the run's results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
@@ -285,7 +286,7 @@ def save_vae_preview(settings: Settings, run: Run, step: int, network: Trainable
         reconstruction = network.vae.decode(network.vae.encode(x0.to(device)).mu).cpu()
     title = f"{run.name}: reconstructions after {step} steps"
     figure = plot_reconstructions(x0, reconstruction, settings.spectrogram, title)
-    save_preview_figures(run, f"reconstructions-{step:08d}", figure, plot_vae_metrics)
+    return save_preview_figures(run, "reconstructions", step, figure, plot_vae_metrics, reconstruction)
 
 
 def find_vae(settings: Settings) -> Path:

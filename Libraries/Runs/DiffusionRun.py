@@ -101,7 +101,7 @@ class DiffusionRun:
             CheckpointError: the run has no weights before those of the network.
         """
         step = guide_step(self.run.folder, fraction, self.step)
-        self.guide = DiffusionRun.load(self.run.folder, self.device, step=step).network
+        self.guide = type(self).load(self.run.folder, self.device, step=step).network
         return step
 
     @property

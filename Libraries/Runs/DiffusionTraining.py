@@ -33,6 +33,7 @@ from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.Training.DiffusionNetwork import make_diffusion_network
+from Libraries.Training.Tracker import Shown
 from Libraries.Utils import pick_device
 
 PREVIEW_SEEDS = range(8)
@@ -239,7 +240,7 @@ def overfit_one_batch(settings: Settings, num_steps: int) -> list[float]:
     return losses
 
 
-def save_preview(settings: Settings, codec: Codec, run: Run, step: int, network: nn.Module) -> None:
+def save_preview(settings: Settings, codec: Codec, run: Run, step: int, network: nn.Module) -> Shown:
     """Write samples of the same seeds and the loss curves to the run's results."""
     device = next(network.parameters()).device
     spectrogram = Spectrogram(settings.spectrogram)
@@ -248,4 +249,4 @@ def save_preview(settings: Settings, codec: Codec, run: Run, step: int, network:
     x0 = model.generate(PREVIEW_SEEDS, quick, batch_size=len(PREVIEW_SEEDS), progress=False)
     titles = [f"seed {seed}" for seed in PREVIEW_SEEDS]
     figure = plot_tensors(x0, titles, settings.spectrogram, f"{run.name}: samples after {step} steps")
-    save_preview_figures(run, f"samples-{step:08d}", figure, plot_metrics)
+    return save_preview_figures(run, "samples", step, figure, plot_metrics, x0)

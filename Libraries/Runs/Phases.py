@@ -23,6 +23,7 @@ from Libraries.Runs.Settings import Settings, from_dict
 from Libraries.Sound.PhaseRetrieval import heap_edges, stft
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training.Tracker import Shown
 from Libraries.Utils import resolve_precision, spread_indices
 
 MIX_DB = (-20.0, 10.0)  # level of an added clip, relative to the first
@@ -173,7 +174,7 @@ def train_phase(settings: Settings, music_dir: Path, run_dir: Path | None = None
     return train(recipe, run_dir)
 
 
-def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int, network: PhaseNet) -> None:
+def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int, network: PhaseNet) -> Shown:
     """Write the same validation clips as decoded, and the loss curves, to the run's results."""
     dataset = PhaseDataset(settings, music_dir, "validation")
     clips = torch.stack([dataset.waveform(i) for i in spread_indices(len(dataset), PREVIEW_CLIPS)])
@@ -181,7 +182,7 @@ def save_phase_preview(settings: Settings, music_dir: Path, run: Run, step: int,
     sound = compare_inverses(dataset.spectrogram.config, clips, learned)
     title = f"{run.name}: inverses after {step} steps"
     figure = plot_inverses(sound, settings.spectrogram.sample_rate, title)
-    save_preview_figures(run, f"inverses-{step:08d}", figure, plot_phase_metrics)
+    return save_preview_figures(run, "inverses", step, figure, plot_phase_metrics)
 
 
 @torch.no_grad()

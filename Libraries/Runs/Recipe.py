@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -21,6 +22,7 @@ from Libraries.Runs.Settings import Settings, music_folder, to_dict, value_at, w
 from Libraries.Training.Checkpoint import load_weights, save_json
 from Libraries.Training.Loop import LoaderFactory, Loss, decided_once, fit, process_state
 from Libraries.Training.RunLog import read_metrics
+from Libraries.Training.Tracker import HEARD, Shown, require_installed
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import LIGHT_DEBUG, get_logger, spread_indices
 
@@ -33,7 +35,7 @@ AUGMENTATION = (
     "dataset.time_shift",
     "dataset.mix",
 )  # of the clips at reading
-Preview = Callable[[Run, int, nn.Module], None]  # (run, step, EMA model): draws to the run's results
+Preview = Callable[[Run, int, nn.Module], Shown]  # (run, step, EMA model): draws to the run's results
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Path:
         run_dir: an interrupted run to resume; None starts a new one.
 
     Raises:
-        ValueError: the run was made with other settings, other data or another autoencoder.
+        ValueError: the run was made with other settings, other data or another autoencoder, or the tracker is
+            not installed.
         CheckpointError: `run_dir` is not a run.
         DiskError: the disk is full, forbidden, gone or broken; resume the run.
     """
+    require_installed(recipe.train.tracker)  # before there is a run
     network = recipe.network()
     run = open_run(recipe, run_dir)
     _record_steps(recipe, run)
@@ -131,10 +135,11 @@ def open_run(recipe: Recipe, run_dir: Path | None) -> Run:
 
 
 def _may_differ(recipe: Recipe, run: Run) -> dict[str, tuple[str, ...]]:
-    """Return the number of steps, by the part it is in, if the recipe's may be larger than the run's."""
+    """Return what may differ in the training, by its path: the tracker, and where allowed more steps."""
     there = (_part_of(run, recipe.training) or {}).get("num_steps")
     longer = isinstance(there, int) and recipe.train.num_steps > there
-    return {recipe.training: ("num_steps",)} if longer and recipe.train.lr_schedule == "constant" else {}
+    continued = longer and recipe.train.lr_schedule == "constant"
+    return {recipe.training: ("tracker", "num_steps") if continued else ("tracker",)}
 
 
 def _record_steps(recipe: Recipe, run: Run) -> None:
@@ -204,11 +209,22 @@ def clip_loaders(
     return train, DataLoader(subset, batch_size=validation.batch_size, collate_fn=validation.collate_fn)
 
 
-def save_preview_figures(run: Run, name: str, figure, plot_curves: Callable) -> None:
-    """Write a preview as `name`.png, and loss.png by `plot_curves`, to the run's results."""
-    save_figure(figure, run.results_dir / f"{name}.png")
+def save_preview_figures(
+    run: Run, name: str, step: int, figure: Figure, plot_curves: Callable, x0: Tensor | None = None
+) -> Shown:
+    """Write a preview as `name`-<step>.png, and loss.png by `plot_curves`, to the run's results.
+
+    Args:
+        x0: (N, C, F, T), what the preview can be heard by in a tracker.
+    """
+    save_figure(figure, run.results_dir / f"{name}-{step:08d}.png")
     curves = plot_curves(read_metrics(run.folder / "metrics.csv"), run.name)
     save_figure(curves, run.results_dir / "loss.png")
+    return Shown(name, figure, None if x0 is None else functools.partial(_sound, run, x0[:HEARD]))
+
+
+def _sound(run: Run, x0: Tensor) -> tuple[Tensor, int]:
+    return run.spectrogram().decode(x0.cpu()), run.config("spectrogram").sample_rate
 
 
 def require_same(owner: str, theirs: dict, ours: dict, ignored: tuple[str, ...] = ()) -> None:

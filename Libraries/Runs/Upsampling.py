@@ -29,6 +29,7 @@ from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Training.Loop import decided_once
+from Libraries.Training.Tracker import Shown
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
 from Libraries.Utils import get_logger, pick_device, spread_indices
 
@@ -171,7 +172,7 @@ def train_upsampler(settings: Settings, run_dir: Path | None = None) -> Path:
     return train(upsampler_recipe(settings), run_dir)
 
 
-def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.Module) -> None:
+def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.Module) -> Shown:
     """Write the same validation clips, interpolated and upsampled, and the loss curves to the results."""
     dataset = SpectrogramDataset(settings.dataset_dir, "validation")
     x0 = dataset.__getitems__(spread_indices(len(dataset), PREVIEW_CLIPS))[0]
@@ -193,7 +194,7 @@ def save_upsampler_preview(settings: Settings, run: Run, step: int, network: nn.
     figure = plot_tensors(
         torch.cat(list(rows.values())), titles, settings.spectrogram, title, columns=len(x0)
     )
-    save_preview_figures(run, f"upsampled-{step:08d}", figure, plot_metrics)
+    return save_preview_figures(run, "upsampled", step, figure, plot_metrics, rows["upsampled"])
 
 
 def find_upsampler(settings: Settings, *, unheard: bool = False) -> Run | None:

@@ -8,6 +8,7 @@ from Libraries.Runs.Leakage import LeakageError, require_unheard
 from Libraries.Runs.FileEditing import FileEditor, Stretch, load_short
 from Libraries.Runs.Music import make_music
 from Libraries.Runs.MusicRequest import MusicRequest
+from Libraries.Runs.OnnxRun import RUNTIMES, OnnxRun, export_run
 from Libraries.Runs.Phases import PhaseDataset, compare_inverses, inverse_by, phase_recipe, train_phase
 from Libraries.Runs.Preparation import compare_representations, ensure_dataset, find_music, load_example_clips
 from Libraries.Runs.Preparation import music_plan

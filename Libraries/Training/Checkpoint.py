@@ -1,14 +1,12 @@
-"""Runs on disk: states to resume from, EMA weights to sample with, graphs to look at.
+"""Runs on disk: states to resume from, EMA weights to sample with.
 
 A run folder `Models/<kind>/<00007-name>/` holds conf.json, metrics.csv, log.txt, state-<step>.pth,
-ema-<step>.pth, snapshot-<step>.pth and graph.pt. Everything is written to a temporary name and renamed, and
-read with `weights_only=True`: a stranger's checkpoint cannot run code.
+ema-<step>.pth, snapshot-<step>.pth and what `Graphs.py` exports. Everything is written to a temporary name
+and renamed, and read with `weights_only=True`: a stranger's checkpoint cannot run code.
 """
 
-import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,24 +127,3 @@ def save_json(path: Path, values: dict) -> None:
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
     content = text.encode("utf-8", "surrogateescape")  # names of files need not be valid UTF-8
     write_whole(path, content)
-
-
-def export_graph(model: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
-    """Write the network as a TorchScript `.pt` file that Netron opens (and `torch.jit.load` runs).
-
-    Args:
-        model: any network; it is traced in evaluation mode.
-        example: inputs to trace with, a batch of one.
-    """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # shapes become constants of the graph, as torch warns; a picture needs no others
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            traced = torch.jit.trace(model, example, check_trace=False)
-        content = io.BytesIO()  # given a path, torch aborts the process where the disk is full
-        torch.jit.save(traced, content)
-        write_whole(path, content.getvalue())
-    finally:
-        model.train(training)

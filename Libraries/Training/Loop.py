@@ -31,6 +31,7 @@ from Libraries.Training.Interrupt import DeferredInterrupt
 from Libraries.Training.PostHocEMA import power_average, running_average
 from Libraries.Training.RunLog import Report, is_due, log_file
 from Libraries.Training.State import TrainState
+from Libraries.Training.Tracker import Shown, require_installed
 from Libraries.Training.TrainConfig import TrainConfig
 from Libraries.Utils import derive_seed, get_logger, resolve_precision
 
@@ -55,7 +56,7 @@ class Loss(Protocol):
 
 # (batch_size, seed, start_step, rank, world_size, ...) -> (train, validation)
 LoaderFactory = Callable[..., tuple]
-Preview = Callable[[int, nn.Module], None]  # (step, EMA model): plots what it likes
+Preview = Callable[[int, nn.Module], Shown | None]  # (step, EMA model): plots what it likes
 
 
 class TrainingDiverged(RuntimeError):
@@ -88,13 +89,14 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is not finite, or with fp16 the gradients never are.
-        ValueError: the processes cannot share the batches of a step evenly (`TrainConfig.on`).
+        ValueError: the processes cannot share the batches of a step evenly (`TrainConfig.on`), or the tracker
+            is not installed.
         FolderInUse: another process trains in `run_dir`.
         DiskError: the disk is full, forbidden, gone or broken; call again to resume.
         KeyboardInterrupt: training was interrupted; the state is saved.
     """
     config = config.on(process_state().num_processes)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, run_dir)
     fork_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (
         hold(run_dir, wait=LET_GO) if accelerator.is_main_process else contextlib.nullcontext(),
@@ -121,7 +123,8 @@ def fit(
             device=accelerator.device if on_device else None,
         )
         report = Report(state, loss_fn, config, run_dir, validation_loader, preview)
-        _loop(state, loss_fn, iter(train_loader), config, run_dir, report, interrupt)
+        with contextlib.closing(report):
+            _loop(state, loss_fn, iter(train_loader), config, run_dir, report, interrupt)
     return state.ema.module.eval()
 
 
@@ -215,13 +218,17 @@ def decided_once(decide: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: TrainConfig, run_dir: Path | None = None) -> Accelerator:
     """Return an Accelerator with the configured precision, for one process or for `accelerate launch`.
 
+    Args:
+        run_dir: where the configured tracker may write; None: there is no tracker.
+
     Raises:
-        ValueError: fp16 without a GPU.
+        ValueError: fp16 without a GPU, or a tracker that is not installed.
     """
-    state = process_state()
+    state, tracker = process_state(), config.tracker if run_dir else "none"
+    require_installed(tracker)
     if config.mixed_precision == "fp16" and state.device.type != "cuda":
         raise ValueError("mixed_precision='fp16' needs a CUDA device; set 'auto', 'bf16' or 'no'")
     # Accelerate keeps one precision per process; a notebook may train with one, then with another.
@@ -230,6 +237,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=resolve_precision(config.mixed_precision),
         gradient_accumulation_steps=config.grad_accumulation,
         cpu=state.device.type == "cpu",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=run_dir,
     )
 
 

@@ -1,4 +1,4 @@
-"""What training writes for people to read: metrics.csv and log.txt of its run folder."""
+"""What training writes for people to read: metrics.csv and log.txt of its run folder, and a tracker."""
 
 import contextlib
 import csv
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from Libraries.Disk import disk_errors, write_whole
+from Libraries.Training.Tracker import Tracker
 from Libraries.Utils import ROOT_LOGGER, get_logger
 
 logger = get_logger("RunLog")
@@ -100,7 +101,7 @@ def is_due(step: int, config, what: str) -> bool:
 
 
 class Report:
-    """Report on training, on the main process alone: lines of metrics.csv, validation, previews.
+    """Report on training, on the main process alone: metrics.csv, tracker, validation, previews.
 
     Args:
         state, loss_fn, config, preview: those of `Training.fit`.
@@ -111,7 +112,9 @@ class Report:
         self.validation_loader, self.preview = validation_loader, preview
         self.main = state.accelerator.is_main_process
         names = loss_fn.metric_names
-        self.metrics = MetricsFile(run_dir / "metrics.csv", state.step, names) if self.main else None
+        if self.main:
+            self.metrics = MetricsFile(run_dir / "metrics.csv", state.step, names)
+            self.tracker = Tracker(state.accelerator, run_dir, state.step)
         self._restart_clock()
 
     def log(self, loss: float, grad_norm: float) -> None:
@@ -122,7 +125,7 @@ class Report:
         clips = steps * self.config.batch_size * self.config.grad_accumulation
         rate = clips * self.state.accelerator.num_processes / seconds
         lr = self.state.scheduler.get_last_lr()[0]
-        self.metrics.write(self.state.step, loss=loss, lr=lr, grad_norm=grad_norm, samples_per_second=rate)
+        self._write("training", loss=loss, lr=lr, grad_norm=grad_norm, samples_per_second=rate)
         self._restart_clock()
 
     def validate_and_preview(self) -> None:
@@ -133,12 +136,23 @@ class Report:
         start, network = time.perf_counter(), self.state.ema.module.eval()
         if due["validate"]:
             scores = self.loss_fn.validate(network, self.validation_loader)
-            self.metrics.write(self.state.step, **scores)
+            self._write("validation", **scores)
             summary = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
             logger.info("step %d: %s", self.state.step, summary)
         if due["preview"] and self.preview is not None:
-            self.preview(self.state.step, network)
+            shown = self.preview(self.state.step, network)
+            if shown is not None:
+                self.tracker.show(self.state.step, shown)
         self.clock += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Let the tracker write what it still has in memory."""
+        if self.main:
+            self.tracker.close()
+
+    def _write(self, group: str, **values: float) -> None:
+        self.metrics.write(self.state.step, **values)
+        self.tracker.write(self.state.step, group, values)
 
     def _restart_clock(self) -> None:
         self.clock, self.clock_step = time.perf_counter(), self.state.step

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from Libraries.Training.PostHocEMA import LONGEST
+from Libraries.Training.Tracker import TRACKERS
 from Libraries.Utils import require
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
@@ -40,10 +41,12 @@ class TrainConfig:
     preview_every: int  # fixed-seed samples as a plot
     power_ema: tuple[float, ...] = ()  # lengths of stored averages, fractions of the steps so far; (): none
     snapshot_every: int  # optimiser steps between stored averages
+    tracker: str = "none"  # none | tensorboard | trackio: shows what metrics.csv holds, and previews
 
     def __post_init__(self):
         require(PRECISIONS, mixed_precision=self.mixed_precision)
         require(LR_SCHEDULES, lr_schedule=self.lr_schedule)
+        require(TRACKERS, tracker=self.tracker)
         whole = ("num_steps", "batch_size", "grad_accumulation", "num_validation_clips")
         periods = (f"{what}_every" for what in ("log", "validate", "save", "preview", "snapshot"))
         for name in (*whole, *periods):
