@@ -410,7 +410,7 @@ PRESETS = {preset.preset: preset for preset in (STEREO, ORIGIN, BASE, CPU, SMOKE
 
 def choose(name: str) -> Settings:
     """Return a preset by name; a ValueError names the known ones."""
-    require(PRESETS, CONF_PRESET=name)
+    require(PRESETS, preset=name)
     return PRESETS[name]
 
 
