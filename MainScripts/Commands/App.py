@@ -2,19 +2,14 @@
 
     ma-ddpm app
 
-The page needs gradio, which is not installed with the rest: `pip install gradio`.
+The page needs Gradio, which is not installed with the rest: `pip install "gradio>=6"`.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-
-from Commands.Options import refuse
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Start the page; it reads its own options."""
-    if find_spec("gradio") is None:
-        refuse(ModuleNotFoundError("the page needs gradio: pip install gradio"))
-    from app import main as start  # only where gradio is
+    """Start the page, which reads the options of this process."""
+    from app import main as start  # only where Gradio is, as it says itself
 
     return start()
