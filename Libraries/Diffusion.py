@@ -37,7 +37,7 @@ class DiffusionConfig:
     """
 
     schedule: str  # linear | cosine | sigmoid | edm
-    num_train_timesteps: int
+    num_train_timesteps: int  # levels of noise, from the least to pure noise
     beta_start: float  # linear schedule only
     beta_end: float  # linear schedule only
     sigma_min: float  # edm schedule only

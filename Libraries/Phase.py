@@ -50,7 +50,7 @@ class PhaseConfig:
     blocks_per_level: int  # in each half; the coarsest level has twice as many
     fold_bins: int  # neighbouring bins that are folded into channels first
     frequency_features: int  # channels that give each bin its frequency
-    norm_groups: int
+    norm_groups: int  # of GroupNorm; 1 normalises over all channels
     activation: str  # silu | gelu
     weight_power: float  # an error is weighted by the magnitudes to this power
     crop_frames: int  # per training clip

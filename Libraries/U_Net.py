@@ -33,7 +33,7 @@ class UNetConfig:
     """
 
     channels: tuple[int, ...]  # width of each level, finest first
-    blocks_per_level: int
+    blocks_per_level: int  # in the encoder; the decoder has one more
     attention_levels: tuple[int, ...] = ()  # indices into `channels`; every position sees every other
     head_dim: int  # channels per attention head
     patch_size: tuple[int, int]  # rows, frames: the stem folds a patch into channels

@@ -4,8 +4,9 @@
 
 The environment chooses: CONF_PRESET a preset (ORIGIN, BASE, STEREO, CPU, SMOKE; without it BASE where there
 is a CUDA device and CPU where there is none), CONF_MUSIC the folder of your music, CONF_SOUNDFONT the
-SoundFont that plays the demo music, CONF_ROOT where Data, Models and Results lie. Change a setting here, or
-in one visible cell of a notebook:
+SoundFont that plays the demo music, CONF_ROOT where Data, Models and Results lie (without it in the
+repository, or in the present folder if MA_DDPM is installed). Change a setting here, or in one visible cell
+of a notebook:
 
     conf = replace(conf, train=replace(conf.train, batch_size=8))
     conf = in_space(conf, "latent")
@@ -21,6 +22,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
+ROOT = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()  # installed: where one works
 if not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # in a log, every refresh of a bar is a line
     for name in ("TQDM_MININTERVAL", "TQDM_DELAY"):
         os.environ.setdefault(name, "10")  # s
@@ -134,7 +136,7 @@ BASE_SAMPLER = SamplerConfig(
 
 BASE = Settings(
     preset="BASE",
-    root=Path(os.environ.get("CONF_ROOT", REPOSITORY)),
+    root=Path(os.environ.get("CONF_ROOT", ROOT)),
     music_dir=Path(os.environ["CONF_MUSIC"]) if "CONF_MUSIC" in os.environ else None,
     log_level="INFO",  # DEBUG | LIGHT_DEBUG | INFO | WARNING
     demo_music=DemoMusicConfig(
@@ -410,7 +412,7 @@ PRESETS = {preset.preset: preset for preset in (STEREO, ORIGIN, BASE, CPU, SMOKE
 
 def choose(name: str) -> Settings:
     """Return a preset by name; a ValueError names the known ones."""
-    require(PRESETS, CONF_PRESET=name)
+    require(PRESETS, preset=name)
     return PRESETS[name]
 
 

@@ -3,7 +3,7 @@
     python benchmarks/own_music.py FOLDER [FOLDER ...] [--root folder] [--seeds 0] [--clips 128]
 
 For every folder of music, a dataset, an autoencoder and a diffusion are made with the settings of the preset
-CPU, as `train.py` makes them, and measured against the recordings of the test split: real clips through the
+CPU, as by `ma-ddpm train`, and measured against the recordings of the test split: real clips through the
 spectrogram, through the autoencoder as well, and generated clips. At the end, all folders and seeds in one
 table. Each folder has its own place below --root; a second call keeps what is finished.
 

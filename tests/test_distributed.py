@@ -71,10 +71,10 @@ def test_two_processes_equal_one_with_the_larger_batch(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_build_one_dataset_and_make_one_run(tmp_path):
-    script = TESTS.parent / "MainScripts" / "train.py"
+    script = TESTS.parent / "MainScripts" / "ma_ddpm.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*command, str(script), "--preset", "SMOKE"], capture_output=True, text=True, timeout=600,
+        [*command, str(script), "train", "--preset", "SMOKE"], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CONF_ROOT": str(tmp_path)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

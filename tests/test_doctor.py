@@ -5,12 +5,13 @@ import json
 import shutil
 from dataclasses import replace
 
-import doctor as script
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+import ma_ddpm
+from Commands import Doctor
 from Conf import SMOKE, in_space
 from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.Doctor import RULES, CannotLook, Case, Diagnosis, doctor, examine, rules_for
@@ -441,19 +442,21 @@ def test_what_is_not_there_is_not_counted_as_healthy(healthy, tmp_path):
     assert "as far as could be seen" in str(diagnosis) and "loss spike" in diagnosis.sound
 
 
-def test_the_script_says_what_it_found_by_its_exit_code(bad_music, tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_it_found_by_its_exit_code(bad_music, tmp_path, monkeypatch, capsys):
     for folder, code, words in (
         (bad_music.run.folder, 1, "nearly silent"),
         (tmp_path, 2, "name a run's own folder"),
     ):
-        assert run_script(monkeypatch, folder) == code
+        assert run_command(folder) == code
         output = capsys.readouterr()
         assert words in output.out + output.err
-    monkeypatch.setattr(script, "doctor", lambda _: Diagnosis("00000-CPU", [], ["loss spike"], {}))
-    assert run_script(monkeypatch, tmp_path) == 0
+    monkeypatch.setattr(Doctor, "doctor", lambda _: Diagnosis("00000-CPU", [], ["loss spike"], {}))
+    assert run_command(tmp_path) == 0
     assert capsys.readouterr().out.startswith("00000-CPU: healthy; 1 rules found nothing")
 
 
-def run_script(monkeypatch, folder):
-    monkeypatch.setattr("sys.argv", ["doctor.py", str(folder)])
-    return script.main()
+def run_command(folder):
+    try:
+        return ma_ddpm.main(["doctor", str(folder)])
+    except SystemExit as ended:
+        return ended.code

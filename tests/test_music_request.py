@@ -32,7 +32,7 @@ def test_the_shell_line_makes_the_same_music(music, tmp_path, monkeypatch):
     assert words[:2] == ["python", "MainScripts/generate.py"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", words[1:])
-    generate.main()
+    assert generate.main() == 0
     again, rate = soundfile.read(tmp_path / "choir-3.wav", dtype="float32")
     assert len(again) == 1.5 * rate == music.shape[1]
     assert torch.allclose(torch.from_numpy(again), music[0], atol=1e-4)

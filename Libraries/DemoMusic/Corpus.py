@@ -53,10 +53,10 @@ class DemoMusicConfig:
 
     clips: int | None  # of clip_seconds each, over all ensembles; None if minutes is set
     minutes: float | None = None  # over all ensembles, rounded up to whole clips; None if clips is set
-    clip_seconds: float
+    clip_seconds: float  # s, of a recording
     ensembles: tuple[str, ...]  # names from ENSEMBLES
     sample_rate: int  # Hz
-    seed: int
+    seed: int  # another one, other music
     soundfont: str | None = BUILT_IN  # a path; None: the best of this machine (Fonts.py)
     room: str = "dry"  # or a name from ROOMS
     playing: PlayingConfig | None = None  # how freely; None: evenly

@@ -229,12 +229,11 @@ def claim_run(parent: Path, name: str, conf: dict) -> Path:
 
 def provenance() -> dict[str, str]:
     """Return what a result depends on besides the settings: git commit, versions and kind of machine."""
-    repository = Path(__file__).resolve().parents[2]
+    repository, commit = Path(__file__).resolve().parents[2], "unknown"  # of a copy without its history
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # a copy without its history
-        commit = "unknown"
+    if (repository / ".git").exists():  # else git would describe a repository around this one
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "commit": commit,

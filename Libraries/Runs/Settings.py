@@ -79,11 +79,11 @@ class EvaluationConfig:
     num_samples: int  # clips generated for the figures
     batch_size: int  # clips sampled at a time
     compared_clips: int  # per variant compared, on the validation split
-    samplers: tuple[str, ...]
+    samplers: tuple[str, ...]  # names, as in sampler.name
     steps: tuple[int, ...]  # for every sampler
-    guidance_scales: tuple[float, ...]
+    guidance_scales: tuple[float, ...]  # as guidance.scale
     ema_lengths: tuple[float, ...]  # relative to the training
-    upsampler_steps: tuple[int, ...]
+    upsampler_steps: tuple[int, ...]  # of the upsampler's sampler
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Settings:
         ValueError: two parts do not fit together.
     """
 
-    preset: str
+    preset: str  # the name in Conf.py of what these settings began as
     root: Path  # parent of Data, Models and Results
     music_dir: Path | None  # the user's own music; None: Data/music if that exists, else the demo music
     log_level: str  # DEBUG | LIGHT_DEBUG | INFO | WARNING

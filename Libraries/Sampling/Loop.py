@@ -43,7 +43,7 @@ class SamplerConfig:
     """
 
     name: str  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
-    num_inference_steps: int
+    num_inference_steps: int  # from noise to music
     spacing: str  # leading | trailing | linspace | karras | log_snr
     clip_x0: float | None  # clamp the predicted x0 to ±this; None: leave it
     dynamic_threshold: float | None = None  # fraction of |x0| that is scaled to fit into ±clip_x0

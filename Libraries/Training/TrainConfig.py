@@ -21,23 +21,23 @@ class TrainConfig:
     num_steps: int  # optimiser steps
     batch_size: int  # clips per forward pass and process
     grad_accumulation: int  # forward passes per optimiser step
-    learning_rate: float
+    learning_rate: float  # of AdamW, after the warm-up
     lr_schedule: str  # constant | cosine (to zero) | step (a tenth at 60 % and at 85 %)
     warmup_steps: int  # optimiser steps of linear rise
     betas: tuple[float, float]  # of AdamW
-    weight_decay: float
-    max_grad_norm: float
+    weight_decay: float  # of AdamW
+    max_grad_norm: float  # a longer gradient is cut to it
     ema_decay: float  # per step, once warmed up
     mixed_precision: str  # auto | no | fp16 | bf16
     compile: bool = False  # torch.compile, on CUDA
     dataset_on_device: bool  # keep the whole dataset on the GPU when it fits
     num_workers: int = 0  # processes that read batches
     processes: int | None = None  # of which fewer accumulate more, so that a step stays the same; None: any
-    seed: int
+    seed: int  # of the first weights, the order of clips and the noise
     log_every: int  # optimiser steps
-    validate_every: int
+    validate_every: int  # optimiser steps
     num_validation_clips: int  # scored clips of the validation split
-    save_every: int
+    save_every: int  # optimiser steps
     preview_every: int  # fixed-seed samples as a plot
     power_ema: tuple[float, ...] = ()  # lengths of stored averages, fractions of the steps so far; (): none
     snapshot_every: int  # optimiser steps between stored averages

@@ -29,10 +29,10 @@ class VAELossConfig:
     """
 
     reconstruction: str  # l1 | l2
-    reconstruction_weight: float
+    reconstruction_weight: float  # of the error of values
     spectral_weight: float  # of the error of differences between neighbouring rows and frames
     spectral_scales: tuple[int, ...]  # rows and frames averaged before the differences
-    kl_weight: float
+    kl_weight: float  # of the posterior's distance from N(0, I)
     kl_warmup_steps: int  # optimiser steps of linear rise
     adversarial_weight: float = 0.0  # 0: no critic
     adversarial_start: int = 0  # optimiser step from which the critic counts

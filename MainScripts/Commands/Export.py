@@ -1,0 +1,42 @@
+"""Write a run's networks as files that other programs open.
+
+    ma-ddpm export                                               # the newest run, to graph.pt in its folder
+    ma-ddpm export --run diffusion-cpu -o network.pt2
+    ma-ddpm export --run diffusion-cpu --format onnx             # all that a clip passes through
+
+Netron draws all three. `pt` is TorchScript, which `torch.jit.load` runs, `pt2` is for `torch.export.load`,
+and `onnx` for onnxruntime and others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from Commands.Options import folder_of, read
+from Libraries.Evaluation import example_input
+from Libraries.Runs import DiffusionRun, export_run
+from Libraries.Training import export_graph
+
+
+@dataclass(frozen=True)
+class Export:
+    """The options."""
+
+    run: str = "newest"  # or the folder or name of another
+    format: Literal["pt", "pt2", "onnx"] = "pt"  # of the file, where no output says it
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None  # None: in the run's folder
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the run, write the files and print where they are."""
+    options = read(Export, arguments, __doc__)
+    model = DiffusionRun.load(folder_of(options.run))
+    if options.output is None and options.format == "onnx":
+        print(*export_run(model).values(), sep="\n")
+        return
+    path = options.output or model.run.folder / f"graph.{options.format}"
+    export_graph(model.network.cpu(), example_input(model), path)
+    print(path)
