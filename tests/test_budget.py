@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from Libraries.Runs import Budget
-from Libraries.Runs.Budget import in_time, seconds_per_step, with_fewer_steps
+from Libraries.Runs.Budget import in_time, seconds_per_step, with_steps
 from Libraries.Runs.DiffusionTraining import diffusion_recipe, train_diffusion
 from Libraries.Runs.Settings import changed
 
@@ -17,24 +17,24 @@ def a_step_takes(monkeypatch):
     return lambda seconds: monkeypatch.setattr(Budget, "seconds_per_step", lambda recipe: seconds)
 
 
-def test_fewer_steps_keep_the_shares_of_what_happens_on_the_way(chords):
+def test_another_number_of_steps_keeps_the_shares_of_what_happens_on_the_way(chords):
     config = replace(
         chords.train, num_steps=1000, warmup_steps=50, log_every=10, validate_every=100, save_every=200,
         preview_every=500, snapshot_every=100,
     )  # fmt: skip
-    shorter = with_fewer_steps(config, 300)
+    shorter = with_steps(config, 300)
     assert shorter == replace(
         config, num_steps=300, warmup_steps=15, log_every=3, validate_every=30, save_every=60,
         preview_every=150, snapshot_every=30,
     )  # fmt: skip
-    assert with_fewer_steps(config, 1).log_every == 1
+    assert with_steps(config, 1).log_every == 1
 
 
 def test_a_slow_machine_takes_as_many_steps_as_fit_and_a_fast_one_all(chords, a_step_takes):
     settings = changed(chords, {"train.num_steps": 20})
     a_step_takes(2.0)
     assert in_time(settings, diffusion_recipe, "train", 19.0).train.num_steps == 9
-    assert in_time(settings, diffusion_recipe, "train", 0.0).train.num_steps == 1
+    assert in_time(settings, diffusion_recipe, "train", 0.0).train.num_steps == 2
     assert in_time(settings, diffusion_recipe, "train", 40.0) == settings
 
 

@@ -216,11 +216,21 @@ def test_ctrl_c_and_a_closed_pipe_end_as_shells_expect(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_demo_says_where_everything_is_and_it_is_there(tmp_path):
-    output, errors, code = finish(tmp_path, script="demo.py")
+    output, errors, code = finish(tmp_path, "--steps", 10, script="demo.py")
     paths = [Path(path) for path in re.findall(rf"{re.escape(str(tmp_path))}/Results[^\s,]*", output)]
     assert code == 0 and "Done in" in output and len(paths) >= 4, errors[-3000:]
     assert all(path.exists() for path in paths)
     assert "the floor" in output
+    for kind in ("vae", "diffusion"):  # 20 in the preset
+        assert find_checkpoints(tmp_path / "Models" / kind / "00000-SMOKE", "ema")[-1][0] == 10
+
+
+@pytest.mark.slow
+def test_a_demo_without_time_trains_a_tenth_and_measures_fewer_clips(tmp_path):
+    output, errors, code = finish(tmp_path, "--minutes", 0, script="demo.py")
+    assert code == 0 and "8 clips: " in output, errors[-3000:]
+    for kind in ("vae", "diffusion"):
+        assert find_checkpoints(tmp_path / "Models" / kind / "00000-SMOKE", "ema")[-1][0] == 2
 
 
 @pytest.mark.slow

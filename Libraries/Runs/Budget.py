@@ -26,8 +26,9 @@ def in_time(
 ) -> Settings:
     """Return settings whose training ends within `seconds` on this machine: with fewer steps, never more.
 
-    What happens on the way, and the learning rate, keep their shares of the training. Where a run of these
-    settings was begun before, its number of steps is taken, so that it can be resumed.
+    A tenth of the steps is left in any case. What happens on the way, and the learning rate, keep their
+    shares of the training. Where a run of these settings was begun before, its number of steps is taken, so
+    that it can be resumed.
 
     Args:
         make_recipe: such as `vae_recipe`.
@@ -35,23 +36,24 @@ def in_time(
     """
     recipe = make_recipe(settings)
 
-    def with_steps(steps: int) -> Settings:
-        return changed(settings, {part: with_fewer_steps(recipe.train, steps)})
+    def of(steps: int) -> Settings:
+        return changed(settings, {part: with_steps(recipe.train, steps)})
 
     def begun_so(run: Run) -> bool:
         steps = run.config(part).num_steps
-        return steps <= recipe.train.num_steps and can_resume(make_recipe(with_steps(steps)), run)
+        return steps <= recipe.train.num_steps and can_resume(make_recipe(of(steps)), run)
 
     if run := find_run([recipe.parent], "conf.json", begun_so):
-        return with_steps(run.config(part).num_steps)
-    steps = max(1, int(seconds / seconds_per_step(recipe)))
+        return of(run.config(part).num_steps)
+    fewest = -(-recipe.train.num_steps // 10)
+    steps = max(fewest, int(seconds / seconds_per_step(recipe)))
     if steps >= recipe.train.num_steps:
         return settings
     logger.info("%s: %d of %d steps, to end in %.0f s", part, steps, recipe.train.num_steps, seconds)
-    return with_steps(steps)
+    return of(steps)
 
 
-def with_fewer_steps(config: TrainConfig, steps: int) -> TrainConfig:
+def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
     """Return a training of so many steps, with as many saves, validations and pictures as before."""
     share = steps / config.num_steps
     periods = {name: max(1, round(share * getattr(config, name))) for name in PERIODS}
