@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from common import machine_line
-from pretraining import DATASET, DIFFUSION
+from pretraining import PRETRAININGS
 
 from Conf import CPU
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
@@ -46,9 +46,9 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=24, help="clips")
     args = parser.parse_args()
     print(machine_line(torch.device("cpu")))
-    model = DiffusionRun.load(RELEASED / DIFFUSION)
+    model = DiffusionRun.load(RELEASED / PRETRAININGS["CPU"].diffusion)
     settings, rate = model.run.settings, model.spectrogram.config.sample_rate
-    train = SpectrogramDataset(args.root / "Data" / DATASET.name, "train")
+    train = SpectrogramDataset(args.root / "Data" / PRETRAININGS["CPU"].name, "train")
     reference, others = clips_of_every_class(train.labels, args.per_class)
     clips = {name: train.__getitems__(i)[0] for name, i in (("reference", reference), ("others", others))}
     sound = {name: model.to_audio(x0) for name, x0 in clips.items()}
