@@ -201,7 +201,7 @@ def build_page() -> gr.Blocks:
             again = gr.Code(label="To make it again, in a shell", language="shell", **options)
             lines = gr.Code(label="To make it again, in Python", language="python", **options)
             outputs = [heard, seen, *files, again, lines, made]
-            jobs = [making.click(long_work(make), [*asked, seconds], outputs, concurrency_id="model")]
+            making.click(long_work(make), [*asked, seconds], outputs, concurrency_id="model")
         with gr.Tab("Change"):
             dropped = gr.Audio(elem_id="dropped", **DROP)
             picture = gr.HTML("", html_template=PICTURE, css_template=PICTURE_CSS, js_on_load=DRAG)
@@ -215,7 +215,7 @@ def build_page() -> gr.Blocks:
                 strength = gr.Slider(0, 1, 0.5, label="Strength of a variation")
                 more = gr.Number(8, label="Length of the continuation or loop in s", minimum=0)
             changing = gr.Button("Change", variant="primary")
-            jobs.append(work_on_file(changing, change, [*asked, more, dropped, how, *stretch, strength]))
+            work_on_file(changing, change, [*asked, more, dropped, how, *stretch, strength])
         with gr.Tab("Restore"):
             gr.Markdown(
                 "A file that lost its upper band, as in a bad recording or a small MP3, gets a new one."
@@ -224,7 +224,7 @@ def build_page() -> gr.Blocks:
             lost = gr.Audio(elem_id="lost", **DROP)
             cut = gr.Number(label="Complete up to Hz (empty: it is found)", minimum=0)
             restoring = gr.Button("Restore", variant="primary")
-            jobs.append(work_on_file(restoring, restore, [upsampler, lost, seed, cut]))
+            work_on_file(restoring, restore, [upsampler, lost, seed, cut])
         with gr.Tab("Look"):
             looking = gr.Button("Look at what was made", variant="primary")
             film = gr.Image(label="From noise to music", **FRAME)
@@ -232,8 +232,9 @@ def build_page() -> gr.Blocks:
             near = gr.Image(label="The nearest training clip", **FRAME)
             near_heard = gr.Audio(label="The nearest training clip", **PLAYER)
             outputs = [film, table, remark, near, near_heard]
-            jobs.append(looking.click(long_work(look), made, outputs, concurrency_id="model"))
-        stopping.click(stop, None, None, queue=False, cancels=jobs)
+            looking.click(long_work(look), made, outputs, concurrency_id="model")
+        stopping.click(stop, None, None, queue=False)
+        page.unload(stop)
         fields, opened = [label, sampler, steps, guidance, seconds], [picture, length, rate, *stretch]
         quietly = {"show_progress": "hidden"}
         page.load(lambda: gr.update(choices=list(BENCH.runs())), None, run, **quietly)
@@ -243,13 +244,13 @@ def build_page() -> gr.Blocks:
     return page
 
 
-def work_on_file(button: gr.Button, work: Callable, inputs: list) -> gr.events.Dependency:
-    """Lay out a file before and after, and let a button do the work; return the event."""
+def work_on_file(button: gr.Button, work: Callable, inputs: list) -> None:
+    """Lay out a file before and after, and let a button do the work."""
     with gr.Row():
         before = gr.Audio(label="Before", **PLAYER)
         after = gr.Audio(label="After", elem_id=f"{work.__name__}d", **PLAYER)
     outputs = [before, after, gr.Image(label="Before and after", **FRAME), *downloads()]
-    return button.click(long_work(work), inputs, outputs, concurrency_id="model")
+    button.click(long_work(work), inputs, outputs, concurrency_id="model")
 
 
 def downloads() -> list[gr.DownloadButton]:

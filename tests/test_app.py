@@ -205,6 +205,14 @@ class Person:
         found = self.wait(lambda: self.driver.find_element("css selector", f"{place} input[type=file]"))
         found.send_keys(str(path))
 
+    def clear(self, place):
+        """Clear a file, if there is one."""
+        for button in self.all(f"{place} button[aria-label=Clear]"):
+            button.click()
+
+    def close_messages(self):
+        self.wait(lambda: [each.click() for each in self.all("[data-testid=toast-close]")] == [])
+
     def drag(self, css, start, end):
         """Drag over a picture, from and to fractions of its width and height."""
         from selenium.webdriver import ActionChains
@@ -290,8 +298,8 @@ def test_a_person_reads_what_is_wrong_with_a_file_and_goes_on(person, song, tmp_
     }.items():
         person.drop("#dropped", tmp_path / name)
         person.wait(lambda sentence=sentence: sentence in person.told())
-        for button in person.all("#dropped button[aria-label=Clear]"):
-            button.click()
+        person.close_messages()
+        person.clear("#dropped")
     person.drop("#dropped", song)
     person.wait(lambda: person.field("to Hz").get_attribute("value") == "8000")
 
@@ -316,7 +324,7 @@ def test_a_person_looks_at_what_was_made(person):
     person.click("button[role=tab]", "Look")
     person.click("button.primary", "Look at what was made")
     person.wait(lambda: "nothing was made yet" in person.told())
-    person.click("[data-testid=toast-close]", "×")
+    person.close_messages()
     person.click("button[role=tab]", "Make")
     person.click("button.primary", "Make")
     person.wait(lambda: person.player("#made", "duration"))
