@@ -27,9 +27,7 @@ class Shown:
 
     name: str  # such as "samples"
     figure: Figure
-    sound: Callable[[], tuple[Tensor, int]] | None = (
-        None  # makes waveforms (N, C, L) and gives their rate in Hz
-    )
+    sound: Callable[[], tuple[Tensor, int]] | None = None  # makes waveforms (N, C, L) and their rate, Hz
 
 
 def require_installed(tracker: str) -> None:
