@@ -13,3 +13,4 @@ from Libraries.Evaluation.UpsamplerEvaluation import save_restored, save_three_w
 from Libraries.Evaluation.VAEChecks import band_errors, kl_per_channel
 from Libraries.Evaluation.VAEEvaluation import PRIOR_SEEDS, codec_seconds, from_prior, reconstruct
 from Libraries.Evaluation.VAEEvaluation import reconstruction_metrics, run_checks, walk
+from Libraries.Evaluation.Widgets import music_widgets
