@@ -1,31 +1,38 @@
 # `make demo` and `make test` are all the set-up there is: each makes .venv first if it is not there.
+# A target's comment after ## is what `make help` says of it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab app setup lint clean-venv
+.PHONY: demo test lab app setup lint types help clean-venv
 
-demo: setup
+demo: setup  ## clips of the released model; then demo music, dataset, training, new music
 	$(BIN)/python MainScripts/demo.py
 
 # one thread a process: with more, the processes fight for the cores
-test: setup $(VENV)/.test-ready
+test: setup $(VENV)/.test-ready  ## all tests, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-lab: setup
+lab: setup  ## JupyterLab in MainScripts
 	cd MainScripts && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # without the pins: Gradio asks for an older Pillow than they name
-app: setup
+app: setup  ## the page in a browser
 	$(BIN)/python -c "import gradio" 2>/dev/null || $(BIN)/python -m pip install --quiet "gradio>=6"
 	$(BIN)/python MainScripts/app.py --browser
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready  ## only make .venv with what the program needs
 
-lint: $(VENV)/.test-ready
+lint: $(VENV)/.test-ready types  ## format, check style and types, strip notebooks
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/nbstripout MainScripts/*.ipynb
+
+types: $(VENV)/.test-ready  ## check the types of the core ([tool.mypy] in pyproject.toml)
+	$(BIN)/mypy
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,5 +43,5 @@ $(VENV)/.test-ready: tests/requirements.txt $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r tests/requirements.txt
 	touch $@
 
-clean-venv:
+clean-venv:  ## remove .venv
 	rm -rf $(VENV)

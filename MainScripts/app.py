@@ -182,7 +182,7 @@ def build_page() -> gr.Blocks:
     with gr.Blocks(title="MA_DDPM", delete_cache=(3600, 24 * 3600)) as page:
         made, length, rate = gr.State(), gr.State(0.0), gr.State(0)
         with gr.Sidebar(width=280):
-            gr.Markdown("# MA\\_DDPM")
+            gr.Markdown("# MA_DDPM")
             run = gr.Dropdown(runs, value=runs[0], label="Model")
             label = gr.Dropdown(labels_of(runs[0]), label="Label")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
@@ -222,7 +222,7 @@ def build_page() -> gr.Blocks:
             )
             upsampler = gr.Dropdown(upsamplers, label="Upsampler", value=next(iter(upsamplers), None))
             lost = gr.Audio(elem_id="lost", **DROP)
-            cut = gr.Number(label="Complete up to Hz (empty: it is found)", minimum=0)
+            cut = gr.Number(label="Complete up to Hz (0: it is found)", minimum=0)
             restoring = gr.Button("Restore", variant="primary")
             work_on_file(restoring, restore, [upsampler, lost, seed, cut])
         with gr.Tab("Look"):
@@ -279,7 +279,7 @@ def serve(port: int | None, **options) -> str:
         .launch(
             server_name="127.0.0.1", server_port=port, share=False, max_file_size=LARGEST_FILE,
             ssr_mode=False, quiet=True, enable_monitoring=False, run_history=False, footer_links=[],
-            **options,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), **options,
         )[1]
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument("end", choices=("oldest", "newest"))
     parser.add_argument("tests", nargs="*", help="test files (default: all that are fast)")
-    parser.add_argument("--keep", nargs="*", default=[], help="requirements with a version of your own")
+    parser.add_argument("--keep", action="append", default=[], help="a version of your own")
     parser.add_argument("--folder", type=Path, help="of the environment (default: a temporary one)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="versions-"))
