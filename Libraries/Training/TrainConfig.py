@@ -41,7 +41,7 @@ class TrainConfig:
     power_ema: tuple[float, ...] = ()  # lengths of stored averages, fractions of the steps so far; (): none
     snapshot_every: int  # optimiser steps between stored averages
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(PRECISIONS, mixed_precision=self.mixed_precision)
         require(LR_SCHEDULES, lr_schedule=self.lr_schedule)
         whole = ("num_steps", "batch_size", "grad_accumulation", "num_validation_clips")
