@@ -55,7 +55,7 @@ class DiffusionConfig:
     min_snr_gamma: float  # min_snr only; timesteps with a larger SNR count no more than those with this one
     label_dropout: float = 0.0  # fraction of training samples whose label is hidden; only with classes
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(SCHEDULES, schedule=self.schedule)
         require(PREDICTION_TYPES, prediction_type=self.prediction_type)
         require(TIMESTEP_SAMPLINGS, timestep_sampling=self.timestep_sampling)
@@ -106,6 +106,9 @@ class NoiseSchedule(nn.Module):
     as float for continuous time: between two timesteps log-SNR is linear (exactly so in the edm schedule).
     """
 
+    signal: Tensor
+    noise_level: Tensor
+
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.config = config
@@ -126,8 +129,8 @@ class NoiseSchedule(nn.Module):
 
         Values outside the schedule become its nearest end.
         """
-        t = np.interp(log_sigma.double().numpy(), (-self.log_snr / 2).numpy(), np.arange(len(self.betas)))
-        return torch.from_numpy(t)
+        there = (-self.log_snr / 2).tolist()
+        return torch.from_numpy(np.interp(log_sigma.double().numpy(), there, range(len(there))))
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise; x0, noise (B, ...), t (B,)."""

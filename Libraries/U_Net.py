@@ -43,7 +43,7 @@ class UNetConfig:
     dropout: float = 0.0  # fraction of features dropped in training
     num_classes: int = 0  # 0: unconditional; else cond = num_classes means "no label"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_sizes(self)
         if not self.channels:
             raise ValueError("channels=() needs at least one level")

@@ -55,7 +55,7 @@ class EditConfig:
     loop_seconds: float  # length of a loop
     inversion_iterations: int  # calls of the model per step of the inversion; 1 is the usual DDIM inversion
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         seconds = ("gap_seconds", "overlap_seconds", "continue_seconds", "loop_seconds")
         for name in seconds:
             require("(0, inf)", **{name: getattr(self, name)})
@@ -71,7 +71,8 @@ class StartFrom:
     """
 
     def __init__(self, x_t: Tensor, noise: SampleNoise):
-        self.x_t, self.noise = x_t, noise
+        self.x_t: Tensor | None = x_t
+        self.noise = noise
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Return x_t once, from then on (B, *shape) of `noise`."""
@@ -130,7 +131,7 @@ class Editor:
     callback: Callback | None = None  # sees every step of every sampling
     progress: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require("[0, inf)", resamplings=self.resamplings)
 
     def inpaint(self, x0: Tensor, mask: Tensor, seeds: Iterable[int]) -> Tensor:

@@ -29,7 +29,7 @@ class GuidanceConfig:
     rescale: float  # φ of `rescaled`: 0 none, to 1
     guide_at: float  # autoguidance only; fraction of the training that the guide model has had
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(METHODS, method=self.method)
         _check_scale(self.scale, self.rescale)
         require("(0, 1)", guide_at=self.guide_at)

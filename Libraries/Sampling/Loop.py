@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from tqdm.auto import tqdm
 
 from Libraries.Diffusion import Denoiser, NoiseSchedule, edited
 from Libraries.Sampling.Likelihood import VARIANCES
-from Libraries.Sampling.Steps import SAMPLERS, Step
+from Libraries.Sampling.Steps import SAMPLERS, Kept, Step
 from Libraries.Utils import SampleNoise, require
 
+Noise = Callable[[tuple[int, ...]], Tensor]  # (*shape) -> the next draw (B, *shape), as `SampleNoise`
 Callback = Callable[[int, int, Tensor, Tensor], None]  # (step, t, x_t, x0 that the denoiser makes of x_t)
 
 SPACINGS = ("leading", "trailing", "linspace", "karras", "log_snr")
@@ -51,7 +53,7 @@ class SamplerConfig:
     variance: str | None = None  # ddpm only: fixed_small | fixed_large | learned
     churn: float | None = None  # heun only: S_churn of Karras et al. 2022, 0 deterministic
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(SAMPLERS, name=self.name)
         require(SPACINGS, spacing=self.spacing)
         for option, (sampler, allows, allowed) in OPTIONS.items():
@@ -69,7 +71,7 @@ class SamplerConfig:
             )
 
     @property
-    def options(self) -> dict[str, float | str]:
+    def options(self) -> dict[str, Any]:
         """The options of this sampler by name."""
         return {option: getattr(self, option) for option, (name, *_) in OPTIONS.items() if name == self.name}
 
@@ -82,7 +84,7 @@ def sample(
     shape: tuple[int, ...],
     *,
     batch_size: int,
-    device="cpu",
+    device: torch.device | str = "cpu",
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Tensor:
@@ -95,8 +97,11 @@ def sample(
     batches = []
     for start in range(0, len(seeds), batch_size):
         noise = SampleNoise(seeds[start : start + batch_size], device)
-        options = {"callback": callback, "progress": progress}
-        batches.append(run_sampler(denoiser, schedule, config, noise, shape, timesteps, **options))
+        batches.append(
+            run_sampler(
+                denoiser, schedule, config, noise, shape, timesteps, callback=callback, progress=progress
+            )
+        )
     return torch.cat(batches) if batches else torch.empty(0, *shape, device=device)
 
 
@@ -105,7 +110,7 @@ def run_sampler(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
     config: SamplerConfig,
-    noise: SampleNoise,
+    noise: Noise,
     shape: tuple[int, ...],
     timesteps: list[int],
     *,
@@ -126,7 +131,8 @@ def run_sampler(
     denoise = partial(_denoise, with_dynamic_threshold(denoiser, config), config.clip_x0)
     method, options = SAMPLERS[config.name], config.options
     gamma = min(options.pop("churn", 0.0) / len(timesteps), MAX_CHURN)
-    abars, past, x = schedule.alphas_cumprod.tolist(), deque(maxlen=2), noise(shape)
+    past: deque[Kept] = deque(maxlen=2)
+    abars, x = schedule.alphas_cumprod.tolist(), noise(shape)
     steps = list(zip(timesteps, [*timesteps[1:], None], strict=True))
     steps = tqdm(steps, desc="sampling", unit="step", leave=False, disable=not progress)
     for number, (t, t_next) in enumerate(steps):
@@ -150,9 +156,7 @@ def _denoise(denoiser: Denoiser, clip_x0: float | None, x_t: Tensor, t: int) -> 
     return x0 if clip_x0 is None else x0.clamp(-clip_x0, clip_x0), variance_output
 
 
-def _churned(
-    schedule: NoiseSchedule, noise: SampleNoise, x: Tensor, t: int, gamma: float
-) -> tuple[int, Tensor]:
+def _churned(schedule: NoiseSchedule, noise: Noise, x: Tensor, t: int, gamma: float) -> tuple[int, Tensor]:
     """Diffuse x onward from t to the timestep nearest to σ·(1 + γ), γ = min(churn/steps, sqrt(2) - 1).
 
     Karras et al. 2022, algorithm 2, with S_tmin = 0, S_tmax = ∞, S_noise = 1. Where ᾱ = 0 nothing is added.
@@ -185,9 +189,10 @@ def dynamic_threshold(x0: Tensor, fraction: float, limit: float) -> Tensor:
 
 def with_dynamic_threshold(denoiser: Denoiser, config: SamplerConfig) -> Denoiser:
     """Return the denoiser with the configured dynamic threshold, or as it is if there is none."""
-    if config.dynamic_threshold is None:
+    fraction, limit = config.dynamic_threshold, config.clip_x0
+    if fraction is None or limit is None:
         return denoiser
-    return edited(denoiser, lambda x0: dynamic_threshold(x0, config.dynamic_threshold, config.clip_x0))
+    return edited(denoiser, lambda x0: dynamic_threshold(x0, fraction, limit))
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing: str) -> list[int]:
@@ -242,9 +247,9 @@ def switch_sampler(config: SamplerConfig, name: str, num_inference_steps: int) -
     The solvers that work in σ or log-SNR need steps that are even there; with steps even in t the cosine's
     first one, from σ = 20000, spoils them.
     """
-    options = {option: None for option in OPTIONS}
-    options |= {"ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}}.get(
-        name, {}
-    )
+    best: dict[str, dict[str, Any]] = {
+        "ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}
+    }  # fmt: skip
+    options = {**dict.fromkeys(OPTIONS), **best.get(name, {})}
     spacing = "trailing" if name in ("ddpm", "ddim", "euler") else "karras"
     return replace(config, name=name, num_inference_steps=num_inference_steps, spacing=spacing, **options)

@@ -12,13 +12,15 @@ equations t is the timestep of x and s the one that follows.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from Libraries.Sampling.Likelihood import interpolated_log_variance
+
+Kept = tuple[Tensor, Tensor, float]  # x, x0 and ᾱ at a step that has been made
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Step:
     t_next: int
     noise: Callable[[], Tensor]
     denoise: Callable[[Tensor, int], tuple[Tensor, Tensor]]
-    past: deque
+    past: deque[Kept]
     variance_output: Tensor
 
 
@@ -143,7 +145,7 @@ def unipc(x: Tensor, x0: Tensor, step: Step) -> Tensor:
     return _exponential_step(x, D, step.abar, step.abar_next)
 
 
-def _corrected(x_next: Tensor, x0_next: Tensor, abar_next: float, past: deque) -> Tensor:
+def _corrected(x_next: Tensor, x0_next: Tensor, abar_next: float, past: Sequence[Kept]) -> Tensor:
     """UniC: repeat the last step of `past` now that x0 at its end is known; x_next itself if there is none.
 
     D = x0 + ρ_1·slope + ρ_2·(x0_next - x0). After the first step ρ_2 = 1/2 (the paper's choice for order 1);
@@ -170,7 +172,7 @@ def _exponential_step(x: Tensor, x0: Tensor, abar: float, abar_next: float) -> T
     return ((1 - abar_next) / (1 - abar)) ** 0.5 * x - abar_next**0.5 * math.expm1(-h) * x0
 
 
-def _slope(x0: Tensor, abar: float, abar_next: float, past: deque | list) -> Tensor | float:
+def _slope(x0: Tensor, abar: float, abar_next: float, past: Sequence[Kept]) -> Tensor | float:
     """Return by how much x0 changes over the next step if it goes on linearly in λ; 0 without a past.
 
     The step before is the last of `past`. If it began at λ = -∞ (ᾱ = 0) this is 0 too.

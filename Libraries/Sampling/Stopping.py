@@ -16,7 +16,7 @@ class Stopped(Exception):
 class Stops:
     """The samplings that are going on, by who asked for them; any thread may stop them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._going: dict[Hashable, set[threading.Event]] = {}
         self._lock = threading.Lock()
 

@@ -43,7 +43,7 @@ class TrainConfig:
     snapshot_every: int  # optimiser steps between stored averages
     tracker: str = "none"  # none | tensorboard | trackio: shows what metrics.csv holds, and previews
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(PRECISIONS, mixed_precision=self.mixed_precision)
         require(LR_SCHEDULES, lr_schedule=self.lr_schedule)
         require(TRACKERS, tracker=self.tracker)
