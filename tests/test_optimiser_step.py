@@ -148,7 +148,7 @@ def half_precision(monkeypatch):
     """An fp16 Accelerator on the CPU, with its GradScaler: all of fp16 except the kernels."""
     made, make = [], Loop.make_accelerator
 
-    def make_accelerator(config):
+    def make_accelerator(config, run_dir):
         accelerator = make(config)
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
@@ -219,7 +219,7 @@ def compiled(monkeypatch):
     """Call it to compile from then on, where `fit` does on a GPU, by a backend that needs no compiler."""
     made, make = [], Loop.make_accelerator
 
-    def make_accelerator(config):
+    def make_accelerator(config, run_dir):
         accelerator = make(config)
         prepare = accelerator.prepare
 

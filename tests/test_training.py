@@ -227,7 +227,7 @@ class Overflows(Regression):
 def scaled(monkeypatch):
     """Scale the loss on the CPU as fp16 does on a GPU."""
 
-    def make(config):
+    def make(config, run_dir):
         accelerator = make_accelerator(config)
         accelerator.scaler = torch.amp.GradScaler("cpu")
         return accelerator
@@ -288,7 +288,7 @@ def test_ema_keeps_the_running_statistics_of_batch_norm(tmp_path):
 def test_a_compiled_network_of_many_processes_is_saved_without_its_wrappers(tmp_path, monkeypatch):
     """So that it goes on anywhere; compiled eagerly here, in one process."""
 
-    def make(config):
+    def make(config, run_dir):
         accelerator = make_accelerator(config)
         prepare = accelerator.prepare
 
