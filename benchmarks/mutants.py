@@ -36,7 +36,7 @@ MODULES = {  # the core, and the tests that are there for it
     "Libraries/Dataset/Permutation.py": ("permutation",),
     "Libraries/Dataset/RowFiles.py": ("dataset", "scale"),
     "Libraries/Dataset/Shards.py": ("dataset", "bad_input"),
-    "Libraries/Disk.py": ("faults", "utils", "checkpoint"),
+    "Libraries/Disk.py": ("faults", "utils", "checkpoint", "training"),
     "Libraries/Phase.py": ("phase",),
     "Libraries/Sampling/Guidance.py": ("guidance",),
     "Libraries/Sampling/Likelihood.py": ("likelihood",),
