@@ -114,7 +114,7 @@ def test_the_page_is_for_this_machine_and_tells_nobody(address):
     assert "googleapis" not in config and "huggingface.co" not in config
 
 
-def test_every_formula_of_a_name_is_shown_as_text():
+def test_a_name_that_is_html_is_shown_as_text():
     """A file's name reaches the page as HTML would."""
 
     @app.told
