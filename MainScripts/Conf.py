@@ -191,11 +191,11 @@ BASE = Settings(
     vae=VAESettings(
         network=VAEConfig(
             kind="residual",  # linear | conv | conv_v2 | residual
-            channels=(96, 192),  # per level, finest first
+            channels=(48, 128),  # per level, finest first; 3.8 GFLOP to encode and decode a clip
             row_strides=(4, 2),  # rows are divided by this on the way into each level
             frame_strides=(4, 2),  # frames likewise
-            latent_channels=4,  # 8·8 values of the spectrogram to 4
-            blocks_per_level=2,  # residual only
+            latent_channels=8,  # 8·8 values of the spectrogram to 8
+            blocks_per_level=1,  # residual only
             frequency_features=8,  # channels; residual only
             norm_groups=8,  # residual only
             activation="silu",  # silu | gelu; residual only
@@ -209,6 +209,7 @@ BASE = Settings(
             kl_warmup_steps=1_000,  # optimiser steps
         ),
         train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
+        start="vae-base",  # in Models/released: trained on the demo music, tuned on yours; or None
     ),
     upsampler=UpsamplerSettings(
         network=replace(UNET, attention_levels=(3,), dropout=0.0),
@@ -258,7 +259,7 @@ STEREO = changed(
             n_fft=1536, win_length=1536, hop_length=416,  # samples = 35, 35 and 9.4 ms
             phase="pghi",  # no learned one comes for these magnitudes; Train Phase makes it
         ),
-        "dataset.name": "stereo",
+        "dataset.name": "stereo", "vae.start": None,  # the released one is mono
         "dataset.random_swap": True,  # of left and right, where the representation carries sign
     },
 )  # fmt: skip
@@ -280,6 +281,7 @@ ORIGIN = changed(
         ),  # 17.1 M parameters at full resolution
         "diffusion.schedule": "linear", "diffusion.prediction_type": "epsilon",
         "train": replace(BASE_TRAIN, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
+        "vae.start": None,
         "vae.network": replace(
             BASE.vae.network, kind="conv_v2", channels=(32, 64, 128, 256), row_strides=(2, 2, 2, 2),
             frame_strides=(2, 2, 2, 2), latent_channels=128, blocks_per_level=1,
@@ -337,7 +339,7 @@ CPU = changed(
         "evaluation.num_samples": 96, "evaluation.compared_clips": 48,
         "vae.start": "vae-cpu",  # in Models/released: trained on other music, tuned on yours; or None
         "vae.freeze_encoder": True,  # reconstructs as well; latents stay known (Results/README.md)
-        "vae.network": replace(BASE.vae.network, channels=(64, 128), latent_channels=8),  # as there
+        "vae.network": replace(BASE.vae.network, channels=(64, 128), blocks_per_level=2),  # as there
         "vae.loss": replace(
             BASE.vae.loss, kl_warmup_steps=0, adversarial_weight=0.03, critic_channels=(32, 64, 128)
         ),
@@ -358,7 +360,9 @@ SMOKE_SPECTROGRAM_UNET = replace(CPU_UNET, **SMOKE_UNET, attention_levels=(1,), 
 NETWORKS = {
     "BASE": {
         "spectrogram": UNET,
-        "latent": replace(UNET, channels=(192, 384), attention_levels=(0, 1), patch_size=(1, 1)),
+        "latent": replace(
+            UNET, channels=(64, 128, 224), attention_levels=(1, 2), blocks_per_level=1, patch_size=(1, 1)
+        ),  # 3.8 GFLOP per pass
         "small": replace(UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
     },
     "CPU": {
