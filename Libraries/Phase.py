@@ -158,7 +158,7 @@ class PhaseNet(nn.Module):
 
     def _inputs(self, level: Tensor) -> Tensor:
         """Return (B, 5, F, T): the level, and PGHI's residual differences (trapezoidal rule) as vectors."""
-        per_bin, per_frame = torch.gradient(level, dim=(1, 2))
+        per_bin, per_frame = (_gradient(level, dim) for dim in (1, 2))
         d_time, d_freq = self.radians[0] * per_bin, self.radians[1] * per_frame
         d_time = (d_time + torch.cat([d_time[:, :, 1:], d_time[:, :, -1:]], dim=2)) / 2
         d_freq = (d_freq + torch.cat([d_freq[:, 1:], d_freq[:, -1:]], dim=1)) / 2
@@ -296,3 +296,10 @@ def misfits(theirs: SpectrogramConfig, ours: SpectrogramConfig) -> list[str]:
         for name in names
         if getattr(theirs, name) != getattr(ours, name)
     ]
+
+
+def _gradient(x: Tensor, dim: int) -> Tensor:
+    """Return what `torch.gradient` does along one axis; that one torch.export fixes to a batch size."""
+    first, last = x.narrow(dim, 0, 2).diff(dim=dim), x.narrow(dim, -2, 2).diff(dim=dim)
+    n = x.shape[dim] - 2
+    return torch.cat([first, (x.narrow(dim, 2, n) - x.narrow(dim, 0, n)) / 2, last], dim=dim)

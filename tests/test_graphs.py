@@ -12,6 +12,7 @@ from torch import nn
 from Conf import SMOKE, in_space
 from Libraries.Networks import JOURNAL, journal_network
 from Libraries.Networks.Catalogue import make_network
+from Libraries.Phase import PhaseNet
 from Libraries.Training.Graphs import export_graph, export_graphs, weights_hash
 from Libraries.VAE import VAE
 
@@ -77,6 +78,16 @@ def test_outputs_of_our_own_types_become_a_tuple_of_tensors(tmp_path):
     for ours, theirs in zip((reconstruction, *posterior), run(x0, noise), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.pt", "graph.pt2"]
+
+
+@torch.no_grad()
+def test_learned_phase_takes_any_batch(tmp_path):
+    network = randomise(PhaseNet(SMOKE.phase.network, SMOKE.spectrogram), 0.1).eval()
+    level = -80 * torch.rand(5, SMOKE.spectrogram.n_fft // 2 + 1, 32)
+    export_graph(network, (level[:1],), tmp_path / "graph.pt2")
+    run = loaded(tmp_path / "graph.pt2")
+    for size in (1, 2, 5):
+        assert torch.allclose(run(level[:size]), network(level[:size]), atol=1e-5)
 
 
 def test_tracing_a_network_that_looks_at_its_shapes_warns_of_nothing(tmp_path):
