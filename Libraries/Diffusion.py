@@ -22,6 +22,7 @@ SCHEDULES = ("linear", "cosine", "sigmoid", "edm")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "edm")
 TIMESTEP_SAMPLINGS = ("uniform", "log_normal")
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "uncertainty")
+OBJECTIVES = ("denoising", "consistency")
 MAX_LOG_SNR_SHIFT = 10.0  # nats; beyond, 1 - ᾱ or ᾱ drowns in rounding
 
 Network = Callable[..., Tensor]  # (scaled x_t (B, C, ...), t (B,), conditioning if it takes any) -> output
@@ -54,12 +55,16 @@ class DiffusionConfig:
     loss_weighting: str  # uniform | min_snr | uncertainty; of the training loss, not of the validation loss
     min_snr_gamma: float  # min_snr only; timesteps with a larger SNR count no more than those with this one
     label_dropout: float = 0.0  # fraction of training samples whose label is hidden; only with classes
+    objective: str = "denoising"  # denoising | consistency: tunes a trained network for one or two steps
+    consistency_ratio: float = 256.0  # consistency only; the larger, the nearer are the two levels of noise
+    consistency_stage_clips: int = 0  # consistency only; they come nearer every so many clips; 0: never
 
     def __post_init__(self) -> None:
         require(SCHEDULES, schedule=self.schedule)
         require(PREDICTION_TYPES, prediction_type=self.prediction_type)
         require(TIMESTEP_SAMPLINGS, timestep_sampling=self.timestep_sampling)
         require(LOSS_WEIGHTINGS, loss_weighting=self.loss_weighting)
+        require(OBJECTIVES, objective=self.objective)
         self._check_numbers()
         self._check_together()
 
@@ -78,6 +83,8 @@ class DiffusionConfig:
         if not 0 <= self.vlb_weight < math.inf or not math.isfinite(self.log_normal_mean):
             raise ValueError("vlb_weight must be 0 or more, and it and log_normal_mean finite")
         require("[0, 1)", label_dropout=self.label_dropout)
+        require("(1, inf)", consistency_ratio=self.consistency_ratio)
+        require("[0, inf)", consistency_stage_clips=self.consistency_stage_clips)
 
     def _check_together(self) -> None:
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
@@ -94,6 +101,25 @@ class DiffusionConfig:
             raise ValueError(
                 "learned_variance=True is trained by the bound over all whole timesteps alike; use "
                 "timestep_sampling='uniform'"
+            )
+        if self.objective == "consistency":
+            self._check_consistency()
+
+    def _check_consistency(self) -> None:
+        if self.prediction_type == "epsilon" or self.zero_terminal_snr:
+            raise ValueError(
+                "objective='consistency' needs x0 and σ at every level of noise: set prediction_type to "
+                "'v_prediction', 'sample' or 'edm', and zero_terminal_snr to False"
+            )
+        if self.learned_variance or self.loss_weighting != "uniform":
+            raise ValueError(
+                "objective='consistency' has a weight of its own and trains no variance: set loss_weighting "
+                "to 'uniform' and learned_variance to False"
+            )
+        if self.timestep_sampling != "log_normal":
+            raise ValueError(
+                "objective='consistency' draws σ between the timesteps: set timestep_sampling='log_normal', "
+                "log_normal_mean=-0.41 and log_normal_std=2.0 of data of unit variance"
             )
 
 
@@ -132,6 +158,11 @@ class NoiseSchedule(nn.Module):
         there = (-self.log_snr / 2).tolist()
         return torch.from_numpy(np.interp(log_sigma.double().numpy(), there, range(len(there))))
 
+    def log_sigma_of_t(self, t: Tensor) -> Tensor:
+        """Return ln σ, σ = sqrt((1 - ᾱ)/ᾱ), at t (B,) float64 on the CPU: the inverse of `t_of_log_sigma`."""
+        low = t.floor().long().clamp(0, self.num_train_timesteps - 2)
+        return -torch.lerp(self.log_snr[low], self.log_snr[low + 1], t - low) / 2
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(ᾱ_t)·x0 + sqrt(1 - ᾱ_t)·noise; x0, noise (B, ...), t (B,)."""
         a, s = self.levels(t, x0)
@@ -156,8 +187,7 @@ class NoiseSchedule(nn.Module):
         return a, s
 
     def _levels_between(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        low = t.floor().long().clamp(0, self.num_train_timesteps - 2)
-        log_snr = torch.lerp(self.log_snr[low], self.log_snr[low + 1], t - low)
+        log_snr = -2 * self.log_sigma_of_t(t)
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
 

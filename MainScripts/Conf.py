@@ -127,7 +127,7 @@ BASE_TRAIN = TrainConfig(
     snapshot_every=2_000,  # optimiser steps
 )
 BASE_SAMPLER = SamplerConfig(
-    name="ddim",  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
+    name="ddim",  # ddpm | ddim | consistency | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
     num_inference_steps=50,
     spacing="trailing",  # leading | trailing | linspace | karras | log_snr
     clip_x0=1.0,  # None: leave x0 as predicted

@@ -209,7 +209,10 @@ def test_more_steps_than_the_schedule_has_are_refused():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "plms"}, "choose one of ddpm, ddim, euler, heun, dpmpp_2m, dpmpp_2m_sde, unipc"),
+        (
+            {"name": "plms"},
+            "choose one of ddpm, ddim, consistency, euler, heun, dpmpp_2m, dpmpp_2m_sde, unipc",
+        ),
         ({"spacing": "even"}, "choose one of leading, trailing, linspace, karras, log_snr"),
         ({"variance": "fixed_small"}, "for ddpm alone; set it to None for ddim"),
         ({"churn": 1.0}, "for heun alone"),

@@ -31,6 +31,7 @@ from Libraries.Runs.Run import Run, named_run
 from Libraries.Runs.Settings import Settings
 from Libraries.Runs.Spaces import open_codec
 from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.ConsistencyLoss import ConsistencyLoss
 from Libraries.Training.DiffusionLoss import DiffusionLoss
 from Libraries.Training.DiffusionNetwork import make_diffusion_network
 from Libraries.Training.Tracker import Shown
@@ -42,7 +43,7 @@ MADE_OF = ("spectrogram", *AUGMENTATION, "diffusion", "space", "network", "train
 OF_CLASSES = ("num_classes", "dropout")
 OF_TRAINING = (
     "label_dropout", "vlb_weight", "timestep_sampling", "log_normal_mean", "log_normal_std", "loss_weighting",
-    "min_snr_gamma",
+    "min_snr_gamma", "objective", "consistency_ratio", "consistency_stage_clips",
 )  # fmt: skip
 ROWS, BIAS = "embed_class.weight", "embed_time.mlp.2.bias"  # of labels and of time, which are added
 
@@ -54,12 +55,14 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         codec: the codec of the settings; None opens it (`open_codec`).
 
     Raises:
-        ValueError: `sigma_data` is not that of latents, or as `open_codec`.
+        ValueError: `sigma_data` is not that of latents, consistency tuning has no `start`, or as
+            `open_codec`.
         CheckpointError: as `open_codec`.
     """
     codec = codec or open_codec(settings)
     require_sigma_data(settings)
-    schedule, classes = NoiseSchedule(settings.diffusion), settings.network.num_classes
+    if settings.diffusion.objective == "consistency" and settings.start is None:
+        raise ValueError("objective='consistency' tunes a trained diffusion: set start to its run")
     return Recipe(
         parent=settings.models_dir / "diffusion",
         name=settings.preset,
@@ -67,12 +70,21 @@ def diffusion_recipe(settings: Settings, codec: Codec | None = None) -> Recipe:
         made_of=(*MADE_OF, *codec.made_of),
         train=settings.train,
         build=functools.partial(first_network, settings, codec),
-        loss=DiffusionLoss(schedule, settings.train.seed, num_classes=classes),
+        loss=diffusion_training_loss(settings),
         loaders=functools.partial(diffusion_loaders, settings, codec),
         dataset=functools.partial(diffusion_record, settings, codec),
         requires=codec.requires,
         preview=functools.partial(save_preview, settings, codec),
     )
+
+
+def diffusion_training_loss(settings: Settings) -> DiffusionLoss:
+    """Return the loss of the configured objective."""
+    schedule, seed = NoiseSchedule(settings.diffusion), settings.train.seed
+    if settings.diffusion.objective == "denoising":
+        return DiffusionLoss(schedule, seed, settings.network.num_classes)
+    data_std = 1.0 if settings.space == "latent" else settings.diffusion.sigma_data
+    return ConsistencyLoss(schedule, seed, settings.network.num_classes, data_std)
 
 
 def first_network(settings: Settings, codec: Codec) -> nn.Module:

@@ -44,7 +44,7 @@ class SamplerConfig:
         ValueError: a name is unknown, an option is missing, or it is one of another sampler.
     """
 
-    name: str  # ddpm | ddim | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
+    name: str  # ddpm | ddim | consistency | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
     num_inference_steps: int  # from noise to music
     spacing: str  # leading | trailing | linspace | karras | log_snr
     clip_x0: float | None  # clamp the predicted x0 to ±this; None: leave it
@@ -251,5 +251,5 @@ def switch_sampler(config: SamplerConfig, name: str, num_inference_steps: int) -
         "ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}
     }  # fmt: skip
     options = {**dict.fromkeys(OPTIONS), **best.get(name, {})}
-    spacing = "trailing" if name in ("ddpm", "ddim", "euler") else "karras"
+    spacing = "trailing" if name in ("ddpm", "ddim", "consistency", "euler") else "karras"
     return replace(config, name=name, num_inference_steps=num_inference_steps, spacing=spacing, **options)

@@ -85,6 +85,15 @@ def ddim(x: Tensor, x0: Tensor, step: Step, *, eta: float) -> Tensor:
 
 
 @sampler
+def consistency(x: Tensor, x0: Tensor, step: Step) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1), for a network tuned for few steps.
+
+    x_s = sqrt(ᾱ_s)·x0 + sqrt(1-ᾱ_s)·noise: all of x_t but its x0 is forgotten.
+    """
+    return step.abar_next**0.5 * x0 + (1 - step.abar_next) ** 0.5 * step.noise()
+
+
+@sampler
 def euler(x: Tensor, x0: Tensor, step: Step) -> Tensor:
     """Euler's method in σ: x̃_s = x̃_t + (σ_s - σ_t)·eps; order 1.
 

@@ -186,6 +186,19 @@ class DiffusionLoss:
         cond = label if self.num_classes else None
         self.schedule.to(device)  # reading a table on the CPU is slow from a GPU
         network, x0 = self._network_and_data(model, x0, seeds)
+        return self._per_sample(network, x0, t, noise, cond, positions, weighted)
+
+    def _per_sample(
+        self,
+        network: TrainedNetwork,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        cond: Tensor | None,
+        positions: Tensor,
+        weighted: bool,
+    ) -> Tensor:
+        """Return the loss of each sample, (B,), at t (B,)."""
         return diffusion_loss(network, self.parameterisation, x0, t, noise, cond, weighted=weighted)
 
     def _network_and_data(
