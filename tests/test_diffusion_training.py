@@ -31,9 +31,10 @@ from Libraries.Runs.Recipe import clip_loaders, open_run, resumable
 from Libraries.Runs.Run import Run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Upsampling import upsampler_recipe
+from Libraries.Sampling.Loop import SamplerConfig
 from Libraries.Sound.Audio import AudioError, save_audio
 from Libraries.Sound.Spectrogram import Spectrogram
-from Libraries.Training.Checkpoint import CheckpointError
+from Libraries.Training.Checkpoint import CheckpointError, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +280,33 @@ def test_chosen_representation_comes_first_and_is_better_than_short_windows(sett
     assert next(iter(rows)) == "chosen: bands"
     assert rows["chosen: bands"].spectral_convergence < rows["magnitude, PGHI"].spectral_convergence
     assert rows["complex"].spectral_convergence < 0.1
+
+
+@pytest.fixture(scope="module")
+def for_two_steps(settings, run_dir):
+    return changed(
+        settings,
+        {
+            "start": run_dir.name, "diffusion.objective": "consistency",
+            "diffusion.timestep_sampling": "log_normal", "diffusion.log_normal_mean": -0.41,
+            "diffusion.log_normal_std": 2.0,
+            "sampler": SamplerConfig("consistency", 2, "trailing", clip_x0=1.0),
+        },
+    )  # fmt: skip
+
+
+def test_consistency_tuning_begins_with_a_run_and_makes_music_in_two_steps(for_two_steps, run_dir):
+    begun = diffusion_recipe(for_two_steps).network().state_dict()
+    for name, value in load_checkpoint(Run(run_dir).weights_path())["weights"].items():
+        assert torch.equal(begun[name], value)
+    tuned = train_diffusion(for_two_steps)
+    model, calls = DiffusionRun.load(tuned), []
+    handle = model.network.register_forward_hook(lambda *_: calls.append(1))
+    x0 = model.generate(range(2), for_two_steps.sampler, batch_size=2, progress=False)
+    handle.remove()
+    assert len(calls) == 2 and x0.isfinite().all()
+
+
+def test_consistency_tuning_of_nothing_is_refused(for_two_steps):
+    with pytest.raises(ValueError, match="tunes a trained diffusion: set start"):
+        diffusion_recipe(replace(for_two_steps, start=None))
