@@ -207,9 +207,13 @@ BASE = Settings(
             spectral_scales=(1, 2, 4),  # rows and frames averaged before the differences
             kl_weight=1e-2,
             kl_warmup_steps=1_000,  # optimiser steps
+            adversarial_weight=0.05,  # recordings need it (Results/README.md, 9); 0: no critic
+            critic_channels=(32, 64, 128),  # per level
         ),
-        train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, power_ema=()),
+        # the critic's gradients are longer than those of errors
+        train=replace(BASE_TRAIN, learning_rate=5e-4, batch_size=16, max_grad_norm=4.0, power_ema=()),
         start="vae-base",  # in Models/released: trained on the demo music, tuned on yours; or None
+        freeze_encoder=True,  # latents stay known to a diffusion that was trained in them
     ),
     upsampler=UpsamplerSettings(
         network=replace(UNET, attention_levels=(3,), dropout=0.0),
@@ -259,7 +263,9 @@ STEREO = changed(
             n_fft=1536, win_length=1536, hop_length=416,  # samples = 35, 35 and 9.4 ms
             phase="pghi",  # no learned one comes for these magnitudes; Train Phase makes it
         ),
-        "dataset.name": "stereo", "vae.start": None,  # the released one is mono
+        "dataset.name": "stereo",
+        "vae.start": None, "vae.freeze_encoder": False,  # from scratch, so without a critic
+        "vae.loss.adversarial_weight": 0.0, "vae.train.max_grad_norm": 1.0,
         "dataset.random_swap": True,  # of left and right, where the representation carries sign
     },
 )  # fmt: skip
@@ -281,7 +287,7 @@ ORIGIN = changed(
         ),  # 17.1 M parameters at full resolution
         "diffusion.schedule": "linear", "diffusion.prediction_type": "epsilon",
         "train": replace(BASE_TRAIN, batch_size=16, grad_accumulation=2, learning_rate=1e-4),
-        "vae.start": None,
+        "vae.start": None, "vae.freeze_encoder": False,
         "vae.network": replace(
             BASE.vae.network, kind="conv_v2", channels=(32, 64, 128, 256), row_strides=(2, 2, 2, 2),
             frame_strides=(2, 2, 2, 2), latent_channels=128, blocks_per_level=1,
@@ -289,9 +295,11 @@ ORIGIN = changed(
         # the journal's loss, 10,000·reproduction + KL: sums over a clip there, means over its values here
         "vae.loss": replace(
             BASE.vae.loss, reconstruction="l2", reconstruction_weight=10_000.0, spectral_weight=0.0,
-            kl_weight=1.0, kl_warmup_steps=0,
+            kl_weight=1.0, kl_warmup_steps=0, adversarial_weight=0.0,
         ),
-        "vae.train": replace(BASE.vae.train, batch_size=32, learning_rate=1e-4, lr_schedule="constant"),
+        "vae.train": replace(
+            BASE.vae.train, batch_size=32, learning_rate=1e-4, lr_schedule="constant", max_grad_norm=1.0
+        ),
         "phase.network.fold_bins": 4,  # half as many bins as in BASE
         "phase.network.weight_power": 0.3,  # there is more to learn in quiet bins
     },
@@ -338,11 +346,8 @@ CPU = changed(
         "guidance": replace(BASE.guidance, method="autoguidance", scale=2.0, guide_at=0.1),
         "evaluation.num_samples": 96, "evaluation.compared_clips": 48,
         "vae.start": "vae-cpu",  # in Models/released: trained on other music, tuned on yours; or None
-        "vae.freeze_encoder": True,  # reconstructs as well; latents stay known (Results/README.md)
         "vae.network": replace(BASE.vae.network, channels=(64, 128), blocks_per_level=2),  # as there
-        "vae.loss": replace(
-            BASE.vae.loss, kl_warmup_steps=0, adversarial_weight=0.03, critic_channels=(32, 64, 128)
-        ),
+        "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=0, adversarial_weight=0.03),
         "vae.train": replace(CPU_TRAIN, num_steps=500, learning_rate=5e-4, preview_every=250, power_ema=()),
         "upsampler.network": CPU_UNET,
         "upsampler.train": replace(CPU_TRAIN, power_ema=()),
@@ -360,9 +365,8 @@ SMOKE_SPECTROGRAM_UNET = replace(CPU_UNET, **SMOKE_UNET, attention_levels=(1,), 
 NETWORKS = {
     "BASE": {
         "spectrogram": UNET,
-        "latent": replace(
-            UNET, channels=(64, 128, 224), attention_levels=(1, 2), blocks_per_level=1, patch_size=(1, 1)
-        ),  # 3.8 GFLOP per pass
+        # 1.6 GFLOP per pass
+        "latent": replace(CPU_LATENT_UNET, channels=(96, 192), blocks_per_level=1, patch_size=(2, 2)),
         "small": replace(UNET, channels=(96, 192, 320), attention_levels=(1, 2)),
     },
     "CPU": {
@@ -376,6 +380,8 @@ NETWORKS = {
         "small": SMOKE_SPECTROGRAM_UNET,
     },
 }
+# The released run with which a diffusion in a space begins.
+STARTS = {"BASE": {"latent": "diffusion-base"}, "CPU": {"latent": "diffusion-cpu"}}
 NETWORKS["STEREO"] = NETWORKS["BASE"]
 NETWORKS["ORIGIN"] = {**NETWORKS["BASE"], "spectrogram": ORIGIN.network}
 
@@ -399,7 +405,8 @@ SMOKE = changed(
             num_samples=8, batch_size=16, compared_clips=4, samplers=("ddim", "heun"), steps=(2, 4),
             guidance_scales=(1.0, 2.0), ema_lengths=BASE.evaluation.ema_lengths, upsampler_steps=(1, 2),
         ),
-        "start": None, "vae.start": None, "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=200),
+        "start": None, "vae.start": None, "vae.freeze_encoder": False,
+        "vae.loss": replace(BASE.vae.loss, kl_warmup_steps=200, adversarial_weight=0.0),
         "vae.network.channels": (16, 32), "vae.network.blocks_per_level": 1, "vae.network.latent_channels": 4,
         "vae.train": replace(CPU.vae.train, **FEW_STEPS),
         "upsampler.network": SMOKE_SPECTROGRAM_UNET,
@@ -421,10 +428,10 @@ def choose(name: str) -> Settings:
 
 
 def in_space(settings: Settings, space: str) -> Settings:
-    """Return a preset with its diffusion in another space, by the network made for that space."""
+    """Return a preset with its diffusion in another space, by the network and the start for that space."""
     require(NETWORKS, preset=settings.preset)
     require(NETWORKS[settings.preset], space=space)
-    start = settings.start if space == settings.space else None  # a released run is of one space
+    start = settings.start if space == settings.space else STARTS.get(settings.preset, {}).get(space)
     return replace(settings, space=space, network=NETWORKS[settings.preset][space], start=start)
 
 

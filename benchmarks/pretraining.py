@@ -1,13 +1,14 @@
-"""Train what a preset begins with: an autoencoder for any music, and a diffusion in its latents.
+"""Train what a preset begins with: an autoencoder for any music, a diffusion, and the same for two steps.
 
     python benchmarks/pretraining.py [--preset CPU] [--root folder] [--scale 1] [--only vae] [--release]
 
-CPU: both hear five hours of eleven ensembles that play none of the scores of the preset's demo music. BASE:
-the preset's own demo music, fifteen ensembles in a room, by FluidR3 in the release; its diffusion is not
-trained yet. The autoencoder is trained first without a critic, then with one, each stage from the weights of
-the one before, with another clip on top of every second one. Music, dataset and runs are below --root, and a
-second call resumes an interrupted run. `--release` writes both to `Models/released`, where `vae.start` and
-`start` of the preset find them; the diffusion is trained in the latents of the released autoencoder.
+CPU: all hear five hours of eleven ensembles that play none of the scores of the preset's demo music. BASE:
+the preset's own demo music, fifteen ensembles in a room, by FluidR3 in the release. The autoencoder is
+trained first without a critic, then with one, each stage from the weights of the one before, with another
+clip on top of every second one. Music, dataset and runs are below --root, and a second call resumes an
+interrupted run. `--release` writes what was trained to `Models/released`, where `vae.start` and `start` of
+the preset find it: the diffusion is trained in the latents of the released autoencoder, and what needs two
+steps is tuned from the released diffusion.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from common import REPOSITORY  # noqa: F401 - puts the repository on the path
 
-from Conf import BASE, CPU
+from Conf import BASE, CPU, in_space
 from Libraries.Dataset import DatasetConfig
 from Libraries.Dataset.SpectrogramDataset import build_dataset
 from Libraries.DemoMusic import ENSEMBLES, DemoMusicConfig, render_demo_music
@@ -26,7 +27,9 @@ from Libraries.Runs.DiffusionTraining import diffusion_recipe, release_diffusion
 from Libraries.Runs.Recipe import resumable, train
 from Libraries.Runs.Run import RELEASED
 from Libraries.Runs.Settings import Settings, changed
+from Libraries.Sampling import SamplerConfig
 
+PARTS = ("vae", "diffusion", "two-steps")
 HIDDEN_LABELS = 0.3  # fraction; music that is tuned on may have none
 
 
@@ -54,8 +57,11 @@ class Pretraining:
     split: tuple[float, float, float]
     stages: tuple[Stage, ...]
     vae: str  # its name in Models/released
-    diffusion: str | None = None  # likewise; None: none yet
-    diffusion_steps: int = 0  # of the optimiser, 16 clips each
+    diffusion: str  # likewise
+    diffusion_steps: int  # of the optimiser
+    batch_size: int  # clips, of the diffusion
+    two_steps: str  # in Models/released: the diffusion, tuned to need two steps
+    tuning_steps: int  # of the optimiser, 8 clips each
 
     @property
     def dataset(self) -> DatasetConfig:
@@ -84,6 +90,9 @@ PRETRAININGS = {
         vae="vae-cpu",
         diffusion="diffusion-cpu",
         diffusion_steps=16_000,
+        batch_size=16,
+        two_steps="two-steps-cpu",
+        tuning_steps=4_000,
     ),
     "BASE": Pretraining(
         preset=BASE,
@@ -95,6 +104,11 @@ PRETRAININGS = {
             Stage("critic", 1_500, 5e-4, "cosine", 0.05, 50, 0.998, 4.0),
         ),
         vae="vae-base",
+        diffusion="diffusion-base",
+        diffusion_steps=8_000,
+        batch_size=8,
+        two_steps="two-steps-base",
+        tuning_steps=2_000,
     ),
 }
 
@@ -120,17 +134,37 @@ def stage_settings(what: Pretraining, stage: Stage, start: str | None, root: Pat
 
 
 def diffusion_settings(what: Pretraining, root: Path, scale: float) -> Settings:
-    """Return the settings of the diffusion in the latents of the released autoencoder."""
+    """Return the settings of the diffusion in the latents of the released autoencoder, encoded once."""
+    preset = in_space(what.preset, "latent")
     train = replace(
-        what.preset.train, num_steps=round(scale * what.diffusion_steps), batch_size=16,
-        lr_schedule="constant", warmup_steps=100, ema_decay=0.999, log_every=50, validate_every=500,
-        num_validation_clips=64, save_every=500, snapshot_every=500, preview_every=2_000, power_ema=(),
+        preset.train, num_steps=round(scale * what.diffusion_steps), batch_size=what.batch_size,
+        learning_rate=1e-3, lr_schedule="constant", warmup_steps=100, ema_decay=0.999, log_every=50,
+        validate_every=500, num_validation_clips=128, save_every=500, snapshot_every=500, preview_every=2_000,
+        power_ema=(),
     )  # fmt: skip
     changes = {
-        "dataset": what.dataset, "vae.run": what.vae, "train": train, "start": None,
+        "dataset": what.dataset, "vae.run": what.vae, "train": train, "start": None, "encode_once": True,
         "network.num_classes": len(what.music.ensembles), "diffusion.label_dropout": HIDDEN_LABELS,
     }  # fmt: skip
-    return changed(replace(what.preset, preset=f"{what.name}-diffusion", root=root), changes)
+    return changed(replace(preset, preset=f"{what.name}-diffusion", root=root), changes)
+
+
+def two_steps_settings(what: Pretraining, root: Path, scale: float) -> Settings:
+    """Return the settings of the consistency tuning that begins with the released diffusion."""
+    diffusion = diffusion_settings(what, root, scale)
+    changes = {
+        "preset": f"{what.name}-two-steps", "start": what.diffusion, "diffusion.objective": "consistency",
+        # Geng et al. 2024, of data of unit variance
+        "diffusion.timestep_sampling": "log_normal", "diffusion.log_normal_mean": -0.41,
+        "diffusion.log_normal_std": 2.0,
+        "train": replace(
+            diffusion.train, num_steps=round(scale * what.tuning_steps), batch_size=8, learning_rate=1e-4,
+            max_grad_norm=1e9,
+        ),
+        "sampler": SamplerConfig("consistency", num_inference_steps=2, spacing="trailing", clip_x0=1.0),
+        "guidance.method": "none",
+    }  # fmt: skip
+    return changed(diffusion, changes)
 
 
 def prepare(what: Pretraining, root: Path) -> None:
@@ -165,7 +199,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRETRAININGS, default="CPU")
     parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data and Models")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps; .1 for a trial")
-    parser.add_argument("--only", nargs="+", choices=("vae", "diffusion"), default=("vae", "diffusion"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--release", action="store_true", help="write what was trained to Models/released")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -175,11 +209,14 @@ def main() -> None:
         run_dir = train_autoencoder(what, args.root, args.scale)
         if args.release:
             release_vae(run_dir, RELEASED / what.vae)
-    if "diffusion" in args.only and what.diffusion:
-        recipe = diffusion_recipe(diffusion_settings(what, args.root, args.scale))
-        run_dir = train(recipe, resumable(recipe))
-        if args.release:
-            release_diffusion(run_dir, RELEASED / what.diffusion)
+    for part, make, name in (
+        ("diffusion", diffusion_settings, what.diffusion), ("two-steps", two_steps_settings, what.two_steps)
+    ):  # fmt: skip
+        if part in args.only:
+            recipe = diffusion_recipe(make(what, args.root, args.scale))
+            run_dir = train(recipe, resumable(recipe))
+            if args.release:
+                release_diffusion(run_dir, RELEASED / name)
 
 
 if __name__ == "__main__":

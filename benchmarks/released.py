@@ -1,6 +1,7 @@
-"""Measure the released diffusion against the music that it was trained on, all classes alike.
+"""Measure the released diffusions against the music that they were trained on, all classes alike.
 
-    python benchmarks/released.py [--root folder] [--scales 1 1.5 2] [--per-class 24]
+    python benchmarks/released.py [--preset CPU] [--root folder] [--scales 1 1.5 2] [--per-class 24]
+                                  [--steps 1 2 4] [--runs diffusion-cpu two-steps-cpu]
 
 The dataset is that of `pretraining.py` with the same --root. Of every class, as many training clips as are
 generated are the reference, and three times as many others give the floor. There is no unheard music of all
@@ -36,19 +37,33 @@ def clips_of_every_class(labels: torch.Tensor, per_class: int) -> tuple[list[int
     return reference, others
 
 
+def variants(model: DiffusionRun, scales: list[float], steps: list[int]) -> dict[str, tuple]:
+    """Return (sampler, guidance) by name: each scale of the guidance, or each number of steps without one."""
+    sampler, guidance = model.run.settings.sampler, model.run.settings.guidance
+    if sampler.name == "consistency":
+        return {f"{n} steps": (replace(sampler, num_inference_steps=n), guidance) for n in steps}
+    count = sampler.num_inference_steps
+    return {f"{count} steps, scale {scale:g}": (sampler, replace(guidance, scale=scale)) for scale in scales}
+
+
 def main() -> None:
     """Parse the arguments and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--preset", choices=PRETRAININGS, default="CPU")
     parser.add_argument("--root", type=Path, default=CPU.root, help="parent of Data")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0], help="of autoguidance")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4], help="of what is tuned for few")
     parser.add_argument("--per-class", type=int, default=24, help="clips")
+    parser.add_argument("--runs", nargs="+", help="names or folders; without it all released of the preset")
     args = parser.parse_args()
     print(machine_line(torch.device("cpu")))
-    model = DiffusionRun.load(RELEASED / PRETRAININGS["CPU"].diffusion)
-    settings, rate = model.run.settings, model.spectrogram.config.sample_rate
-    train = SpectrogramDataset(args.root / "Data" / PRETRAININGS["CPU"].name, "train")
+    what = PRETRAININGS[args.preset]
+    runs = args.runs or [name for name in (what.diffusion, what.two_steps) if (RELEASED / name).is_dir()]
+    models = [DiffusionRun.load(RELEASED / name) for name in runs]  # a path stays as it is
+    model, rate = models[0], models[0].spectrogram.config.sample_rate
+    train = SpectrogramDataset(args.root / "Data" / what.name, "train")
     reference, others = clips_of_every_class(train.labels, args.per_class)
     clips = {name: train.__getitems__(i)[0] for name, i in (("reference", reference), ("others", others))}
     sound = {name: model.to_audio(x0) for name, x0 in clips.items()}
@@ -56,11 +71,11 @@ def main() -> None:
     same_classes = clips["others"][:: POOL + 1]
     decoded = model.to_audio(model.decode(model.encode(same_classes)))
     found = {"training clips through the autoencoder": yardstick.measure(decoded)}
-    labels = model.labels_in_turn(len(reference))
-    for scale in args.scales:
-        guidance = replace(settings.guidance, scale=scale)
-        x0 = model.generate(range(len(labels)), settings.sampler, BATCH, labels=labels, guidance=guidance)
-        found[f"generated, scale {scale:g}"] = yardstick.measure(model.to_audio(x0))
+    labels, seeds = model.labels_in_turn(len(reference)), range(len(reference))
+    for model in models:
+        for name, (sampler, guidance) in variants(model, args.scales, args.steps).items():
+            x0 = model.generate(seeds, sampler, BATCH, labels=labels, guidance=guidance)
+            found[f"{model.run.name}, {name}"] = yardstick.measure(model.to_audio(x0))
     print(f"\n{len(reference)} clips of {len(set(labels.tolist()))} classes\n")
     print(sets_table("clips", found, SHOWN))
 
