@@ -74,7 +74,7 @@ def test_a_released_run_makes_the_same_latents_and_is_found_by_name(
 ):
     release_vae(run_dir, tmp_path / "released" / "vae-test")
     files = {path.name for path in (tmp_path / "released" / "vae-test").iterdir()}
-    assert files == {"conf.json", "metrics.csv", "ema-00000004.pth", "latent-00000004.pth"}
+    assert files == {"conf.json", "metrics.csv", "ema-00000004.safetensors", "latent-00000004.pth"}
     assert str(settings.root) not in (tmp_path / "released" / "vae-test" / "conf.json").read_text()
     monkeypatch.setattr(sys.modules["Libraries.Runs.Run"], "RELEASED", tmp_path / "released")
     elsewhere = changed(settings, {"root": tmp_path, "vae.run": "vae-test"})

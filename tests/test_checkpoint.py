@@ -13,6 +13,7 @@ from Libraries.Training.Checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    save_weights,
 )
 
 
@@ -22,6 +23,25 @@ def test_what_was_saved_comes_back(tmp_path):
     loaded = load_checkpoint(tmp_path / "state-00000003.pth")
     assert torch.equal(loaded["weights"]["w"], content["weights"]["w"])
     assert (loaded["step"], loaded["nested"]) == (3, [1, (2.0, "three")])
+
+
+def test_released_weights_come_back_from_safetensors_as_they_were(tmp_path):
+    weights = {"w": torch.randn(4, 3).half().t(), "count": torch.tensor(7)}
+    save_weights(tmp_path / "ema-00000003.safetensors", 3, weights)
+    assert find_checkpoints(tmp_path, "ema") == [(3, tmp_path / "ema-00000003.safetensors")]
+    loaded = load_checkpoint(tmp_path / "ema-00000003.safetensors")
+    assert loaded["step"] == 3 and loaded["weights"].keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(loaded["weights"][name], value) and loaded["weights"][name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 64, None])
+def test_damaged_safetensors_are_one_clear_sentence(tmp_path, damage):
+    path = tmp_path / "ema-00000001.safetensors"
+    save_weights(path, 1, {"w": torch.randn(10_000)})
+    path.write_bytes(path.read_bytes()[:5_000] if damage is None else damage)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
 
 
 def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):

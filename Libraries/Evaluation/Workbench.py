@@ -150,9 +150,7 @@ class Workbench:
         Args:
             run: name of an upsampler; None: the newest.
         """
-        folder = (
-            self.runs("upsampler")[run] if run else latest_run(self.models_dir / "upsampler", "ema-*.pth")
-        )
+        folder = self.runs("upsampler")[run] if run else latest_run(self.models_dir / "upsampler", "ema-*")
         model = self._upsampler(folder)
         self._loaded(file, model.spectrogram.config)  # refuses what is too long
         found = restore_file(model, file, cut_frequency=cut_frequency, seed=seed, callback=callback)

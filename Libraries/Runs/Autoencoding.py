@@ -327,7 +327,7 @@ def _newest(settings: Settings, *, unheard: bool = False) -> Run | None:
 
 
 def _statistics_path(run: Run) -> Path:
-    return run.folder / run.weights_path().name.replace("ema-", "latent-")
+    return run.folder / f"{run.weights_path().stem.replace('ema-', 'latent-')}.pth"
 
 
 def _read_statistics(run: Run) -> dict[str, Tensor]:

@@ -309,7 +309,7 @@ def guide_step(run_dir: Path, fraction: float, own: int | None = None) -> int:
     return min(earlier, key=lambda step: abs(step - fraction * own))
 
 
-def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
+def find_diffusion(settings: Settings, holding: str = "ema-*") -> Path:
     """Return the newest diffusion run in the settings' space that has a file matching `holding`.
 
     Raises:
@@ -326,7 +326,7 @@ def find_diffusion(settings: Settings, holding: str = "ema-*.pth") -> Path:
 
 def has_cascade(settings: Settings) -> bool:
     """Return whether both models of a cascade exist, for settings in the space "small"."""
-    return find_upsampler(settings) is not None and _newest(settings, "ema-*.pth") is not None
+    return find_upsampler(settings) is not None and _newest(settings, "ema-*") is not None
 
 
 def _newest(settings: Settings, holding: str) -> Run | None:

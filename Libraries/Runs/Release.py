@@ -7,7 +7,7 @@ from pathlib import Path
 from Libraries.Disk import write_whole
 from Libraries.Runs.Run import FORMAT, Run
 from Libraries.Runs.Settings import value_at
-from Libraries.Training.Checkpoint import load_checkpoint, save_checkpoint, save_json
+from Libraries.Training.Checkpoint import load_checkpoint, save_json, save_weights
 
 FOLDERS = {"root": ".", "music_dir": None}  # settings that name folders of one machine
 
@@ -19,7 +19,7 @@ def release(
     also: Iterable[str] = (),
     guide_step: int | None = None,
 ) -> None:
-    """Write a run's newest averaged weights in float16 to `folder`, with what is needed to use them.
+    """Write a run's newest averages to `folder`, as float16 safetensors, and what is needed to use them.
 
     Everything else in conf.json, such as the folder of the dataset, is left out, and folders of this machine
     among the settings are emptied.
@@ -33,12 +33,12 @@ def release(
     steps = [None] if guide_step is None else [guide_step, None]
     paths = [run.weights_path(step) for step in steps]
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in folder.glob("ema-*.pth"):
+    contents = [load_checkpoint(path) for path in paths]
+    for earlier in folder.glob("ema-*"):
         earlier.unlink()
-    for path in paths:
-        content = load_checkpoint(path)
-        content["weights"] = {name: value.half() for name, value in content["weights"].items()}
-        save_checkpoint(folder / path.name, content)
+    for content in contents:
+        halves = {name: value.half() for name, value in content["weights"].items()}
+        save_weights(folder / f"ema-{content['step']:08d}.safetensors", content["step"], halves)
     kept = {name: run.conf[name] for name in ("provenance", *also)}
     save_json(folder / "conf.json", {"format": FORMAT, "settings": _kept(run, settings), **kept})
     write_whole(folder / "metrics.csv", (run.folder / "metrics.csv").read_bytes())

@@ -22,6 +22,7 @@ from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import (
     CheckpointError,
+    find_checkpoints,
     latest_checkpoint,
     load_checkpoint,
     load_weights,
@@ -114,7 +115,7 @@ class Run:
         """Return the file of the EMA weights that training kept, the last ones or those of a step."""
         if step is None:
             return latest_checkpoint(self.folder, "ema")
-        return self.folder / f"ema-{step:08d}.pth"
+        return dict(find_checkpoints(self.folder, "ema")).get(step, self.folder / f"ema-{step:08d}.pth")
 
     def is_finished(self, training: str) -> bool:
         """Return whether the weights after the last step of `training`, such as "vae.train", are there."""
@@ -153,7 +154,7 @@ class Run:
 
 
 def find_run(
-    parents: Iterable[Path], holding: str = "ema-*.pth", fits: Callable[[Run], bool] = lambda run: True
+    parents: Iterable[Path], holding: str = "ema-*", fits: Callable[[Run], bool] = lambda run: True
 ) -> Run | None:
     """Return the newest fitting run with a file that matches `holding`, from the first parent with one.
 
@@ -170,7 +171,7 @@ def runs_of(models_dir: Path, kind: str) -> dict[str, Path]:
     """Return all runs of a kind that have weights, by name: released ones, then your own, newest first."""
     own = sorted((models_dir / kind).glob("*/"), key=_by_number, reverse=True)
     folders = [*sorted(RELEASED.glob(f"{kind}-*/")), *own]
-    return {folder.name: folder for folder in folders if any(folder.glob("ema-*.pth"))}
+    return {folder.name: folder for folder in folders if any(folder.glob("ema-*"))}
 
 
 def named_run(models_dir: Path, kind: str, name: str) -> Path:

@@ -211,5 +211,5 @@ def find_upsampler(settings: Settings, *, unheard: bool = False) -> Run | None:
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
     parent = settings.models_dir / "upsampler"
-    run = find_unheard(settings.dataset_dir, parent, "ema-*.pth", fits)
+    run = find_unheard(settings.dataset_dir, parent, "ema-*", fits)
     return run if run or unheard else find_run([parent], fits=fits)

@@ -1,8 +1,9 @@
 """Runs on disk: states to resume from, EMA weights to sample with.
 
 A run folder `Models/<kind>/<00007-name>/` holds conf.json, metrics.csv, log.txt, state-<step>.pth,
-ema-<step>.pth, snapshot-<step>.pth and what `Graphs.py` exports. Everything is written to a temporary name
-and renamed, and read with `weights_only=True`: a stranger's checkpoint cannot run code.
+ema-<step>.pth, snapshot-<step>.pth and what `Graphs.py` exports; a released one has ema-<step>.safetensors.
+Everything is written to a temporary name and renamed, and read with `weights_only=True`: a stranger's
+checkpoint cannot run code.
 """
 
 import json
@@ -12,7 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+import safetensors
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from Libraries.Disk import deferring, disk_errors, require_readable, write_then_rename, write_whole
@@ -32,6 +35,12 @@ def save_checkpoint(path: Path, content: dict) -> None:
     write_then_rename(path, write, size=num_bytes(content))
 
 
+def save_weights(path: Path, step: int, weights: dict[str, Tensor]) -> None:
+    """Write the weights after a step as safetensors, whole or not at all; `load_checkpoint` reads them."""
+    content = {name: value.contiguous() for name, value in weights.items()}
+    write_whole(path, save(content, {"format": "pt", "step": str(step)}))
+
+
 def num_bytes(content: object) -> int:
     """Return the bytes of all tensors in nested containers: what a checkpoint of them takes at least."""
     if isinstance(content, Tensor):
@@ -41,13 +50,15 @@ def num_bytes(content: object) -> int:
 
 
 def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
-    """Read what `save_checkpoint` wrote; with `mmap` each tensor is read when it is used.
+    """Read what `save_checkpoint` or `save_weights` wrote; with `mmap` a tensor is read when it is used.
 
     Raises:
         CheckpointError: the file is missing, cut short, damaged, or holds more than plain data.
         DiskError: the disk does not give it.
     """
     try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path, map_location)
         _require_no_more_than_the_file(path)
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except FileNotFoundError:
@@ -65,6 +76,12 @@ def load_checkpoint(path: Path, map_location="cpu", mmap: bool = False) -> dict:
     return content
 
 
+def _load_safetensors(path: Path, device: str) -> dict:
+    with safetensors.safe_open(path, "pt", device=str(device)) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return {"step": int(file.metadata()["step"]), "weights": weights}
+
+
 def _require_no_more_than_the_file(path: Path) -> None:
     """Raise a BadZipFile for an archive that unpacks to more than its size, which torch never writes."""
     with zipfile.ZipFile(path) as archive:
@@ -74,10 +91,9 @@ def _require_no_more_than_the_file(path: Path) -> None:
 
 
 def find_checkpoints(run_dir: Path, kind: str) -> list[tuple[int, Path]]:
-    """Return (step, path) of every `<kind>-<step>.pth` in a run, earliest first."""
-    matches = (
-        (re.fullmatch(rf"{kind}-(\d+)\.pth", path.name), path) for path in Path(run_dir).glob(f"{kind}-*.pth")
-    )
+    """Return (step, path) of every `<kind>-<step>` in a run, .pth or .safetensors, earliest first."""
+    name = re.compile(rf"{kind}-(\d+)\.(pth|safetensors)")
+    matches = ((name.fullmatch(path.name), path) for path in Path(run_dir).glob(f"{kind}-*"))
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 

@@ -1,0 +1,105 @@
+"""Make the gallery of a released model: sounds, and their spectrograms, on one page.
+
+    python benchmarks/gallery.py [--run diffusion-base] [--folder Results/gallery/diffusion-base]
+
+Of every class the clips of seeds 0, 1 and 2, not picked. Of one class a minute of music and a loop, of the
+first seconds of Mozart's K. 545 on our piano a second made anew, and a variation. `index.html` plays them.
+"""
+
+import argparse
+import html
+from pathlib import Path
+
+import torch
+from common import REPOSITORY
+from torch import Tensor
+
+from Libraries.DemoMusic.Corpus import write_example
+from Libraries.Disk import write_whole
+from Libraries.Plots import plot_waveform_spectrograms, save_figure
+from Libraries.Runs import DiffusionRun, MusicRequest
+from Libraries.Runs.FileEditing import Stretch, load_short
+from Libraries.Runs.Run import RELEASED
+from Libraries.Sound.Audio import save_audio
+
+SEEDS = (0, 1, 2)
+PAUSE = 0.4  # s, between the clips of one file
+LONG_CLASS, MINUTE, LOOP, ROUNDS = "string_quartet", 60.0, 8.0, 3  # s; s; times that the loop is played
+GAP = Stretch(3.0, 4.0)
+VARIED, STRENGTH = Stretch(3.0, 6.0), 0.5
+
+
+class Page:
+    """A folder of sounds and pictures, with a page that plays and shows them."""
+
+    def __init__(self, folder: Path, title: str, sample_rate: int):
+        self.folder, self.title, self.sample_rate, self.parts = folder, title, sample_rate, []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, about: str, music: list[Tensor], titles: list[str], width: float = 4.5) -> None:
+        """Write waveforms (channels, L) as one file of sound and one picture, and put them on the page."""
+        pause = torch.zeros(music[0].shape[0], round(PAUSE * self.sample_rate))
+        whole = torch.cat([part for clip in music for part in (clip, pause)][:-1], dim=1)
+        save_audio(self.folder / f"{name}.ogg", whole, self.sample_rate)
+        columns = 1 if width > 4.5 else len(music)
+        figure = plot_waveform_spectrograms(music, titles, self.sample_rate, about, columns, width)
+        save_figure(figure, self.folder / f"{name}.png")
+        self.parts.append(
+            f'<h2>{html.escape(about)}</h2>\n<audio controls src="{name}.ogg"></audio><br>\n'
+            f'<img src="{name}.png" alt="spectrograms of {html.escape(about)}">'
+        )
+
+    def write(self) -> None:
+        """Write `index.html`."""
+        head = f"<!doctype html><meta charset=utf-8><title>{self.title}</title>\n<h1>{self.title}</h1>\n"
+        write_whole(self.folder / "index.html", (head + "\n".join(self.parts) + "\n").encode())
+
+
+def add_classes(page: Page, model: DiffusionRun) -> None:
+    """Add three clips of every class."""
+    settings, classes = model.run.settings, model.run.conf["classes"]
+    for label, name in enumerate(classes):
+        labels = torch.full((len(SEEDS),), label)
+        x0 = model.generate(SEEDS, settings.sampler, len(SEEDS), labels=labels, guidance=settings.guidance)
+        page.add(name, name.replace("_", " "), list(model.to_audio(x0)), [f"seed {seed}" for seed in SEEDS])
+
+
+def add_edits(page: Page, model: DiffusionRun) -> None:
+    """Add long music, a loop, a gap filled and a variation."""
+    settings, rate = model.run.settings, page.sample_rate
+    long = MusicRequest(model.run.folder, seed=0, seconds=MINUTE, label=LONG_CLASS)
+    music = long.make(model)
+    page.add("minute", "A minute of string quartet", [music], ["seed 0"], width=13)
+    overlap = settings.edit.overlap_seconds
+    round_ = long.editor(model).loop(music, 0.0, LOOP, overlap, seed=0)
+    page.add("loop", "A loop of its beginning, three times", [round_.repeat(1, ROUNDS)], ["seed 0"], width=13)
+    example = page.folder / "example.wav"
+    write_example(example)
+    piano = load_short(example, settings.spectrogram.channels, rate, 60)
+    example.unlink()
+    editor = MusicRequest(model.run.folder, seed=0, label="solo_piano").editor(model)
+    filled = editor.remake(piano, GAP, seed=0)
+    page.add("gap", "Second 3 to 4 made anew", [piano, filled], ["before", "after"], width=9)
+    varied = editor.remake(piano, VARIED, seed=0, strength=STRENGTH)
+    page.add("variation", "Second 3 to 6 varied by half", [piano, varied], ["before", "after"], width=9)
+
+
+def main() -> None:
+    """Parse the arguments and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", default="diffusion-base", help="a name in Models/released, or a folder")
+    parser.add_argument("--folder", type=Path, help="without it Results/gallery/<run>")
+    args = parser.parse_args()
+    model = DiffusionRun.load(RELEASED / args.run)
+    folder = args.folder or REPOSITORY / "Results" / "gallery" / model.run.name
+    page = Page(folder, f"The released model {model.run.name}", model.spectrogram.config.sample_rate)
+    add_classes(page, model)
+    add_edits(page, model)
+    page.write()
+    print(folder / "index.html")
+
+
+if __name__ == "__main__":
+    main()
