@@ -145,6 +145,7 @@ def diffusion_settings(what: Pretraining, root: Path, scale: float) -> Settings:
     changes = {
         "dataset": what.dataset, "vae.run": what.vae, "train": train, "start": None, "encode_once": True,
         "network.num_classes": len(what.music.ensembles), "diffusion.label_dropout": HIDDEN_LABELS,
+        "sampler": CPU.sampler, "guidance": CPU.guidance,
     }  # fmt: skip
     return changed(replace(preset, preset=f"{what.name}-diffusion", root=root), changes)
 
