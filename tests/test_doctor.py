@@ -420,10 +420,16 @@ class Constant(torch.nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("name", ["phase-bands", "phase-magnitude", "diffusion-cpu"])
+@pytest.mark.parametrize("name", ["phase-bands", "phase-magnitude", "diffusion-cpu", "diffusion-base"])
 def test_released_models_raise_no_alarm(name):
     diagnosis = doctor(RELEASED / name)
     assert not diagnosis.findings and "loss spike" in diagnosis.sound, str(diagnosis)
+
+
+def test_a_network_for_two_steps_is_not_judged_as_a_denoiser():
+    diagnosis = doctor(RELEASED / "two-steps-cpu")
+    assert not diagnosis.findings, str(diagnosis)
+    assert {"loss spike", "too few sampling steps", "spacing does not suit"} <= diagnosis.unseen.keys()
 
 
 def test_an_upsampler_can_be_examined(settings):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import QUICK
 
-from Conf import in_space
+from Conf import STARTS, choose, in_space
 from Libraries.Dataset.SpectrogramDataset import SpectrogramDataset
 from Libraries.Evaluation.Reference import spread_clips
 from Libraries.Evaluation.Samples import bits_of_clips, evaluate, example_input
@@ -18,10 +18,11 @@ from Libraries.Runs.DiffusionRun import DiffusionRun, find_diffusion
 from Libraries.Runs.DiffusionTraining import (
     EncodedLoader,
     diffusion_recipe,
+    first_network,
     overfit_one_batch,
     train_diffusion,
 )
-from Libraries.Runs.Run import latest_run
+from Libraries.Runs.Run import RELEASED, Run, latest_run
 from Libraries.Runs.Settings import changed
 from Libraries.Runs.Spaces import open_codec, prepare_space
 from Libraries.Sampling.Editing import mask_outside
@@ -246,3 +247,16 @@ def test_a_single_latent_cannot_be_kept_in_part(settings, model, clips):
     editor = LatentEditor(model.editor(settings.sampler, resamplings=0).editor, codec)
     with pytest.raises(ValueError, match="a single latent represents the whole clip"):
         editor.inpaint(clips, mask_outside(settings.spectrogram.shape, frames=(2, 4)), [1, 2])
+
+
+@pytest.mark.parametrize(("preset", "space"), [(name, space) for name in STARTS for space in STARTS[name]])
+def test_the_released_diffusion_fits_the_preset_that_begins_with_it(preset, space, tmp_path):
+    settings = changed(
+        replace(in_space(choose(preset), space), root=tmp_path), {"vae.run": choose(preset).vae.start}
+    )
+    own = first_network(settings, LatentCodec.open(settings)).state_dict()
+    released = Run(RELEASED / STARTS[preset][space])
+    assert settings.start == released.name and released.settings.space == space
+    weights = released.weights()
+    same = [name for name in weights.keys() & own.keys() if torch.equal(weights[name].float(), own[name])]
+    assert len(same) >= len(own) - 1  # without classes "no label" goes into one bias

@@ -266,6 +266,11 @@ class Case:
         count = self.affordable(sampler.num_inference_steps, SAMPLES)
         return self.sample(sampler, count)
 
+    def require_denoising(self) -> None:
+        """Raise a CannotLook if the network was tuned for few steps: then its loss and path say little."""
+        if self.settings.diffusion.objective == "consistency":
+            raise CannotLook("consistency tuning has a loss without a level, and samplers without a path")
+
     def affordable(self, steps: int, count: int) -> int:
         """Return how many of `count` clips can be sampled in a minute with so many network passes each."""
         affordable = int(SAMPLING_SECONDS / (steps * self._seconds_per_pass))

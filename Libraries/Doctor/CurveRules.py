@@ -192,8 +192,10 @@ def _training_losses(case: Case) -> tuple[np.ndarray, np.ndarray]:
             f"{len(steps)} rows over {steps[-1] if len(steps) else 0} steps are too few for a curve; "
             f"{FEWEST_ROWS} and {FEWEST_STEPS} are needed"
         )
-    if case.kind in ("diffusion", "upsampler") and case.settings.diffusion.loss_weighting == "uncertainty":
-        raise CannotLook("a loss with learned weights has no level: compare val_loss by eye")
+    if case.kind in ("diffusion", "upsampler"):
+        if case.settings.diffusion.loss_weighting == "uncertainty":
+            raise CannotLook("a loss with learned weights has no level: compare val_loss by eye")
+        case.require_denoising()
     return steps, losses
 
 

@@ -66,7 +66,7 @@ def too_few_sampling_steps(case: Case) -> Finding | None:
     Journal, 03.03.2025: "it takes 47 minutes to create a single Sample", which invites to save steps;
     huggingface/diffusers#7401. A stochastic sampler is judged without its noise.
     """
-    suited = switch_sampler(*_without_noise(case.settings.sampler))
+    suited = switch_sampler(*_without_noise(case))
     error = _error(case, suited)
     if error <= LARGEST_ERROR:
         return None
@@ -84,7 +84,7 @@ def spacing_does_not_suit(case: Case) -> Finding | None:
     even in t, whose first jump from the cosine's σ of 20,000 is most of the way. huggingface/diffusers#7401
     and #12588: results differ greatly between spacings.
     """
-    own, name, steps = case.settings.sampler, *_without_noise(case.settings.sampler)[1:]
+    own, name, steps = _without_noise(case)
     suited = switch_sampler(own, name, steps)
     if suited.spacing == own.spacing:
         return None
@@ -99,8 +99,10 @@ def spacing_does_not_suit(case: Case) -> Finding | None:
     )
 
 
-def _without_noise(config: SamplerConfig) -> tuple[SamplerConfig, str, int]:
+def _without_noise(case: Case) -> tuple[SamplerConfig, str, int]:
     """Return the arguments of `switch_sampler` for the deterministic form of a sampler."""
+    case.require_denoising()
+    config = case.settings.sampler
     return config, WITHOUT_NOISE.get(config.name, config.name), config.num_inference_steps
 
 
