@@ -112,7 +112,7 @@ def look(made: tuple | None, callback=None) -> tuple:
 def request_of(run, label, seed, sampler, steps, guidance, seconds) -> MusicRequest:
     """Return what the fields of the page ask for; an empty one is as the run has it."""
     label = None if label == NO_LABEL else label
-    return MusicRequest(BENCH.runs()[run], seed or 0, seconds, label, sampler, steps, guidance)
+    return MusicRequest.of(BENCH.runs()[run], seed or 0, seconds, label, sampler, steps, guidance)
 
 
 def fields_of(run: str) -> tuple:

@@ -68,7 +68,7 @@ def test_ten_requests_at_once_wait_for_each_other_and_none_mixes(address, tmp_pa
         answers = list(pool.map(ask, range(10)))
     bench = Workbench(tmp_path, tmp_path)
     for seed, (heard, picture, *files, shell, python) in enumerate(answers):
-        own = bench.make(MusicRequest(MODEL, seed, 1.0, "choir", *QUICK))
+        own = bench.make(MusicRequest.of(MODEL, seed, 1.0, "choir", *QUICK))
         assert np.array_equal(sound(heard), sound(own.files[0])) and f"--seed {seed} " in shell
         assert f"seed={seed}" in python and [Path(file).suffix for file in files] == [".wav", ".flac", ".mp3"]
         assert Path(picture).read_bytes() == own.picture.read_bytes()
@@ -257,8 +257,8 @@ def test_a_person_makes_a_clip_and_hears_it(person, tmp_path):
     assert person.player("#made", "duration") == pytest.approx(12, abs=0.01)
     person.click("#made button[aria-label=Play]", "")
     person.wait(lambda: person.player("#made", "currentTime") > 0.2)
-    assert "python MainScripts/generate.py -o music-0.flac --run diffusion-cpu" in person.text()
-    assert "request = MusicRequest(" in person.text()
+    assert "MainScripts/generate.py -o music-0.flac --run diffusion-cpu" in person.text()
+    assert "request = MusicRequest.of(" in person.text()
     waveform = person.download("wav", tmp_path / "downloads")
     assert len(waveform) == 12 * 16_000 and 0.01 < np.sqrt((waveform**2).mean()) < 0.5
     assert person.hosts() == {"127.0.0.1"}
