@@ -1,20 +1,26 @@
 """Music that is asked for: the lines that make it again, and how it is stopped."""
 
 import shlex
-from pathlib import Path
+import shutil
+import subprocess
+import sys
 
-import generate
 import pytest
 import soundfile
 import torch
 
+from Commands import Options
+from Commands.Generate import Generate
 from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.MusicRequest import REPOSITORY, MusicRequest
 from Libraries.Runs.Run import RELEASED, runs_of
+from Libraries.Runs.Settings import changed, differences
 from Libraries.Sampling.Stopping import Stopped, Stops
+from Libraries.Sound.Audio import save_audio
 
 MODEL = RELEASED / "diffusion-cpu"
-QUICK = MusicRequest(MODEL, seed=3, seconds=1.5, label="choir", sampler="ddim", steps=2, guidance=1.0)
+MODULE = sys.modules[MusicRequest.__module__]  # whose name in `Libraries.Runs` is the class
+QUICK = MusicRequest.of(MODEL, seed=3, seconds=1.5, label="choir", sampler="ddim", steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -27,43 +33,91 @@ def music(model):
     return QUICK.make(model)
 
 
-def test_the_shell_line_makes_the_same_music(music, tmp_path, monkeypatch):
-    words = shlex.split(QUICK.shell_line(".wav"))
-    assert words[:2] == ["python", "MainScripts/generate.py"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", words[1:])
-    assert generate.main() == 0
-    again, rate = soundfile.read(tmp_path / "choir-3.wav", dtype="float32")
-    assert len(again) == 1.5 * rate == music.shape[1]
-    assert torch.allclose(torch.from_numpy(again), music[0], atol=1e-4)
+@pytest.fixture
+def repository(tmp_path):
+    """A folder in which all is where it is in the repository, and new files are the test's own."""
+    for entry in REPOSITORY.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    return tmp_path
 
 
-def test_the_lines_of_python_make_the_same_music(music, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_shell_runs_the_line_and_gets_the_same_sound_bit_for_bit(music, repository):
+    line = QUICK.shell_line(".wav")
+    subprocess.run(line, shell=True, check=True, cwd=repository, capture_output=True)
+    save_audio(repository / "own.wav", music, 16_000)
+    assert (repository / "choir-3.wav").read_bytes() == (repository / "own.wav").read_bytes()
+    assert soundfile.info(repository / "own.wav").frames == 1.5 * 16_000 == music.shape[1]
+
+
+def test_the_lines_of_python_make_the_same_sound_bit_for_bit(music, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(QUICK.python_lines(".wav"), {})
-    again, _ = soundfile.read(tmp_path / "choir-3.wav", dtype="float32")
-    assert torch.allclose(torch.from_numpy(again), music[0], atol=1e-4)
+    save_audio(tmp_path / "own.wav", music, 16_000)
+    assert (tmp_path / "choir-3.wav").read_bytes() == (tmp_path / "own.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        QUICK,
+        MusicRequest.of(MODEL),
+        MusicRequest.of(MODEL, 4, sampler="ddpm", changes={"sampler.clip_x0": None}),
+        MusicRequest.of(
+            MODEL, 5, label="it's; ok", changes={"guidance.method": "none", "edit.resamplings": 0}
+        ),
+        MusicRequest.of(MODEL, 6, sampler="ddim", steps=7, changes={"sampler.eta": 0.5}),
+    ],
+    ids=lambda request_: request_.seed,
+)
+def test_the_lines_ask_for_what_was_asked_for(request_):
+    words = shlex.split(request_.shell_line())
+    read = Options.read_of_run(Generate, words[words.index("-o") :], None)
+    assert {**vars(request_)}.items() <= vars(read).items()
+    found = {}
+    exec(request_.python_lines().partition("\nmodel = ")[0], found)
+    assert found["request"] == request_
+
+
+def test_differences_are_the_changes_between_two_configs():
+    begun, asked = MusicRequest.of(MODEL), MusicRequest.of(MODEL, 3, sampler="ddim", steps=2)
+    found = differences(begun, asked)
+    assert changed(begun, found) == asked and found["sampler.name"] == "ddim" and "guidance" not in found
+    assert differences(begun, begun) == {}
 
 
 def test_what_is_not_asked_for_is_as_the_run_has_it(model):
-    settings, plain = model.run.settings, MusicRequest(MODEL, seed=0)
-    assert plain.sampler_of(settings) == settings.sampler and plain.guidance_of(settings) == settings.guidance
-    assert plain.shell_line() == "python MainScripts/generate.py -o music-0.flac --run diffusion-cpu --seed 0"
-    few = MusicRequest(MODEL, seed=0, steps=2).sampler_of(settings)
+    settings, plain = model.run.settings, MusicRequest.of(MODEL)
+    assert (plain.sampler, plain.guidance, plain.edit) == (settings.sampler, settings.guidance, settings.edit)
+    assert plain.shell_line().endswith(" -o music-0.flac --run diffusion-cpu --seed 0")
+    few = MusicRequest.of(MODEL, steps=2).sampler
     assert (few.spacing, few.num_inference_steps) == (settings.sampler.spacing, 2)
 
 
-def test_the_line_names_a_run_by_its_place_and_quotes_what_a_shell_would_read():
-    own = MusicRequest(REPOSITORY / "Models" / "diffusion" / "00000-CPU", seed=1)
-    assert "--run Models/diffusion/00000-CPU " in own.shell_line()
-    elsewhere = MusicRequest(Path("/my runs/00000-CPU"), seed=1, label="it's; ok")
-    words = shlex.split(elsewhere.shell_line())
-    assert words[words.index("--run") + 1] == "/my runs/00000-CPU" and words[-1] == "it's; ok"
+def test_the_line_names_a_run_by_its_place_and_quotes_what_a_shell_would_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "REPOSITORY", tmp_path / "home")
+    own, elsewhere = (
+        tmp_path / "home" / "Models" / "diffusion" / "00000-CPU",
+        tmp_path / "my runs" / "00000-CPU",
+    )
+    for folder in (own, elsewhere):
+        folder.mkdir(parents=True)
+        shutil.copy(MODEL / "conf.json", folder)
+    assert "--run Models/diffusion/00000-CPU " in MusicRequest.of(own, 1).shell_line()
+    words = shlex.split(MusicRequest.of(elsewhere, 1, label="it's; ok").shell_line())
+    assert words[words.index("--run") + 1] == str(elsewhere)
+    assert words[words.index("--label") + 1] == "it's; ok"
+
+
+def test_where_the_program_is_installed_the_line_is_the_command(tmp_path, monkeypatch):
+    assert "MainScripts/generate.py -o " in QUICK.shell_line()
+    monkeypatch.setattr(MODULE, "REPOSITORY", tmp_path)
+    assert QUICK.shell_line().startswith("ma-ddpm generate -o choir-3.flac --run ")
 
 
 def test_an_unknown_label_is_refused_before_anything_is_made(model):
     with pytest.raises(ValueError, match="knows no label 'lute'"):
-        MusicRequest(MODEL, seed=0, label="lute").make(model)
+        MusicRequest.of(MODEL, label="lute").make(model)
 
 
 def test_music_is_stopped_by_who_asked_for_it_and_by_nobody_else(model, music):
@@ -88,7 +142,7 @@ def test_a_stop_ends_long_music_between_two_of_its_steps(model):
             stop_if_asked(number, t, x_t, x0)
 
         with pytest.raises(Stopped):
-            MusicRequest(MODEL, seed=0, seconds=20.0, steps=2, guidance=1.0).make(model, callback)
+            MusicRequest.of(MODEL, seconds=20.0, steps=2, guidance=1.0).make(model, callback)
     assert len(seen) == 4 and seen[-1] > seen[0]  # two steps of the clip, and two of its continuation
 
 

@@ -49,9 +49,8 @@ def test_a_run_whose_dataset_is_elsewhere_says_so():
 
 def test_a_film_ends_with_the_clip_that_was_asked_for():
     model = DiffusionRun.load(RELEASED / "diffusion-cpu")
-    request = MusicRequest(RELEASED / "diffusion-cpu", seed=5, label="choir", steps=3, guidance=1.5)
-    settings, label = model.run.settings, model.label_of("choir")
-    options = {"labels": label, "guidance": request.guidance_of(settings)}
-    steps = record_trajectory(model, request.sampler_of(settings), 5, 3, **options)
+    request = MusicRequest.of(RELEASED / "diffusion-cpu", seed=5, label="choir", steps=3, guidance=1.5)
+    options = {"labels": model.label_of("choir"), "guidance": request.guidance}
+    steps = record_trajectory(model, request.sampler, 5, 3, **options)
     assert [t for t, _, _ in steps] == sorted((t for t, _, _ in steps), reverse=True) and len(steps) == 3
     assert torch.equal(model.to_audio(steps[-1][2])[0], request.make(model))

@@ -35,7 +35,7 @@ def test_the_button_makes_what_is_asked_for(model, page, monkeypatch):
     for name, value in {"label": "choir", "seed": 3, "seconds": 1.0, "steps": 2, "guidance": 1.0}.items():
         asked[name].value = value
     button.click()
-    assert requests == [MusicRequest(model.run.folder, 3, 1.0, "choir", steps=2, guidance=1.0)]
+    assert requests == [MusicRequest.of(model.run.folder, 3, 1.0, "choir", steps=2, guidance=1.0)]
     player, picture, line = result.children
     assert "<audio" in player.value and bytes(picture.value[:4]) == b"\x89PNG"
     assert "--label choir" in line.value and "--seed 3" in line.value

@@ -20,7 +20,7 @@ from Libraries.Runs.Upsampling import train_upsampler
 from Libraries.Sound.Audio import AudioError
 
 MODEL = RELEASED / "diffusion-cpu"
-QUICKLY = MusicRequest(MODEL, seed=1, label="choir", sampler="ddim", steps=2, guidance=1.0)
+QUICKLY = MusicRequest.of(MODEL, seed=1, label="choir", sampler="ddim", steps=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_without_an_upsampler_restoring_is_refused(song, tmp_path):
 
 
 def test_a_look_shows_the_film_the_table_and_the_nearest_training_clip(bench):
-    request = MusicRequest(bench.runs()["00000-SMOKE"], seed=1)
+    request = MusicRequest.of(bench.runs()["00000-SMOKE"], seed=1)
     look = bench.look(request, bench.make(request).files[0])
     train = SpectrogramDataset(bench.model(request.run).run.settings.dataset_dir, "train")
     with Image.open(look.film) as film:

@@ -34,9 +34,9 @@ def music_widgets(model: DiffusionRun) -> VBox:
     button, result = Button(description="Make"), VBox()
 
     def make(_: Button) -> None:
-        request = MusicRequest(model.run.folder, **{name: widget.value for name, widget in asked.items()})
+        values = {name: widget.value for name, widget in asked.items()}
         try:
-            result.children = made(model, request)
+            result.children = made(model, MusicRequest.of(model.run.folder, **values))
         except ValueError as error:
             result.children = (HTML(html.escape(str(error))),)
 

@@ -125,7 +125,7 @@ class Workbench:
         require(CHANGES, change=how)
         model = self.model(request.run)
         before = self._loaded(file, model.spectrogram.config)
-        editor, overlap = request.editor(model, callback), model.run.settings.edit.overlap_seconds
+        editor, overlap = request.editor(model, callback), request.edit.overlap_seconds
         if how in (CONTINUED, LOOP):
             require(LENGTHS, seconds=request.seconds)
         if how == CONTINUED:
@@ -166,10 +166,10 @@ class Workbench:
             file: the music, from `make`.
         """
         model = self.model(request.run)
-        config, settings = model.spectrogram.config, model.run.settings
+        config = model.spectrogram.config
         states = record_trajectory(
-            model, request.sampler_of(settings), request.seed, FILM_STEPS,
-            labels=request.label_of(model), guidance=request.guidance_of(settings), callback=callback,
+            model, request.sampler, request.seed, FILM_STEPS,
+            labels=request.label_of(model), guidance=request.guidance, callback=callback,
         )  # fmt: skip
         film = self._new_folder() / "film.gif"
         save_film(states, config, film)

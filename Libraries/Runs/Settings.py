@@ -291,6 +291,18 @@ def changed(config: Any, changes: dict[str, Any], prefix: str = "") -> Any:
     return dataclasses.replace(config, **values)
 
 
+def differences(begun: Any, config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the changes by which `changed` makes `config` from `begun`, two configs of one class."""
+    found = {}
+    for field in dataclasses.fields(begun):
+        old, new, path = getattr(begun, field.name), getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(old) and type(old) is type(new):
+            found |= differences(old, new, f"{path}.")
+        elif old != new:
+            found[path] = new
+    return found
+
+
 def describe(config: Any) -> str:
     """Return every setting of a (nested) config dataclass, one per line, as `part.name = value`."""
     return "\n".join(_lines(to_dict(config), ""))

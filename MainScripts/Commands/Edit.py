@@ -13,16 +13,17 @@ the newest upsampler (`Train Upsampler.ipynb`), and of the options `--seed` and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from torch import Tensor
 
-from Commands.Options import RELEASED_MODEL, Folder, Output, folder_of, read_of_run
+from Commands.Options import RELEASED_MODEL, Folder, Output, read_of_run
 from Conf import conf
 from Libraries.Evaluation import restore_file
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
-from Libraries.Runs import DiffusionRun, FileEditor, Stretch, load_upsampler
+from Libraries.Runs import DiffusionRun, MusicRequest, Stretch, load_upsampler
 from Libraries.Runs.Upsampling import find_upsampler
 from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig
 from Libraries.Sound.Audio import audio_format, save_audio
@@ -55,7 +56,7 @@ class Edit:
     stop: float | None = None  # s; None: edit.gap_seconds later
     band: tuple[float, float] | None = None  # Hz; None: all frequencies
     cut_frequency: float | None = None  # Hz up to which the file is complete; None: found by listening
-    run: str = RELEASED_MODEL  # the released one, newest, or the folder or name of another
+    run: Path = Path(RELEASED_MODEL)  # the released one, newest, or the folder or name of another
     label: str | None = None  # one of the run's classes; None: no label
     seed: int = 0  # another seed, other music
     picture: bool = False  # also write the spectrograms before and after, as png
@@ -94,12 +95,10 @@ def restored(options: Edit) -> tuple[Tensor, Tensor, int]:
 
 def edited(options: Edit) -> tuple[Tensor, Tensor, int]:
     """Return the file before and after, and the rate, with one of the other changes."""
-    model = DiffusionRun.load(folder_of(options.run))
-    config, edit, seed = model.spectrogram.config, options.edit, options.seed
-    label = None if options.label is None else model.label_of(options.label)
-    editor = FileEditor(
-        model, model.editor(options.sampler, edit.resamplings, labels=label, guidance=options.guidance)
-    )
+    edit, seed = options.edit, options.seed
+    request = MusicRequest(options.run, options.sampler, options.guidance, edit, seed, label=options.label)
+    model = DiffusionRun.load(request.run)
+    editor, config = request.editor(model), model.spectrogram.config
     before, start = load_channels(options.file, config.channels, config.sample_rate), options.start or 0.0
     if options.change == "continue":
         after = editor.extend(before, edit.continue_seconds, edit.overlap_seconds, seed)

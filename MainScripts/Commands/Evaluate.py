@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from Commands.Options import folder_of, read_of_run
+from Commands.Options import read_of_run
 from Libraries.Dataset import SpectrogramDataset
 from Libraries.Evaluation import evaluate
 from Libraries.Runs import DiffusionRun, EvaluationConfig, new_run_dir
@@ -27,14 +27,14 @@ class Evaluate:
     guidance: GuidanceConfig
     evaluation: EvaluationConfig
     music_dir: Path | None  # the recordings of the dataset; None: as for `train`
-    run: str = "newest"  # or the folder or name of another
+    run: Path = Path("newest")  # or the folder or name of another
     ema_length: float | None = None  # of the averaged weights, relative to the training; None: as kept
 
 
 def main(arguments: Sequence[str]) -> None:
     """Generate, measure, and print the table."""
     options = read_of_run(Evaluate, arguments, __doc__)
-    model = DiffusionRun.load(folder_of(options.run), ema_length=options.ema_length)
+    model = DiffusionRun.load(options.run, ema_length=options.ema_length)
     settings = replace(
         model.run.settings, sampler=options.sampler, guidance=options.guidance,
         evaluation=options.evaluation, music_dir=options.music_dir,

@@ -12,43 +12,32 @@ again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from Commands.Options import RELEASED_MODEL, Output, folder_of, read_of_run
+from Commands.Options import RELEASED_MODEL, Output, read_of_run
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
-from Libraries.Runs import RUNTIMES, make_music
-from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig
+from Libraries.Runs import RUNTIMES, MusicRequest
 from Libraries.Sound.Audio import audio_format, save_audio
 
 
-@dataclass(frozen=True)
-class Generate:
-    """The options."""
+@dataclass(frozen=True, kw_only=True)
+class Generate(MusicRequest):
+    """The options: what the music is asked for with, and its file."""
 
     output: Output  # file to write
-    sampler: SamplerConfig
-    guidance: GuidanceConfig
-    edit: EditConfig  # overlap and resamplings of a piece that is longer than a clip
-    run: str = RELEASED_MODEL  # the released one, newest, or the folder or name of another
-    label: str | None = None  # one of the run's classes; None: no label
-    seconds: float | None = None  # length in s; None: one clip
-    seed: int = 0  # another seed, other music
+    run: Path = Path(RELEASED_MODEL)  # the released one, newest, or the folder or name of another
     ema_length: float | None = None  # of the averaged weights, relative to the training; None: as kept
-    picture: bool = False  # also write the spectrogram, as png
     runtime: Literal["torch", "onnx"] = "torch"  # that computes the networks
+    picture: bool = False  # also write the spectrogram, as png
 
 
 def main(arguments: Sequence[str]) -> None:
     """Generate the music and write the file."""
     options = read_of_run(Generate, arguments, __doc__)
     audio_format(options.output)  # refused now, and not after a minute of music
-    model = RUNTIMES[options.runtime].load(folder_of(options.run), ema_length=options.ema_length)
-    label = None if options.label is None else model.label_of(options.label)
-    music = make_music(
-        model, options.seed, options.seconds, options.sampler, options.edit,
-        label=label, guidance=options.guidance,
-    )  # fmt: skip
-    rate = model.spectrogram.config.sample_rate
+    model = RUNTIMES[options.runtime].load(options.run, ema_length=options.ema_length)
+    music, rate = options.make(model), model.spectrogram.config.sample_rate
     save_audio(options.output, music, rate)
     print(f"{options.output}: {music.shape[-1] / rate:.1f} s, by {model.run.folder}")
     if options.picture:

@@ -16,13 +16,12 @@ import tyro
 from Conf import choose, conf, in_space
 from Libraries.Networks import journal_network
 from Libraries.Runs import Settings, changed, find_diffusion
+from Libraries.Runs.MusicRequest import SHORT, begun_sampler
 from Libraries.Runs.Run import Run, named_run
-from Libraries.Sampling import switch_sampler
 from Libraries.Utils import set_log_level
 
 RELEASED_MODEL = "diffusion-cpu"  # in Models/released
 UNFIT = 2  # exit code
-SHORT = {"--steps": "--sampler.num-inference-steps", "--guidance": "--guidance.scale"}
 
 Values = TypeVar("Values")
 AllSettings = Annotated[Settings, tyro.conf.arg(name="")]  # `--train.seed`, not `--settings.train.seed`
@@ -80,19 +79,18 @@ def read_settings(
 def read_of_run(options: type[Values], arguments: Sequence[str], description: str | None) -> Values:
     """Return options of a dataclass with a field `run` and parts of the settings, which begin as that run's.
 
-    `--sampler NAME` begins with another sampler at its best; all others change what is begun with.
+    `run` becomes the folder. `--sampler NAME` begins with another sampler at its best; all others change what
+    is begun with.
     """
     chooser = argparse.ArgumentParser(prog=sys.argv[0], add_help=False, allow_abbrev=False)
     chooser.add_argument("--run", default=options.run)
     chooser.add_argument("--sampler")
     chosen, others = chooser.parse_known_args(arguments)
-    settings = Run(folder_of(chosen.run)).settings
+    folder = folder_of(str(chosen.run))
+    settings = Run(folder).settings
     parts = {field.name for field in fields(options)} & vars(settings).keys()
     begun = {name: getattr(settings, name) for name in parts}
-    if chosen.sampler not in (None, settings.sampler.name):
-        steps = settings.sampler.num_inference_steps
-        begun["sampler"] = switch_sampler(settings.sampler, chosen.sampler, steps)
-    begun["run"] = chosen.run
+    begun |= {"run": folder, "sampler": begun_sampler(settings, chosen.sampler)}
     return read(options, [_in_full(argument) for argument in others], description, **begun)
 
 
@@ -105,7 +103,8 @@ def folder_of(run: str) -> Path:
 
 def _in_full(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    return SHORT.get(name, name) + equals + value
+    path = SHORT.get(name.removeprefix("--"))
+    return (f"--{path.replace('_', '-')}" if path else name) + equals + value
 
 
 def refuse(error: Exception) -> NoReturn:
