@@ -67,7 +67,7 @@ def add_classes(page: Page, model: DiffusionRun) -> None:
 def add_edits(page: Page, model: DiffusionRun) -> None:
     """Add long music, a loop, a gap filled and a variation."""
     settings, rate = model.run.settings, page.sample_rate
-    long = MusicRequest(model.run.folder, seed=0, seconds=MINUTE, label=LONG_CLASS)
+    long = MusicRequest.of(model.run.folder, seconds=MINUTE, label=LONG_CLASS)
     music = long.make(model)
     page.add("minute", "A minute of string quartet", [music], ["seed 0"], width=13)
     overlap = settings.edit.overlap_seconds
@@ -77,7 +77,7 @@ def add_edits(page: Page, model: DiffusionRun) -> None:
     write_example(example)
     piano = load_short(example, settings.spectrogram.channels, rate, 60)
     example.unlink()
-    editor = MusicRequest(model.run.folder, seed=0, label="solo_piano").editor(model)
+    editor = MusicRequest.of(model.run.folder, label="solo_piano").editor(model)
     filled = editor.remake(piano, GAP, seed=0)
     page.add("gap", "Second 3 to 4 made anew", [piano, filled], ["before", "after"], width=9)
     varied = editor.remake(piano, VARIED, seed=0, strength=STRENGTH)
