@@ -148,8 +148,7 @@ def told(work: Callable) -> Callable:
     def answer(*values):
         try:
             return work(*values)
-        except Stopped:
-            gr.Info("Stopped.")
+        except Stopped:  # the page was told when the button was pressed
             return gr.skip()
         except AudioError as error:  # without the folder in which the page keeps the file
             sentence = f"{printable(error.path.name)} {error.reason}"
@@ -172,7 +171,13 @@ def long_work(work: Callable) -> Callable:
 
 
 def stop(request: gr.Request) -> None:
-    """Stop what this page, and no other, waits for."""
+    """Stop what goes on for this page, and for no other; Gradio takes from its queue what still waits."""
+    leave(request)
+    gr.Info("Stopped.")
+
+
+def leave(request: gr.Request) -> None:
+    """Stop what goes on for a page that is closed."""
     STOPS.stop(request.session_hash)
 
 
@@ -201,7 +206,7 @@ def build_page() -> gr.Blocks:
             again = gr.Code(label="To make it again, in a shell", language="shell", **options)
             lines = gr.Code(label="To make it again, in Python", language="python", **options)
             outputs = [heard, seen, *files, again, lines, made]
-            making.click(long_work(make), [*asked, seconds], outputs, concurrency_id="model")
+            works = [making.click(long_work(make), [*asked, seconds], outputs, concurrency_id="model")]
         with gr.Tab("Change"):
             dropped = gr.Audio(elem_id="dropped", **DROP)
             picture = gr.HTML("", html_template=PICTURE, css_template=PICTURE_CSS, js_on_load=DRAG)
@@ -215,7 +220,7 @@ def build_page() -> gr.Blocks:
                 strength = gr.Slider(0, 1, 0.5, label="Strength of a variation")
                 more = gr.Number(8, label="Length of the continuation or loop in s", minimum=0)
             changing = gr.Button("Change", variant="primary")
-            work_on_file(changing, change, [*asked, more, dropped, how, *stretch, strength])
+            works += [work_on_file(changing, change, [*asked, more, dropped, how, *stretch, strength])]
         with gr.Tab("Restore"):
             gr.Markdown(
                 "A file that lost its upper band, as in a bad recording or a small MP3, gets a new one."
@@ -224,7 +229,7 @@ def build_page() -> gr.Blocks:
             lost = gr.Audio(elem_id="lost", **DROP)
             cut = gr.Number(label="Complete up to Hz (0: it is found)", minimum=0)
             restoring = gr.Button("Restore", variant="primary")
-            work_on_file(restoring, restore, [upsampler, lost, seed, cut])
+            works += [work_on_file(restoring, restore, [upsampler, lost, seed, cut])]
         with gr.Tab("Look"):
             looking = gr.Button("Look at what was made", variant="primary")
             film = gr.Image(label="From noise to music", **FRAME)
@@ -232,9 +237,12 @@ def build_page() -> gr.Blocks:
             near = gr.Image(label="The nearest training clip", **FRAME)
             near_heard = gr.Audio(label="The nearest training clip", **PLAYER)
             outputs = [film, table, remark, near, near_heard]
-            looking.click(long_work(look), made, outputs, concurrency_id="model")
-        stopping.click(stop, None, None, queue=False)
-        page.unload(stop)
+            works += [looking.click(long_work(look), made, outputs, concurrency_id="model")]
+        outputs = [page.blocks[number] for work in works for number in work["outputs"]]
+        stopped = stopping.click(stop, None, None, concurrency_limit=None, cancels=works)
+        unmarked = {"show_progress": "hidden", "api_visibility": "private"}
+        stopped.then(gr.skip, None, outputs, **unmarked)  # Gradio marks what left its queue as an error
+        page.unload(leave)
         fields, opened = [label, sampler, steps, guidance, seconds], [picture, length, rate, *stretch]
         quietly = {"show_progress": "hidden"}
         page.load(lambda: gr.update(choices=list(BENCH.runs())), None, run, **quietly)
@@ -244,13 +252,13 @@ def build_page() -> gr.Blocks:
     return page
 
 
-def work_on_file(button: gr.Button, work: Callable, inputs: list) -> None:
-    """Lay out a file before and after, and let a button do the work."""
+def work_on_file(button: gr.Button, work: Callable, inputs: list) -> gr.events.Dependency:
+    """Lay out a file before and after, and let a button do the work; return that event."""
     with gr.Row():
         before = gr.Audio(label="Before", **PLAYER)
         after = gr.Audio(label="After", elem_id=f"{work.__name__}d", **PLAYER)
     outputs = [before, after, gr.Image(label="Before and after", **FRAME), *downloads()]
-    button.click(long_work(work), inputs, outputs, concurrency_id="model")
+    return button.click(long_work(work), inputs, outputs, concurrency_id="model")
 
 
 def downloads() -> list[gr.DownloadButton]:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,6 +22,7 @@ pytest.importorskip("gradio", reason='the page needs Gradio: pip install "gradio
 import app
 import gradio
 import gradio_client
+from gradio_client.utils import Status
 
 from Libraries.Evaluation.Workbench import ANEW, Workbench
 from Libraries.Runs.MusicRequest import MusicRequest
@@ -52,7 +55,36 @@ def song(tmp_path_factory):
 
 
 def client_of(address):
-    return gradio_client.Client(address, verbose=False)
+    return gradio_client.Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE})  # 5 s without
+
+
+@pytest.fixture
+def busy(address, monkeypatch):
+    """Two other pages' requests, which work until `go` is set; `started` has the seeds whose work began."""
+    started, go, make = [], threading.Event(), app.BENCH.make
+
+    def make_when_told(request, callback=None):
+        started.append(request.seed)
+        assert go.wait(PATIENCE)
+        return make(request, callback)
+
+    monkeypatch.setattr(app.BENCH, "make", make_when_told)
+    jobs = [submit(address, seed) for seed in (100, 101)]
+    wait_until(lambda: len(started) == 2)
+    yield types.SimpleNamespace(jobs=jobs, started=started, go=go)
+    go.set()
+
+
+def submit(address, seed):
+    """Ask for a second of music as a page of its own would; return the request, which goes on."""
+    return client_of(address).submit(MODEL.name, "choir", seed, *QUICK, 1.0, api_name="/make")
+
+
+def wait_until(seen):
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def sound(path):
@@ -72,6 +104,22 @@ def test_ten_requests_at_once_wait_for_each_other_and_none_mixes(address, tmp_pa
         assert np.array_equal(sound(heard), sound(own.files[0])) and f"--seed {seed} " in shell
         assert f"seed={seed}" in python and [Path(file).suffix for file in files] == [".wav", ".flac", ".mp3"]
         assert Path(picture).read_bytes() == own.picture.read_bytes()
+
+
+def test_a_request_that_waits_is_cancelled_and_the_others_go_on(address, busy):
+    waiting = [submit(address, seed) for seed in (1, 2, 3)]
+    wait_until(lambda: all(job.status().code is Status.IN_QUEUE for job in waiting))
+    waiting[1].cancel()
+    busy.go.set()
+    for job in (*busy.jobs, waiting[0], waiting[2]):
+        assert len(job.result(PATIENCE)) == 7
+    assert sorted(busy.started) == [1, 3, 100, 101]
+
+
+def test_the_stop_button_cancels_all_long_work_of_its_page():
+    events = {event["id"]: event for event in app.build_page().config["dependencies"]}
+    cancelled = [events[number]["api_name"] for event in events.values() for number in event["cancels"]]
+    assert cancelled == ["make", "change", "restore", "look"]
 
 
 @pytest.mark.slow
@@ -316,6 +364,21 @@ def test_a_person_stops_what_takes_too_long(person):
     person.click("button.primary", "Make")
     person.wait(lambda: person.player("#made", "duration"))
     assert person.player("#made", "duration") == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_person_stops_what_waits_for_others(busy, person):
+    person.ask_for_little()
+    person.write("Length in s", 1)
+    person.click("button.primary", "Make")
+    person.wait(lambda: "queue:" in person.text())
+    person.click("button", "Stop")
+    person.wait(lambda: "Stopped." in person.told() and not re.search("queue:|Error", person.text()))
+    busy.go.set()
+    assert all(job.result(PATIENCE) for job in busy.jobs) and sorted(busy.started) == [100, 101]
+    person.click("button.primary", "Make")
+    person.wait(lambda: person.player("#made", "duration"))
+    assert busy.started[2:] == [0]
 
 
 @pytest.mark.slow
