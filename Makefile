@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab app setup lint types help clean-venv
+.PHONY: demo test coverage lab app setup lint types help clean-venv
 
 demo: setup  ## clips of the released model; then demo music, dataset, training, new music
 	$(BIN)/python MainScripts/demo.py
@@ -13,6 +13,9 @@ demo: setup  ## clips of the released model; then demo music, dataset, training,
 test: setup $(VENV)/.test-ready  ## all tests, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+coverage: setup $(VENV)/.test-ready  ## which lines of Libraries the fast tests run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow" --cov=Libraries --cov-report=term-missing:skip-covered
 
 lab: setup  ## JupyterLab in MainScripts
 	cd MainScripts && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)

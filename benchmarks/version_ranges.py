@@ -36,7 +36,8 @@ def main() -> int:
     wanted = at_end([line for line in lines if line and not line.startswith("#")], arguments.end)
     kept = {name_of(line) for line in arguments.keep}
     wanted = [line for line in wanted if name_of(line) not in kept] + arguments.keep
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, "pytest", "pytest-xdist"], check=True)
+    tests = ["-r", REPOSITORY / "tests" / "requirements.txt"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, *tests], check=True)
     subprocess.run([python, "-m", "pip", "list"], check=True)
     options = ["-q", "-m", "not slow and not gpu", *arguments.tests]
     return subprocess.run([python, "-m", "pytest", *options], cwd=REPOSITORY).returncode

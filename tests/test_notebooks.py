@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,47 @@ def test_notebook_is_thin_and_stripped(path):
 def test_every_code_cell_is_introduced(path):
     kinds = [cell["cell_type"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_begins_with_the_cell_that_fetches_the_repository(path):
+    title, _, first = json.loads(path.read_text(encoding="utf-8"))["cells"][:3]
+    assert first["source"] == code_cells(NOTEBOOKS[0])[0]["source"]
+    project = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if address := project.get("urls", {}).get("Repository"):  # then the cell need not ask, and Colab opens it
+        assert address in "".join(first["source"]) and "colab.research.google.com" in "".join(title["source"])
+
+
+def begin(folder, **environment):
+    """Run the first cell of a notebook in a folder; return where the next cell finds Conf.py."""
+    cell = code_cells(NOTEBOOKS[0])[0]
+    where = {**cell, "id": "where", "source": "print('at', find_spec('Conf').origin)"}
+    notebook = {"cells": [cell, where], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "alone.ipynb").write_text(json.dumps(notebook))
+    settings = {"PIP_NO_INDEX": "1", "IPYTHONDIR": str(folder), **environment}
+    result = subprocess.run(
+        [sys.executable, "-m", "IPython", "alone.ipynb"], cwd=folder, env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    found = re.findall(r"^at (.*)$", result.stdout, re.MULTILINE)
+    assert found, result.stdout + result.stderr
+    return Path(found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SCRIPTS.parent / ".git").exists(), reason="this copy is not a git repository")
+def test_a_notebook_that_lies_alone_fetches_the_repository_once(tmp_path):
+    there = tmp_path / "ma_ddpm" / "MainScripts" / "Conf.py"
+    assert begin(tmp_path, MA_DDPM_REPOSITORY=f"file://{SCRIPTS.parent}") == there
+    assert begin(tmp_path, MA_DDPM_REPOSITORY="file:///nowhere") == there
+
+
+def test_a_notebook_fetches_nothing_where_the_repository_is_at_hand_or_installed(tmp_path):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "ma_ddpm").symlink_to(SCRIPTS.parent)  # as pip installs it
+    for path in (tmp_path / "packages", SCRIPTS):
+        found = begin(tmp_path, MA_DDPM_REPOSITORY="file:///nowhere", PYTHONPATH=str(path))
+        assert found == SCRIPTS / "Conf.py" and not (tmp_path / "ma_ddpm").exists()
 
 
 def run_notebooks(folder, **environment):
