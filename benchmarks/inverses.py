@@ -28,11 +28,10 @@ from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Utils import spread_indices
 
 BATCH = 16  # clips
-INVERSES = {  # name: phase, inverse of the bands, Griffin-Lim iterations
+INVERSES = {  # name: phase (learned needs NNLS), inverse of the bands, Griffin-Lim iterations
     "PGHI, pseudo-inverse": ("pghi", "pinv", 0),
     "PGHI, NNLS": ("pghi", "nnls", 0),
     "PGHI, NNLS + GL 10": ("pghi", "nnls", 10),
-    "learned, pseudo-inverse": ("learned", "pinv", 0),
     "learned, NNLS": ("learned", "nnls", 0),
     "learned, NNLS + GL 10": ("learned", "nnls", 10),
 }
