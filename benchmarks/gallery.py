@@ -10,19 +10,24 @@ import argparse
 import html
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import REPOSITORY
+from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 
 from Libraries.DemoMusic.Corpus import write_example
 from Libraries.Disk import write_whole
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
+from Libraries.Plots.SpectrogramPlots import CMAP
 from Libraries.Runs import DiffusionRun, MusicRequest
 from Libraries.Runs.FileEditing import Stretch, load_short
 from Libraries.Runs.Run import RELEASED
 from Libraries.Sound.Audio import save_audio
 
 SEEDS = (0, 1, 2)
+COLOURS, GREYS = 112, 16
 PAUSE = 0.4  # s, between the clips of one file
 LONG_CLASS, MINUTE, LOOP, ROUNDS = "string_quartet", 60.0, 8.0, 3  # s; s; times that the loop is played
 GAP = Stretch(3.0, 4.0)
@@ -44,6 +49,7 @@ class Page:
         columns = 1 if width > 4.5 else len(music)
         figure = plot_waveform_spectrograms(music, titles, self.sample_rate, about, columns, width)
         save_figure(figure, self.folder / f"{name}.png")
+        in_few_colours(self.folder / f"{name}.png")
         self.parts.append(
             f'<h2>{html.escape(about)}</h2>\n<audio controls src="{name}.ogg"></audio><br>\n'
             f'<img src="{name}.png" alt="spectrograms of {html.escape(about)}">'
@@ -53,6 +59,17 @@ class Page:
         """Write `index.html`."""
         head = f"<!doctype html><meta charset=utf-8><title>{self.title}</title>\n<h1>{self.title}</h1>\n"
         write_whole(self.folder / "index.html", (head + "\n".join(self.parts) + "\n").encode())
+
+
+def in_few_colours(path: Path) -> None:
+    """Write a picture again with half of the colour map's colours and some greys, in half the space."""
+    colours = colormaps[CMAP](np.linspace(0, 1, COLOURS))[:, :3]
+    greys = np.linspace(0, 1, GREYS)[:, None].repeat(3, axis=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((np.concatenate([colours, greys]) * 255).round().astype(np.uint8).tobytes())
+    Image.open(path).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 def add_classes(page: Page, model: DiffusionRun) -> None:
