@@ -136,8 +136,11 @@ class FileEditor:
         n_frames = max(config.frames_in(seconds), config.n_frames)
         loop = self.editor.loop(x0, n_frames, config.frames_in(overlap_seconds), [seed])
         L = loop.shape[-1] * config.hop_length
-        music = self._decoded(loop.repeat(1, 1, 1, 3), gain)[:, L : 2 * L]  # with its own past and future
+        rounds = self._decoded(loop.repeat(1, 1, 1, 3), gain)  # the second has its own past and future
         weight = self._weight(L, 0, config.kept_samples, circular=True)
+        # no round has the phase of the one before: the second goes on in the third till the clip hides both
+        middle = config.kept_samples // 2
+        music = torch.cat([rounds[:, 2 * L : 2 * L + middle], rounds[:, L + middle : 2 * L]], dim=1)
         return torch.lerp(music, nnf.pad(clip, (0, L))[:, :L], weight)
 
     def _encoded(self, waveform: Tensor) -> tuple[Tensor, Gain]:
