@@ -55,13 +55,9 @@ def consistency_loss(
     """
     schedule = parameterisation.schedule
     t = t.double().cpu()
-    log_sigma, least = (
-        schedule.log_sigma_of_t(t),
-        schedule.log_sigma_of_t(torch.zeros(1, dtype=torch.float64)),
-    )
-    sigma = log_sigma.exp() / data_std
+    sigma, least = (schedule.log_sigma_of_t(level).exp() / data_std for level in (t, torch.zeros_like(t)))
     r = lower_sigma(sigma, schedule.config.consistency_ratio, stage.cpu())
-    clean = (r * data_std).log() < least
+    clean = r < least
     r = r.masked_fill(clean, 0.0)
 
     def denoise(t: Tensor) -> Tensor:
@@ -69,8 +65,8 @@ def consistency_loss(
         output = network(parameterisation.scale_input(x_t, t), t.to(x0.device), cond)
         return parameterisation.to_x0(output.to(x0.dtype), x_t, t)  # not at the network's precision
 
-    device = [x0.device] if x0.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(device):  # so that both calls draw the same dropout mask
+    devices = [x0.device] if x0.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):  # so that both calls draw the same dropout mask
         target = denoise(schedule.t_of_log_sigma((r * data_std).log()))
         target = torch.where(clean.to(x0.device).view(-1, 1, 1, 1), x0, target)
     squared = ((denoise(t) - target) / data_std).square().flatten(1).sum(dim=1)
@@ -90,7 +86,16 @@ class ConsistencyLoss(DiffusionLoss):
         super().__init__(schedule, seed, num_classes)
         self.data_std = data_std
 
-    def _per_sample(self, network, x0, t, noise, cond, positions, weighted):
+    def _per_sample(
+        self,
+        network: TrainedNetwork,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        cond: Tensor | None,
+        positions: Tensor,
+        weighted: bool,
+    ) -> Tensor:
         clips = self.schedule.config.consistency_stage_clips
         stage = positions // clips if clips else torch.zeros_like(positions)
         return consistency_loss(
