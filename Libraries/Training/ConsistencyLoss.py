@@ -86,18 +86,8 @@ class ConsistencyLoss(DiffusionLoss):
         super().__init__(schedule, seed, num_classes)
         self.data_std = data_std
 
-    def _per_sample(
-        self,
-        network: TrainedNetwork,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        cond: Tensor | None,
-        positions: Tensor,
-        weighted: bool,
-    ) -> Tensor:
+    def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
         clips = self.schedule.config.consistency_stage_clips
         stage = positions // clips if clips else torch.zeros_like(positions)
-        return consistency_loss(
-            network, self.parameterisation, x0, t, noise, cond, stage=stage, data_std=self.data_std
-        )
+        noised = self._noised(model, batch, t, positions, seed)
+        return consistency_loss(*noised, stage=stage, data_std=self.data_std)

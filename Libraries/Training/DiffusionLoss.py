@@ -16,6 +16,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 # (scaled x_t, t, cond) -> output, and u(t) from `UncertaintyWeighted`
 TrainedNetwork = Callable[[Tensor, Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor]]
+# network, parameterisation, x0, t, noise, cond: the arguments of `diffusion_loss`
+Noised = tuple[TrainedNetwork, Parameterisation, Tensor, Tensor, Tensor, Tensor | None]
 
 
 def stream_timesteps(positions: Tensor, num_timesteps: int) -> Tensor:
@@ -179,6 +181,10 @@ class DiffusionLoss:
         return label.masked_fill(dropped, self.num_classes)
 
     def _loss_at(self, model, batch, t: Tensor, positions: Tensor, seed: int, weighted: bool) -> Tensor:
+        return diffusion_loss(*self._noised(model, batch, t, positions, seed), weighted=weighted)
+
+    def _noised(self, model, batch, t: Tensor, positions: Tensor, seed: int) -> Noised:
+        """Return the network and its samples at t (B,), as a loss takes them."""
         device = next(model.parameters()).device
         x0, label = (part.to(device) for part in batch)
         seeds = [derive_seed(seed, position) for position in positions.tolist()]
@@ -186,20 +192,7 @@ class DiffusionLoss:
         cond = label if self.num_classes else None
         self.schedule.to(device)  # reading a table on the CPU is slow from a GPU
         network, x0 = self._network_and_data(model, x0, seeds)
-        return self._per_sample(network, x0, t, noise, cond, positions, weighted)
-
-    def _per_sample(
-        self,
-        network: TrainedNetwork,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        cond: Tensor | None,
-        positions: Tensor,
-        weighted: bool,
-    ) -> Tensor:
-        """Return the loss of each sample, (B,), at t (B,)."""
-        return diffusion_loss(network, self.parameterisation, x0, t, noise, cond, weighted=weighted)
+        return network, self.parameterisation, x0, t, noise, cond
 
     def _network_and_data(
         self, model: nn.Module, x0: Tensor, seeds: list[int]
