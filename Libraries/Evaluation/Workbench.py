@@ -25,6 +25,7 @@ from Libraries.Runs.Upsampling import load_upsampler
 from Libraries.Sampling.Loop import Callback
 from Libraries.Sound.Audio import load_audio, save_audio
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
+from Libraries.Training.Checkpoint import WEIGHTS
 from Libraries.Utils import require
 
 FORMATS = (".wav", ".flac", ".mp3")
@@ -150,7 +151,7 @@ class Workbench:
         Args:
             run: name of an upsampler; None: the newest.
         """
-        folder = self.runs("upsampler")[run] if run else latest_run(self.models_dir / "upsampler", "ema-*")
+        folder = self.runs("upsampler")[run] if run else latest_run(self.models_dir / "upsampler", WEIGHTS)
         model = self._upsampler(folder)
         self._loaded(file, model.spectrogram.config)  # refuses what is too long
         found = restore_file(model, file, cut_frequency=cut_frequency, seed=seed, callback=callback)

@@ -27,7 +27,7 @@ from Libraries.Sampling.Guidance import (
 from Libraries.Sampling.Loop import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Checkpoint import CheckpointError, find_checkpoints
+from Libraries.Training.Checkpoint import WEIGHTS, CheckpointError, find_checkpoints
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
 from Libraries.Utils import pick_device, resolve_precision
 
@@ -309,7 +309,7 @@ def guide_step(run_dir: Path, fraction: float, own: int | None = None) -> int:
     return min(earlier, key=lambda step: abs(step - fraction * own))
 
 
-def find_diffusion(settings: Settings, holding: str = "ema-*") -> Path:
+def find_diffusion(settings: Settings, holding: str = WEIGHTS) -> Path:
     """Return the newest diffusion run in the settings' space that has a file matching `holding`.
 
     Raises:
@@ -326,7 +326,7 @@ def find_diffusion(settings: Settings, holding: str = "ema-*") -> Path:
 
 def has_cascade(settings: Settings) -> bool:
     """Return whether both models of a cascade exist, for settings in the space "small"."""
-    return find_upsampler(settings) is not None and _newest(settings, "ema-*") is not None
+    return find_upsampler(settings) is not None and _newest(settings, WEIGHTS) is not None
 
 
 def _newest(settings: Settings, holding: str) -> Run | None:

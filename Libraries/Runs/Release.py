@@ -7,7 +7,7 @@ from pathlib import Path
 from Libraries.Disk import write_whole
 from Libraries.Runs.Run import FORMAT, Run
 from Libraries.Runs.Settings import value_at
-from Libraries.Training.Checkpoint import load_checkpoint, save_json, save_weights
+from Libraries.Training.Checkpoint import WEIGHTS, load_checkpoint, save_json, save_weights
 
 FOLDERS = {"root": ".", "music_dir": None}  # settings that name folders of one machine
 
@@ -34,7 +34,7 @@ def release(
     paths = [run.weights_path(step) for step in steps]
     folder.mkdir(parents=True, exist_ok=True)
     contents = [load_checkpoint(path) for path in paths]
-    for earlier in folder.glob("ema-*"):
+    for earlier in folder.glob(WEIGHTS):
         earlier.unlink()
     for content in contents:
         halves = {name: value.half() for name, value in content["weights"].items()}

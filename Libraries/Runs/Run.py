@@ -21,6 +21,7 @@ from Libraries.Runs.Settings import LATEST, Settings, from_dict, part_of
 from Libraries.Sound.Spectrogram import Gain, Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
 from Libraries.Training.Checkpoint import (
+    WEIGHTS,
     CheckpointError,
     find_checkpoints,
     latest_checkpoint,
@@ -154,7 +155,7 @@ class Run:
 
 
 def find_run(
-    parents: Iterable[Path], holding: str = "ema-*", fits: Callable[[Run], bool] = lambda run: True
+    parents: Iterable[Path], holding: str = WEIGHTS, fits: Callable[[Run], bool] = lambda run: True
 ) -> Run | None:
     """Return the newest fitting run with a file that matches `holding`, from the first parent with one.
 
@@ -171,7 +172,7 @@ def runs_of(models_dir: Path, kind: str) -> dict[str, Path]:
     """Return all runs of a kind that have weights, by name: released ones, then your own, newest first."""
     own = sorted((models_dir / kind).glob("*/"), key=_by_number, reverse=True)
     folders = [*sorted(RELEASED.glob(f"{kind}-*/")), *own]
-    return {folder.name: folder for folder in folders if any(folder.glob("ema-*"))}
+    return {folder.name: folder for folder in folders if any(folder.glob(WEIGHTS))}
 
 
 def named_run(models_dir: Path, kind: str, name: str) -> Path:

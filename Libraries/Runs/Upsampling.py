@@ -28,6 +28,7 @@ from Libraries.Runs.Settings import Settings, to_dict
 from Libraries.Sampling.Editing import Editor
 from Libraries.Sound.LowResolution import LowResolution
 from Libraries.Sound.Spectrogram import Spectrogram
+from Libraries.Training.Checkpoint import WEIGHTS
 from Libraries.Training.Loop import decided_once
 from Libraries.Training.Tracker import Shown
 from Libraries.Upsampler import Upsampler, UpsamplerLoss, make_upsampler_network
@@ -211,5 +212,5 @@ def find_upsampler(settings: Settings, *, unheard: bool = False) -> Run | None:
         return same and run.config("upsampler.low_resolution") == settings.upsampler.low_resolution
 
     parent = settings.models_dir / "upsampler"
-    run = find_unheard(settings.dataset_dir, parent, "ema-*", fits)
+    run = find_unheard(settings.dataset_dir, parent, WEIGHTS, fits)
     return run if run or unheard else find_run([parent], fits=fits)

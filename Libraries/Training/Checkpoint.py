@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from Libraries.Disk import deferring, disk_errors, require_readable, write_then_rename, write_whole
 
+WEIGHTS = "ema-*.[ps]*[hs]"  # the files of averaged weights: .pth, or .safetensors where they are released
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, broken or another network's; the message says which and what to do."""
