@@ -91,7 +91,7 @@ PRETRAININGS = {
         diffusion="diffusion-cpu",
         diffusion_steps=16_000,
         batch_size=16,
-        two_steps="two-steps-cpu",
+        two_steps="diffusion-cpu-two-steps",
         tuning_steps=4_000,
     ),
     "BASE": Pretraining(
@@ -107,7 +107,7 @@ PRETRAININGS = {
         diffusion="diffusion-base",
         diffusion_steps=8_000,
         batch_size=8,
-        two_steps="two-steps-base",
+        two_steps="diffusion-base-two-steps",
         tuning_steps=2_000,
     ),
 }

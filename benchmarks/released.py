@@ -1,7 +1,7 @@
 """Measure the released diffusions against the music that they were trained on, all classes alike.
 
     python benchmarks/released.py [--preset CPU] [--root folder] [--scales 1 1.5 2] [--per-class 24]
-                                  [--steps 1 2 4] [--runs diffusion-cpu two-steps-cpu]
+                                  [--steps 1 2 4] [--runs diffusion-cpu diffusion-cpu-two-steps]
 
 The dataset is that of `pretraining.py` with the same --root. Of every class, as many training clips as are
 generated are the reference, and three times as many others give the floor. There is no unheard music of all

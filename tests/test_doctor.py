@@ -427,7 +427,7 @@ def test_released_models_raise_no_alarm(name):
 
 
 def test_a_network_for_two_steps_is_not_judged_as_a_denoiser():
-    diagnosis = doctor(RELEASED / "two-steps-cpu")
+    diagnosis = doctor(RELEASED / "diffusion-cpu-two-steps")
     assert not diagnosis.findings, str(diagnosis)
     assert {"loss spike", "too few sampling steps", "spacing does not suit"} <= diagnosis.unseen.keys()
 

@@ -152,6 +152,7 @@ def test_all_runs_with_weights_are_listed_the_released_one_first_then_the_newest
         (tmp_path / "diffusion" / name / "ema-00000001.pth").touch()
     (tmp_path / "diffusion" / "00003-CPU").mkdir()
     found = runs_of(tmp_path, "diffusion")
-    assert list(found) == ["diffusion-cpu", "00002-CPU", "00001-BASE", "00000-CPU"]
+    released = ["diffusion-cpu", "diffusion-base", "diffusion-cpu-two-steps"]
+    assert list(found) == [*released, "00002-CPU", "00001-BASE", "00000-CPU"]
     assert found["diffusion-cpu"] == MODEL and found["00001-BASE"] == tmp_path / "diffusion" / "00001-BASE"
     assert "upsampler" not in str(runs_of(tmp_path, "upsampler"))

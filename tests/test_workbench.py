@@ -60,7 +60,8 @@ def test_two_results_are_never_one_file(bench):
 
 
 def test_all_runs_are_there_with_their_labels(bench):
-    assert list(bench.runs()) == ["diffusion-cpu", "00000-SMOKE"]
+    released = ["diffusion-cpu", "diffusion-base", "diffusion-cpu-two-steps"]
+    assert list(bench.runs()) == [*released, "00000-SMOKE"]
     assert "choir" in bench.labels(MODEL) and bench.labels(bench.runs()["00000-SMOKE"]) == []
     assert list(bench.runs("upsampler")) == ["00000-SMOKE"]
 

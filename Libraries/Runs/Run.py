@@ -35,6 +35,7 @@ from Libraries.Utils import pick_device, resolve_precision
 
 FORMAT = 2  # of conf.json
 RELEASED = Path(__file__).resolve().parents[2] / "Models" / "released"  # what comes with the repository
+RELEASED_MODEL = "diffusion-cpu"  # with which music is made where no run is named
 _RUN_NAME = re.compile(r"^(\d{5})-")
 
 
@@ -169,9 +170,13 @@ def find_run(
 
 
 def runs_of(models_dir: Path, kind: str) -> dict[str, Path]:
-    """Return all runs of a kind that have weights, by name: released ones, then your own, newest first."""
+    """Return all runs of a kind that have weights, by name: released ones, then your own, newest first.
+
+    Of the released ones `RELEASED_MODEL` comes first.
+    """
     own = sorted((models_dir / kind).glob("*/"), key=_by_number, reverse=True)
-    folders = [*sorted(RELEASED.glob(f"{kind}-*/")), *own]
+    released = sorted(RELEASED.glob(f"{kind}-*/"), key=lambda folder: (folder.name != RELEASED_MODEL, folder))
+    folders = [*released, *own]
     return {folder.name: folder for folder in folders if any(folder.glob(WEIGHTS))}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from Commands.Options import RELEASED_MODEL, AllSettings, read_settings
+from Commands.Options import AllSettings, read_settings
 from Libraries.Dataset import SpectrogramDataset, build_dataset
 from Libraries.Evaluation import evaluate, example_input, save_clips
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
@@ -34,7 +34,7 @@ from Libraries.Runs import (
 )
 from Libraries.Runs.Budget import in_time, with_steps
 from Libraries.Runs.Preparation import render_demo
-from Libraries.Runs.Run import RELEASED
+from Libraries.Runs.Run import RELEASED, RELEASED_MODEL
 from Libraries.Training import export_graphs, save_json
 from Libraries.Utils import get_logger
 

@@ -19,11 +19,12 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from Commands.Options import RELEASED_MODEL, Folder, Output, read_of_run
+from Commands.Options import Folder, Output, read_of_run
 from Conf import conf
 from Libraries.Evaluation import restore_file
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
 from Libraries.Runs import DiffusionRun, MusicRequest, Stretch, load_upsampler
+from Libraries.Runs.Run import RELEASED_MODEL
 from Libraries.Runs.Upsampling import find_upsampler
 from Libraries.Sampling import EditConfig, GuidanceConfig, SamplerConfig
 from Libraries.Sound.Audio import audio_format, save_audio

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from Commands.Options import RELEASED_MODEL, Output, read_of_run
+from Commands.Options import Output, read_of_run
 from Libraries.Plots import plot_waveform_spectrograms, save_figure
 from Libraries.Runs import RUNTIMES, MusicRequest
+from Libraries.Runs.Run import RELEASED_MODEL
 from Libraries.Sound.Audio import audio_format, save_audio
 
 

@@ -20,7 +20,6 @@ from Libraries.Runs.MusicRequest import SHORT, begun_sampler
 from Libraries.Runs.Run import Run, named_run
 from Libraries.Utils import set_log_level
 
-RELEASED_MODEL = "diffusion-cpu"  # in Models/released
 UNFIT = 2  # exit code
 
 Values = TypeVar("Values")
