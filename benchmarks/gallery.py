@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from common import REPOSITORY
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -35,19 +36,16 @@ VARIED, STRENGTH = Stretch(3.0, 6.0), 0.5
 
 
 class Page:
-    """A folder of sounds and pictures, with a page that plays and shows them."""
+    """A folder of sounds and pictures, with a page of HTML that plays and shows them."""
 
-    def __init__(self, folder: Path, title: str, sample_rate: int):
-        self.folder, self.title, self.sample_rate, self.parts = folder, title, sample_rate, []
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, title: str, sample_rate: int):
+        self.path, self.folder, self.parts = path, path.parent, []
+        self.title, self.sample_rate = title, sample_rate
+        self.folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, about: str, music: list[Tensor], titles: list[str], width: float = 4.5) -> None:
-        """Write waveforms (channels, L) as one file of sound and one picture, and put them on the page."""
-        pause = torch.zeros(music[0].shape[0], round(PAUSE * self.sample_rate))
-        whole = torch.cat([part for clip in music for part in (clip, pause)][:-1], dim=1)
-        save_audio(self.folder / f"{name}.ogg", whole, self.sample_rate)
-        columns = 1 if width > 4.5 else len(music)
-        figure = plot_waveform_spectrograms(music, titles, self.sample_rate, about, columns, width)
+    def add(self, name: str, about: str, sound: Tensor, figure: Figure) -> None:
+        """Write a waveform (channels, L) and its picture, and put them on the page."""
+        save_audio(self.folder / f"{name}.ogg", sound, self.sample_rate)
         save_figure(figure, self.folder / f"{name}.png")
         in_few_colours(self.folder / f"{name}.png")
         self.parts.append(
@@ -55,10 +53,21 @@ class Page:
             f'<img src="{name}.png" alt="spectrograms of {html.escape(about)}">'
         )
 
+    def add_clips(
+        self, name: str, about: str, music: list[Tensor], titles: list[str], width: float = 4.5
+    ) -> None:
+        """Put waveforms (channels, L) on the page, as one sound with pauses and one picture."""
+        pause = torch.zeros(music[0].shape[0], round(PAUSE * self.sample_rate))
+        whole = torch.cat([part for clip in music for part in (clip, pause)][:-1], dim=1)
+        columns = 1 if width > 4.5 else len(music)
+        figure = plot_waveform_spectrograms(music, titles, self.sample_rate, about, columns, width)
+        self.add(name, about, whole, figure)
+
     def write(self) -> None:
-        """Write `index.html`."""
-        head = f"<!doctype html><meta charset=utf-8><title>{self.title}</title>\n<h1>{self.title}</h1>\n"
-        write_whole(self.folder / "index.html", (head + "\n".join(self.parts) + "\n").encode())
+        """Write the page."""
+        title = html.escape(self.title)
+        head = f"<!doctype html><meta charset=utf-8><title>{title}</title>\n<h1>{title}</h1>\n"
+        write_whole(self.path, (head + "\n".join(self.parts) + "\n").encode())
 
 
 def in_few_colours(path: Path) -> None:
@@ -78,7 +87,9 @@ def add_classes(page: Page, model: DiffusionRun) -> None:
     for label, name in enumerate(classes):
         labels = torch.full((len(SEEDS),), label)
         x0 = model.generate(SEEDS, settings.sampler, len(SEEDS), labels=labels, guidance=settings.guidance)
-        page.add(name, name.replace("_", " "), list(model.to_audio(x0)), [f"seed {seed}" for seed in SEEDS])
+        page.add_clips(
+            name, name.replace("_", " "), list(model.to_audio(x0)), [f"seed {seed}" for seed in SEEDS]
+        )
 
 
 def add_edits(page: Page, model: DiffusionRun) -> None:
@@ -86,19 +97,21 @@ def add_edits(page: Page, model: DiffusionRun) -> None:
     settings, rate = model.run.settings, page.sample_rate
     long = MusicRequest.of(model.run.folder, seconds=MINUTE, label=LONG_CLASS)
     music = long.make(model)
-    page.add("minute", "A minute of string quartet", [music], ["seed 0"], width=13)
+    page.add_clips("minute", "A minute of string quartet", [music], ["seed 0"], width=13)
     overlap = settings.edit.overlap_seconds
     round_ = long.editor(model).loop(music, 0.0, LOOP, overlap, seed=0)
-    page.add("loop", "A loop of its beginning, three times", [round_.repeat(1, ROUNDS)], ["seed 0"], width=13)
+    page.add_clips(
+        "loop", "A loop of its beginning, three times", [round_.repeat(1, ROUNDS)], ["seed 0"], width=13
+    )
     example = page.folder / "example.wav"
     write_example(example)
     piano = load_short(example, settings.spectrogram.channels, rate, 60)
     example.unlink()
     editor = MusicRequest.of(model.run.folder, label="solo_piano").editor(model)
     filled = editor.remake(piano, GAP, seed=0)
-    page.add("gap", "Second 3 to 4 made anew", [piano, filled], ["before", "after"], width=9)
+    page.add_clips("gap", "Second 3 to 4 made anew", [piano, filled], ["before", "after"], width=9)
     varied = editor.remake(piano, VARIED, seed=0, strength=STRENGTH)
-    page.add("variation", "Second 3 to 6 varied by half", [piano, varied], ["before", "after"], width=9)
+    page.add_clips("variation", "Second 3 to 6 varied by half", [piano, varied], ["before", "after"], width=9)
 
 
 def main() -> None:
@@ -111,11 +124,13 @@ def main() -> None:
     args = parser.parse_args()
     model = DiffusionRun.load(RELEASED / args.run)
     folder = args.folder or REPOSITORY / "Results" / "gallery" / model.run.name
-    page = Page(folder, f"The released model {model.run.name}", model.spectrogram.config.sample_rate)
+    page = Page(
+        folder / "index.html", f"The released model {model.run.name}", model.spectrogram.config.sample_rate
+    )
     add_classes(page, model)
     add_edits(page, model)
     page.write()
-    print(folder / "index.html")
+    print(page.path)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from scipy.signal import correlate, stft
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "MainScripts")]
 
+from gallery import Page  # noqa: E402
+
 from Libraries.DemoMusic.Corpus import play_ensemble  # noqa: E402
 from Libraries.DemoMusic.Ensembles import ENSEMBLES, INSTRUMENTS  # noqa: E402
 from Libraries.DemoMusic.Fonts import (  # noqa: E402
@@ -39,7 +41,7 @@ from Libraries.DemoMusic.Fonts import (  # noqa: E402
 from Libraries.DemoMusic.Playing import perform  # noqa: E402
 from Libraries.DemoMusic.Scores import Score, load_score  # noqa: E402
 from Libraries.DemoMusic.SoundFont import Note, SoundFont  # noqa: E402
-from Libraries.Plots.SpectrogramPlots import plot_waveform_spectrograms, save_figure  # noqa: E402
+from Libraries.Plots.SpectrogramPlots import plot_waveform_spectrograms  # noqa: E402
 from Libraries.Sound.FilterBanks import mel_matrix  # noqa: E402
 
 RATE = 32_000
@@ -220,17 +222,11 @@ def write_gallery(folder: Path) -> None:
         "orchestra-dry": (f"{best.stem}, dry", None, "dry"),
         "orchestra-room": (f"{best.stem}, in a chamber", None, "chamber"),
     }
-    rows = []
+    page = Page(folder / "orchestra.html", score.title, RATE)
     for name, (title, setting, room) in takes.items():
-        wave = take(notes, open_soundfont(setting), room)
-        soundfile.write(folder / f"{name}.ogg", wave.T, RATE, format="OGG", subtype="VORBIS")
-        mono = torch.from_numpy(wave.mean(0))
-        save_figure(plot_waveform_spectrograms([mono], [title], RATE, "", 1, 4.5), folder / f"{name}.png")
-        rows.append(
-            f'<h2>{title}</h2>\n<audio controls src="{name}.ogg"></audio><br>\n<img src="{name}.png">'
-        )
-    text = f"<!doctype html><meta charset=utf-8><title>Orchestra</title>\n<h1>{score.title}</h1>\n"
-    (folder / "orchestra.html").write_text(text + "\n".join(rows) + "\n", encoding="utf-8")
+        wave = torch.from_numpy(take(notes, open_soundfont(setting), room))
+        page.add(name, title, wave, plot_waveform_spectrograms([wave.mean(0)], [title], RATE, "", 1, 4.5))
+    page.write()
 
 
 def first_quarters(score: Score, count: int) -> Score:
