@@ -83,7 +83,7 @@ def against_recordings(
     x0 = spread_clips(real, count)
     level = _level(model.to_audio(x0[::LEVEL_OF_EVERY])).median().item()
     reference, training = (
-        _at_level(
+        at_level(
             load_split_clips(settings, split, clips)[..., : model.spectrogram.config.kept_samples], level
         )
         for split, clips in ((real.split, count), ("train", POOL * len(generated)))
@@ -117,5 +117,6 @@ def _level(waveforms: Tensor) -> Tensor:
     return waveforms.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
 
 
-def _at_level(waveforms: Tensor, level: float) -> Tensor:
+def at_level(waveforms: Tensor, level: float) -> Tensor:
+    """Return waveforms (N, C, L), each scaled to this root mean square over all channels."""
     return waveforms * (level / _level(waveforms))
