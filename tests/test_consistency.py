@@ -10,6 +10,7 @@ from test_diffusion import make_schedule
 from torch import nn
 
 from Libraries.Diffusion import NoiseSchedule, Parameterisation
+from Libraries.Sampling.Editing import Editor, mask_outside
 from Libraries.Sampling.Loop import SamplerConfig, inference_timesteps, run_sampler
 from Libraries.Training.ConsistencyLoss import ConsistencyLoss, consistency_loss, lower_sigma
 from Libraries.Utils import SampleNoise
@@ -120,6 +121,19 @@ def test_sampler_keeps_the_distribution(steps):
     found = run_sampler(denoiser, schedule, config, SampleNoise(range(512)), SHAPE, timesteps)
     assert found.mean().item() == pytest.approx(MEAN, abs=0.03)
     assert found.std().item() == pytest.approx(STD, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_inpainting_of_independent_values_is_exact(steps):
+    schedule = make_schedule("edm", "sample")
+    denoiser = Parameterisation(schedule).denoiser(consistency_function(schedule))
+    config = SamplerConfig("consistency", steps, "trailing", clip_x0=None)
+    x0, mask = MEAN + STD * SampleNoise(range(512))(SHAPE), mask_outside(SHAPE, frames=(2, 8))
+    found = Editor(denoiser, schedule, config).inpaint(x0, mask, range(1000, 1512))
+    assert torch.equal(found[..., :2], x0[..., :2])
+    made = found[..., 2:]
+    assert made.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert made.std().item() == pytest.approx(STD, rel=0.02)
 
 
 def test_both_levels_see_the_same_dropout_mask():

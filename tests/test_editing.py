@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_diffusion import make_schedule
 from test_guidance import MEANS, STD, Classes
-from test_samplers import SHAPE, gaussian_denoiser, make_config, run, wavy_denoiser
+from test_samplers import DENOISING, SHAPE, gaussian_denoiser, make_config, run, wavy_denoiser
 
 from Libraries.Diffusion import PREDICTION_TYPES
 from Libraries.Sampling.Editing import Editor, interpolate, invert, mask_outside, slerp
@@ -159,7 +159,7 @@ def inpainted_pairs(name, rho, resamplings):
     ("resamplings", "slope_ode", "slope_sde", "variance_ode", "variance_sde"),
     [(0, 0.42, 0.60, 3.0, 2.1), (8, 0.78, 0.82, 1.6, 1.4)],
 )
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DENOISING)
 def test_inpainting_of_gaussian_pairs_is_this_far_from_exact(
     name, resamplings, slope_ode, slope_sde, variance_ode, variance_sde
 ):
@@ -211,7 +211,7 @@ def test_edits_of_a_guided_denoiser(name):
     assert abs(made[..., :39].mean().item() - scale * MEANS[1]) < 4 * STD / 2340**0.5 + 0.005
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DENOISING)
 def test_inpainting_of_independent_values_is_exact(name):
     _, variance = inpainted_pairs(name, 1e-9, 0)
     assert abs(variance - 1) < 4 * (2 / 6000) ** 0.5 + 0.16  # DDPM's 50 steps leave 12 %

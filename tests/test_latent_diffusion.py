@@ -141,7 +141,7 @@ def test_an_unfinished_autoencoder_is_resumed(settings, monkeypatch, tmp_path):
 
 def test_the_newest_run_of_a_space_is_found(settings, run_dir):
     assert find_diffusion(settings) == run_dir
-    with pytest.raises(FileNotFoundError, match=r"no run with ema-\*.pth and space='small' in .*diffusion"):
+    with pytest.raises(FileNotFoundError, match=r"no run with weights and space='small' in .*diffusion"):
         find_diffusion(replace(settings, space="small"))
 
 

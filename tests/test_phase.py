@@ -361,7 +361,7 @@ def test_a_released_run_says_the_same_in_half_the_bytes_and_not_where_it_was_tra
 ):
     release_phase(run_dir, tmp_path / "released" / "phase-bands")
     files = {path.name for path in (tmp_path / "released" / "phase-bands").iterdir()}
-    assert files == {"conf.json", "metrics.csv", "ema-00000004.pth"}
+    assert files == {"conf.json", "metrics.csv", "ema-00000004.safetensors"}
     assert str(settings.root) not in (tmp_path / "released" / "phase-bands" / "conf.json").read_text()
     monkeypatch.setattr(sys.modules["Libraries.Runs.Run"], "RELEASED", tmp_path / "released")
     nowhere = tmp_path / "phase"

@@ -22,6 +22,8 @@ from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Utils import SampleNoise
 
 SHAPE = (1, 4, 6)
+# Those that need E[x0 | x_t]; `consistency` needs the end of the flow (test_consistency.py).
+DENOISING = [name for name in SAMPLERS if name != "consistency"]
 OWN_OPTIONS = {"ddim": {"eta": 1.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 4.0}}
 QUIET_OPTIONS = {"ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}}
 

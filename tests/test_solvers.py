@@ -10,11 +10,10 @@ import diffusers
 import pytest
 import torch
 from test_diffusion import DIFFUSERS_TYPES, make_schedule
-from test_samplers import SHAPE, Replay, gaussian_denoiser, run, wavy, wavy_denoiser
+from test_samplers import DENOISING, SHAPE, Replay, gaussian_denoiser, run, wavy, wavy_denoiser
 
 from Libraries.Diffusion import SCHEDULES
 from Libraries.Sampling.Loop import SPACINGS, inference_timesteps
-from Libraries.Sampling.Steps import SAMPLERS
 from Libraries.Utils import SampleNoise
 
 # diffusers hands torch tensors to np.array, which NumPy 2 comments on
@@ -156,8 +155,8 @@ class MixtureDenoiser:
         return (logits.softmax(-1)[..., None] * x0).sum(-2)
 
 
-STATISTICAL = {  # every sampler, the noisy ones with their noise
-    **{name: partial(run, name) for name in SAMPLERS},
+STATISTICAL = {  # every sampler of a denoiser, the noisy ones with their noise
+    **{name: partial(run, name) for name in DENOISING},
     "ddim eta=1": partial(run, "ddim", eta=1.0),
     "heun churn=10": partial(run, "heun", churn=10.0),
 }

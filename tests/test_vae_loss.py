@@ -205,7 +205,7 @@ def test_training_in_half_precision_stays_finite(tmp_path):
         ({"reconstruction": "l3"}, "choose one of l1, l2"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be 0 or more"),
         ({"spectral_scales": ()}, "spectral_scales"),
-        ({"adversarial_weight": 1.0}, "needs a critic"),
+        ({"adversarial_weight": 1.0, "critic_channels": ()}, "needs a critic"),
     ],
 )
 def test_impossible_settings_are_refused(change, sentence):

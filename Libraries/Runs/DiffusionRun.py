@@ -27,7 +27,7 @@ from Libraries.Sampling.Guidance import (
 from Libraries.Sampling.Loop import Callback, SamplerConfig, inference_timesteps, sample
 from Libraries.Sound.Spectrogram import Spectrogram
 from Libraries.Sound.SpectrogramConfig import SpectrogramConfig
-from Libraries.Training.Checkpoint import WEIGHTS, CheckpointError, find_checkpoints
+from Libraries.Training.Checkpoint import WEIGHTS, CheckpointError, find_checkpoints, named
 from Libraries.Training.DiffusionNetwork import for_sampling, in_fast_precision, make_diffusion_network
 from Libraries.Utils import pick_device, resolve_precision
 
@@ -318,8 +318,8 @@ def find_diffusion(settings: Settings, holding: str = WEIGHTS) -> Path:
     run = _newest(settings, holding)
     if run is None:
         raise FileNotFoundError(
-            f"no run with {holding} and space={settings.space!r} in {settings.models_dir / 'diffusion'}: "
-            "train a model first"
+            f"no run with {named(holding)} and space={settings.space!r} in "
+            f"{settings.models_dir / 'diffusion'}: train a model first"
         )
     return run.folder
 

@@ -27,6 +27,7 @@ from Libraries.Training.Checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_weights,
+    named,
     save_json,
 )
 from Libraries.Training.Loop import decided_once
@@ -194,7 +195,7 @@ def latest_run(parent: Path, containing: str = "*.pth") -> Path:
     """
     run = find_run([parent], containing)
     if run is None:
-        raise FileNotFoundError(f"no run with {containing} in {parent}: train a model first")
+        raise FileNotFoundError(f"no run with {named(containing)} in {parent}: train a model first")
     return run.folder
 
 

@@ -37,6 +37,11 @@ def save_checkpoint(path: Path, content: dict) -> None:
     write_then_rename(path, write, size=num_bytes(content))
 
 
+def named(pattern: str) -> str:
+    """Return what a sentence calls the files that match a pattern."""
+    return "weights" if pattern == WEIGHTS else pattern
+
+
 def save_weights(path: Path, step: int, weights: dict[str, Tensor]) -> None:
     """Write the weights after a step as safetensors, whole or not at all; `load_checkpoint` reads them."""
     content = {name: value.contiguous() for name, value in weights.items()}
