@@ -129,7 +129,7 @@ BASE_TRAIN = TrainConfig(
 BASE_SAMPLER = SamplerConfig(
     name="ddim",  # ddpm | ddim | consistency | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
     num_inference_steps=50,
-    spacing="trailing",  # leading | trailing | linspace | karras | log_snr
+    spacing="trailing",  # leading | trailing | linspace | karras | karras_trailing | log_snr
     clip_x0=1.0,  # None: leave x0 as predicted
     eta=0.0,  # ddim: 0 to 1; ddpm has variance instead (fixed_small | fixed_large | learned), heun churn
 )

@@ -162,7 +162,7 @@ def two_steps_settings(what: Pretraining, root: Path, scale: float) -> Settings:
             diffusion.train, num_steps=round(scale * what.tuning_steps), batch_size=8, learning_rate=1e-4,
             max_grad_norm=1e9,
         ),
-        "sampler": SamplerConfig("consistency", num_inference_steps=2, spacing="trailing", clip_x0=1.0),
+        "sampler": SamplerConfig("consistency", 2, spacing="karras_trailing", clip_x0=1.0),
         "guidance.method": "none",
     }  # fmt: skip
     return changed(diffusion, changes)

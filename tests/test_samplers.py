@@ -198,7 +198,13 @@ def test_karras_and_log_snr_spacing_are_the_nearest_timesteps_to_their_formulas(
         assert math.isclose(visited[-1], low)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace", "karras", "log_snr"])
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_karras_trailing_is_karras_without_its_last_step(count):
+    whole = inference_timesteps(make_schedule(), count + 1, "karras")
+    assert inference_timesteps(make_schedule(), count, "karras_trailing") == whole[:-1]
+
+
+@pytest.mark.parametrize("spacing", [spacing for spacing in SPACINGS if spacing != "leading"])
 def test_where_no_signal_is_left_sampling_starts_there(spacing):
     assert inference_timesteps(make_schedule(zero_terminal=True), 10, spacing)[0] == 999
 
@@ -215,7 +221,7 @@ def test_more_steps_than_the_schedule_has_are_refused():
             {"name": "plms"},
             "choose one of ddpm, ddim, consistency, euler, heun, dpmpp_2m, dpmpp_2m_sde, unipc",
         ),
-        ({"spacing": "even"}, "choose one of leading, trailing, linspace, karras, log_snr"),
+        ({"spacing": "even"}, "choose one of leading, trailing, linspace, karras, karras_trailing, log_snr"),
         ({"variance": "fixed_small"}, "for ddpm alone; set it to None for ddim"),
         ({"churn": 1.0}, "for heun alone"),
         ({"eta": 1.5}, r"choose a number within \[0, 1\]"),

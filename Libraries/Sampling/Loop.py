@@ -24,7 +24,7 @@ from Libraries.Utils import SampleNoise, require
 Noise = Callable[[tuple[int, ...]], Tensor]  # (*shape) -> the next draw (B, *shape), as `SampleNoise`
 Callback = Callable[[int, int, Tensor, Tensor], None]  # (step, t, x_t, x0 that the denoiser makes of x_t)
 
-SPACINGS = ("leading", "trailing", "linspace", "karras", "log_snr")
+SPACINGS = ("leading", "trailing", "linspace", "karras", "karras_trailing", "log_snr")
 KARRAS_RHO = 7.0
 MAX_SIGMA = 80.0  # Karras et al. 2022, table 1: -38 dB of signal
 MAX_CHURN = 2**0.5 - 1  # Karras et al. 2022: never add more noise than there is
@@ -46,7 +46,7 @@ class SamplerConfig:
 
     name: str  # ddpm | ddim | consistency | euler | heun | dpmpp_2m | dpmpp_2m_sde | unipc
     num_inference_steps: int  # from noise to music
-    spacing: str  # leading | trailing | linspace | karras | log_snr
+    spacing: str  # leading | trailing | linspace | karras | karras_trailing | log_snr
     clip_x0: float | None  # clamp the predicted x0 to ±this; None: leave it
     dynamic_threshold: float | None = None  # fraction of |x0| that is scaled to fit into ±clip_x0
     eta: float | None = None  # ddim only: 0 deterministic, 1 as noisy as ddpm
@@ -203,6 +203,8 @@ def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spaci
     trailing 999..199. karras: evenly in σ^(1/7) (Karras et al. 2022, eq. 5); log_snr: evenly in log-SNR
     (Lu et al. 2022); both take the nearest timesteps, down to 0 from the last one, or from σ = 80 where the
     last one has more: the cosine's last ten timesteps go to σ = 20000 and would take half of the steps.
+    karras_trailing: one more of karras' without the last, for a sampler that needs few steps and has none to
+    waste where there is hardly any noise.
 
     Raises:
         ValueError: more steps than the schedule has, or an unknown spacing.
@@ -218,10 +220,16 @@ def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spaci
     elif spacing == "linspace":
         steps = torch.linspace(T - 1, 0, n, dtype=torch.float64).round().long()
     elif spacing == "karras":
-        steps = _evenly_in(lambda log_sigma: torch.exp(log_sigma / KARRAS_RHO), schedule, n)
+        steps = _evenly_in(_karras, schedule, n)
+    elif spacing == "karras_trailing":
+        steps = _evenly_in(_karras, schedule, n + 1)[:-1] if n < T else torch.arange(T - 1, -1, -1)
     else:
         steps = _evenly_in(lambda log_sigma: log_sigma, schedule, n)
     return steps.tolist()
+
+
+def _karras(log_sigma: Tensor) -> Tensor:
+    return torch.exp(log_sigma / KARRAS_RHO)
 
 
 def _evenly_in(scale: Callable[[Tensor], Tensor], schedule: NoiseSchedule, n: int) -> Tensor:
@@ -245,11 +253,12 @@ def switch_sampler(config: SamplerConfig, name: str, num_inference_steps: int) -
     """Return `config` with another sampler at its best: spacing and options as they suit it.
 
     The solvers that work in σ or log-SNR need steps that are even there; with steps even in t the cosine's
-    first one, from σ = 20000, spoils them.
+    first one, from σ = 20000, spoils them. The consistency sampler's few steps are best at much noise.
     """
     best: dict[str, dict[str, Any]] = {
         "ddim": {"eta": 0.0}, "ddpm": {"variance": "fixed_small"}, "heun": {"churn": 0.0}
     }  # fmt: skip
     options = {**dict.fromkeys(OPTIONS), **best.get(name, {})}
-    spacing = "trailing" if name in ("ddpm", "ddim", "consistency", "euler") else "karras"
+    even_in_t = dict.fromkeys(("ddpm", "ddim", "euler"), "trailing")
+    spacing = {**even_in_t, "consistency": "karras_trailing"}.get(name, "karras")
     return replace(config, name=name, num_inference_steps=num_inference_steps, spacing=spacing, **options)
