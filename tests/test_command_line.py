@@ -264,6 +264,9 @@ def test_a_run_has_the_settings_that_were_typed_stops_on_ctrl_c_goes_on_and_is_m
     assert code == 0 and "the floor" in output, errors[-3000:]
     output, errors, code = finish(tmp_path, "export", "--run", "00000-SMOKE")
     assert code == 0 and Path(output.strip()).stat().st_size > 100_000, errors[-3000:]
+    output, errors, code = finish(tmp_path, "export", "--format", "model", "-o", "mine")
+    assert code == 0 and output.strip() == "mine/Models/diffusion/00000-SMOKE", errors[-3000:]
+    assert (tmp_path / "mine" / "README.md").is_file()
 
 
 @pytest.mark.slow

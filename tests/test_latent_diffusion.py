@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from Libraries.Runs.DiffusionTraining import (
 )
 from Libraries.Runs.Run import RELEASED, Run, latest_run
 from Libraries.Runs.Settings import changed
+from Libraries.Runs.Sharing import share
 from Libraries.Runs.Spaces import open_codec, prepare_space
 from Libraries.Sampling.Editing import mask_outside
 from Libraries.Training.Checkpoint import CheckpointError, latest_checkpoint
@@ -91,6 +93,32 @@ def test_run_records_its_autoencoder_and_refuses_another(settings, run_dir, tmp_
     shutil.rmtree(copy / "vae")
     with pytest.raises(CheckpointError, match="has no ema"):
         DiffusionRun.load(copy / "diffusion" / run_dir.name)
+
+
+def test_a_shared_run_plays_alone_and_tells_nothing_of_its_music(settings, model, run_dir, tmp_path):
+    shared = share(run_dir, tmp_path / "mine")
+    assert shared == tmp_path / "mine" / "Models" / "diffusion" / run_dir.name
+    theirs = DiffusionRun.load(shared)
+    assert [run.folder.parts[-2:] for run in theirs.runs] == [run.folder.parts[-2:] for run in model.runs]
+    assert all(run.folder.is_relative_to(tmp_path) for run in theirs.runs)
+    theirs.precision = theirs.codec.precision = "no"
+    ours, others = (each.generate([5], settings.sampler, 1, progress=False) for each in (model, theirs))
+    torch.testing.assert_close(others, ours, atol=0.05, rtol=0)
+    piece = run_dir.parents[2] / "Data" / settings.dataset.name / "manifest.json"
+    names = {Path(source["file"]).stem for source in json.loads(piece.read_text())["sources"]}
+    written = "".join(
+        file.read_text() for file in (tmp_path / "mine").rglob("*.*") if file.suffix in (".json", ".md")
+    )
+    assert names and not [name for name in names if name in written] and str(settings.root) not in written
+    assert "ma-ddpm generate -o music.flac --run Models/diffusion/00000-SMOKE" in written
+    with pytest.raises(FileExistsError, match="mine is not empty: name a new folder"):
+        share(run_dir, tmp_path / "mine")
+
+
+def test_what_comes_with_the_repository_is_not_shared_again(tmp_path):
+    shared = share(RELEASED / "diffusion-cpu", tmp_path / "mine")
+    assert [folder.name for folder in (tmp_path / "mine" / "Models").iterdir()] == ["diffusion"]
+    assert DiffusionRun.load(shared).runs[1].folder == RELEASED / "vae-cpu"
 
 
 def test_run_is_not_resumed_on_spectrograms(settings, run_dir):

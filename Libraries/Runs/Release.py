@@ -39,9 +39,14 @@ def release(
     for content in contents:
         halves = {name: value.half() for name, value in content["weights"].items()}
         save_weights(folder / f"ema-{content['step']:08d}.safetensors", content["step"], halves)
+    write_conf(run, folder, settings, also)
+    write_whole(folder / "metrics.csv", (run.folder / "metrics.csv").read_bytes())
+
+
+def write_conf(run: Run, folder: Path, settings: Iterable[str], also: Iterable[str]) -> None:
+    """Write a run's conf.json to another folder, cut to some settings and, with its provenance, some keys."""
     kept = {name: run.conf[name] for name in ("provenance", *also)}
     save_json(folder / "conf.json", {"format": FORMAT, "settings": _kept(run, settings), **kept})
-    write_whole(folder / "metrics.csv", (run.folder / "metrics.csv").read_bytes())
 
 
 def _kept(run: Run, paths: Iterable[str]) -> dict:

@@ -16,5 +16,6 @@ from Libraries.Runs.Recipe import Recipe, resumable, train
 from Libraries.Runs.Run import Run, latest_run, load_phase, new_run_dir, open_spectrogram
 from Libraries.Runs.Settings import EvaluationConfig, PhaseSettings, Settings, UpsamplerSettings, VAESettings
 from Libraries.Runs.Settings import changed, describe
+from Libraries.Runs.Sharing import share
 from Libraries.Runs.Spaces import open_codec, prepare_space
 from Libraries.Runs.Upsampling import load_upsampler, train_upsampler, upsampler_recipe
