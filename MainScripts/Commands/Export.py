@@ -1,4 +1,4 @@
-"""Write a run's networks as files that other programs open, or all of it in a folder to give away.
+"""Write a run's networks as files for other programs, or all of it as a folder to give away.
 
     ma-ddpm export                                               # the newest run, to graph.pt in its folder
     ma-ddpm export --run diffusion-cpu -o network.pt2
