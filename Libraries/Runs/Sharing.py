@@ -1,6 +1,5 @@
 """A trained diffusion with all models that its music passes through, in one folder to give away."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from Libraries.Runs.DiffusionRun import DiffusionRun
 from Libraries.Runs.DiffusionTraining import release_diffusion
 from Libraries.Runs.Release import write_conf
 from Libraries.Runs.Run import RELEASED, Run
+from Libraries.Training.Checkpoint import find_checkpoints
 
 CARD = """---
 license: other
@@ -60,11 +60,11 @@ def share(run_dir: Path, folder: Path) -> Path:
 
 
 def _copy(run: Run, folder: Path) -> None:
-    weights = run.weights_path()
-    step = weights.stem.removeprefix("ema-")
+    """Copy a run's newest weights and what was measured of them, bit for bit."""
+    newest = [find_checkpoints(run.folder, kind)[-1:] for kind in ("ema", "latent")]
     folder.mkdir(parents=True)
-    for file in (*run.folder.glob(f"latent-{step}.*"), run.folder / "metrics.csv", weights):
-        shutil.copyfile(file, folder / file.name)
+    for file in (*(path for found in newest for _, path in found), run.folder / "metrics.csv"):
+        write_whole(folder / file.name, file.read_bytes())
     write_conf(run, folder, run.conf["settings"], [key for key in ("gain", "requires") if key in run.conf])
 
 
@@ -75,7 +75,7 @@ def _card(model: DiffusionRun, name: str, run: Path) -> str:
         name=name, run=run, seconds=config.clip_seconds, rate=config.sample_rate,
         channels="stereo" if config.channels == 2 else "mono",
         classes=f", of {', '.join(classes)}" if classes else "",
-        steps=int(model.run.weights_path().stem.removeprefix("ema-")),
+        steps=find_checkpoints(model.run.folder, "ema")[-1][0],
         batch=settings.train.batch_size * settings.train.grad_accumulation,
         parameters=sum(p.numel() for p in model.network.parameters()) / 1e6,
     )  # fmt: skip
