@@ -11,7 +11,7 @@ import urllib.request
 from importlib.util import find_spec
 
 import pytest
-from test_netron import BROWSER, DRIVER, FLAGS
+from test_netron import BROWSER, DRIVER, open_browser
 from test_notebooks import SCRIPTS, code_cells
 
 NOTEBOOK = "Preprocessing.ipynb"  # needs no other; has progress bars, pictures and sound
@@ -49,13 +49,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, "window-size=1400,2000", f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = open_browser(tmp_path / "profile", "window-size=1400,2000")
     yield driver
     driver.quit()
 
@@ -69,7 +63,7 @@ def wait(seen):
         try:
             if found := seen():
                 return found
-        except (WebDriverException, OSError, IndexError):  # not there yet
+        except (WebDriverException, OSError):  # not there yet
             pass
         time.sleep(0.2)
     raise AssertionError(f"not seen in {PATIENCE} s")

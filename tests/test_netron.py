@@ -18,16 +18,20 @@ FLAGS = (
 DRIVER = shutil.which("chromedriver")
 
 
-@pytest.fixture
-def browser(tmp_path):
+def open_browser(profile, *flags):
+    """Return the driver of a browser that knows nothing of the user's."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in FLAGS:
+    for flag in (*FLAGS, *flags, f"user-data-dir={profile}"):
         options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+
+@pytest.fixture
+def browser(tmp_path):
+    driver = open_browser(tmp_path / "profile")
     yield driver
     driver.quit()
 
